@@ -1,0 +1,58 @@
+"""attn: attention to study, as pure functions, and a Transformer that learns with them.
+
+The axes, in every signature and docstring:
+
+    B  examples of a batch         N  query heads             D  width of the model
+    T  query (target) positions    K  key/value heads         F  width of the feed-forward layers
+    S  key (source) positions      H  width of a head         V  vocabulary
+                                   Hv width of a value        L  layers
+
+`B` appears in tasks, training, decoding and metrics; the functions and the model are written for one example.
+"""
+
+from attn.functional import (
+    Dropout,
+    Unsupported,
+    attention,
+    attention_weights,
+    masks,
+    multi_head_attention,
+    multi_head_attention_weights,
+    per_head,
+    positions,
+    scores,
+)
+
+__version__ = "0.1.0"
+
+
+def load(run):
+    """Open a finished or running training run: `attn.load("runs/...")`.
+
+    Args:
+      run: the run's folder, a path.
+
+    Returns:
+      `attn.training.runs.Run`: its config, model and parameters, and the functions of the command line.
+
+    Raises:
+      attn.training.runs.RunError: not a run's folder, or no checkpoint in it.
+    """
+    from attn.training.runs import load  # here, since `import attn` must not import Flax
+
+    return load(run)
+
+
+__all__ = [
+    "Dropout",
+    "Unsupported",
+    "attention",
+    "attention_weights",
+    "load",
+    "masks",
+    "multi_head_attention",
+    "multi_head_attention_weights",
+    "per_head",
+    "positions",
+    "scores",
+]

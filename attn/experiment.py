@@ -1,0 +1,183 @@
+"""A whole experiment, as `train.py` runs it: settings to config, train, judge, draw, summarise."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import sys
+
+import jax
+
+from attn.runs import Run
+from attn.tasks.vocabulary import answer_text
+from attn.training import flags, meshes
+from attn.training.checkpoints import CheckpointError
+from attn.training.config import Config, ConfigError, to_mapping
+from attn.training.folders import Folder, RunError, new_folder, newest_folder
+from attn.training.loop import Interrupted, Outcome, TrainingError, train
+from attn.training.progress import Clock, percent
+from attn.training.state import model_structure
+
+_SAMPLES = 3
+# What may change when a run goes on: how long and how closely it is watched, but not what it is.
+_MAY_CHANGE = ("training.steps", "training.steps_per_dispatch", "training.evaluate_every", "training.checkpoint_every")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What `train.py` was asked for.
+
+    Attributes:
+      config: path of the config file; None for the default, or, to resume, for the run's own.
+      overrides: `{"section.name": text}`.
+      workdir: the run's folder; None for a new one, or, to resume, for the newest.
+      resume: go on with a run.
+      distributed: "auto", "on" or "off".
+    """
+
+    config: str | None
+    overrides: dict[str, str]
+    workdir: str | None
+    resume: bool
+    distributed: str
+
+
+DEFAULT_CONFIG = "configs/reverse.py"
+
+
+def run(request: Request) -> int:
+    """Run the experiment.
+
+    Returns:
+      The exit status: 0 done, 1 training failed, 2 something was asked for that cannot be, 130 interrupted.
+    """
+    clock = Clock()
+    try:
+        folder, config = prepare(request)
+        finished = folder.summary() if request.resume else None
+        if finished and finished["steps"] >= config.training.steps:
+            print(f"{folder.path} is finished already; more steps: --config.training.steps=N")
+            report(finished, folder)
+            return 0
+        meshes.use_cores(config.training.batch_size)
+        meshes.start_hosts(request.distributed)
+        mesh = meshes.data_mesh(config.training.batch_size)
+        if jax.process_index() == 0:
+            folder.update_config(config) if request.resume else folder.create(config)
+        outcome = train(config, folder, mesh, clock, resume=request.resume)
+        if jax.process_index() == 0:
+            report(summarise(config, folder, outcome, clock), folder)
+        return 0
+    except (ConfigError, RunError, CheckpointError, meshes.DistributedError) as error:
+        return fail(error, 2)
+    except TrainingError as error:
+        return fail(error, 1)
+    except Interrupted as error:
+        return fail(f"{error}; go on with: python train.py --resume --workdir={folder.path}", 130)
+
+
+def fail(error, status: int) -> int:
+    """Say in one line on stderr what went wrong; return the exit status."""
+    print(f"error: {error}" if status != 130 else str(error), file=sys.stderr)
+    return status
+
+
+def prepare(request: Request) -> tuple[Folder, Config]:
+    """The folder and the config of a request; nothing is written yet.
+
+    Raises:
+      ConfigError, RunError: what cannot be.
+    """
+    if not request.resume:
+        path = request.config or DEFAULT_CONFIG
+        config = flags.load_config(path, request.overrides)
+        folder = Folder(request.workdir) if request.workdir else new_folder(pathlib.Path(path).stem)
+        folder.check_new()
+        return folder, config
+    folder = Folder(request.workdir) if request.workdir else newest_folder()
+    before = folder.config()
+    if request.config:
+        config = flags.load_config(request.config, request.overrides)
+    else:
+        config = flags.override(to_mapping(before), request.overrides)
+    old, new = _flat(to_mapping(before)), _flat(to_mapping(config))
+    for key in old:
+        if old[key] != new[key] and key not in _MAY_CHANGE and not key.startswith("evaluation."):
+            raise ConfigError(
+                f"config.{key}: got {new[key]!r}, must stay {old[key]!r} to resume {folder.path}; "
+                "for another value start another run"
+            )
+    return folder, config
+
+
+def _flat(settings: dict) -> dict:
+    return {f"{section}.{name}": value for section, group in settings.items() for name, value in group.items()}
+
+
+def summarise(config: Config, folder: Folder, outcome: Outcome, clock: Clock) -> dict:
+    """Draw the picture and write summary.json; fractions are in 0..1."""
+    scores = outcome.judgement.scores
+    overall = scores.overall()
+    samples = _samples(config, outcome)
+    graphdef, _ = model_structure(config)
+    params = jax.device_get(outcome.state.params)
+    Run(folder.path, config, graphdef, params, int(outcome.state.step)).inspect(samples[-1]["input"], folder.picture)
+    summary = {
+        "task": config.task.name,
+        "exact_match": overall.exact_match.value(),
+        "token_accuracy": overall.token_accuracy.value(),
+        "examples_evaluated": int(overall.exact_match.count),
+        "lengths_evaluated": [length for length, _ in scores.by_length()],
+        "steps": int(outcome.state.step),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "seed": config.training.seed,
+        "seconds": clock.so_far(),
+        "jax": jax.__version__,
+        "devices": [f"{device.device_kind} {device.id}" for device in jax.devices()],
+        "samples": samples,
+    }
+    folder.write_summary(summary)
+    return summary
+
+
+def _samples(config: Config, outcome: Outcome) -> list[dict]:
+    """A few answers of the evaluation, short to middling, so that they can be read at a glance."""
+    task, strings = config.task, outcome.strings
+    longest = min(task.max_length, max(task.min_length, 12))
+    samples = []
+    for k in range(_SAMPLES):
+        wanted = task.min_length + (longest - task.min_length) * (k + 1) // _SAMPLES
+        row = int(abs(strings.lengths - wanted).argmin()) + k  # + k: another one, where one length is all there is
+        row = min(row, len(strings.lengths) - 1)
+        symbols, length = strings.symbols[row], strings.lengths[row]
+        answer = answer_text(task, outcome.judgement.answers[row])
+        right = answer_text(task, task.answer(symbols, length, task.target_length))
+        samples.append({"input": " ".join(map(str, symbols[:length])), "answer": answer, "right": right})
+    return samples
+
+
+def report(summary: dict, folder: Folder):
+    """The final lines, from the summary."""
+    lengths, seconds = summary["lengths_evaluated"], summary["seconds"]
+    span = f"{summary['examples_evaluated']:,} strings of lengths {lengths[0]} to {lengths[-1]}"
+    if len(lengths) < lengths[-1] - lengths[0] + 1:
+        span += f" ({len(lengths)} of these lengths)"
+    phases = ", ".join(f"{name} {seconds[name]:.1f}" for name in ("import", "compile", "train", "evaluate"))
+    print()
+    print(f"held-out exact match  {percent(summary['exact_match'])}   of {span}, never trained on")
+    print(f"token accuracy        {percent(summary['token_accuracy'])}")
+    print(f"time                  {seconds['total']:6.1f} s   ({phases}) for {summary['steps']:,} steps")
+    for sample in summary["samples"]:
+        verdict = "right" if sample["answer"] == sample["right"] else f"wrong, should be {sample['right']}"
+        print(f"  {sample['input']}  ->  {sample['answer']}   ({verdict})")
+    print(f"run                   {folder.path}")
+    print(f"what it looks at      {folder.picture}")
+    print(f"next                  {_command()} predict {folder.path} \"3 1 4 1 5\"")
+
+
+def _command() -> str:
+    """How to call the `attn` script from here."""
+    if shutil.which("attn"):
+        return "attn"
+    script = pathlib.Path(sys.executable).parent / "attn"
+    return os.path.relpath(script) if script.exists() else f"{sys.executable} -m attn.cli"

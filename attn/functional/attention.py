@@ -1,0 +1,306 @@
+"""Scaled dot-product attention as pure functions: one head of one sequence, and many heads by `jax.vmap`.
+
+    attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V
+
+Axes: `T` queries, `S` keys, `N` query heads, `K` key/value heads, `H` width of a head, `Hv` width of a value.
+There is no batch axis: use `jax.vmap`. Nothing here is jitted: the caller jits.
+
+Source: Vaswani et al. 2017, section 3.2.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from attn.functional import implementations, mods, reference
+from attn.functional.dropout import Dropout
+from attn.functional.masks import Mask, PerHeadMask, as_mask
+from attn.functional.mods import PerHead
+from attn.functional.scores import PerHeadScore, Score, as_score
+
+
+def attention(
+    query: Float[Array, "T H"],
+    key: Float[Array, "S H"],
+    value: Float[Array, "S Hv"],
+    *,
+    mask=None,
+    score=None,
+    scale=None,
+    dropout: Dropout | None = None,
+    implementation: str = "auto",
+    return_logsumexp: bool = False,
+) -> Float[Array, "T Hv"] | tuple[Float[Array, "T Hv"], Float[Array, "T"]]:
+    """Attention for one head of one sequence.
+
+        out_i = sum_j softmax_j(score(scale q_i . k_j, i, j)) v_j     over the keys j with mask(i, j)
+
+    Args:
+      query: `[T H]`, the rows of Q.
+      key: `[S H]`, the rows of K, in the query's dtype.
+      value: `[S Hv]`, the rows of V.
+      mask: function `(i, j) -> bool` of integer positions, True = may attend; see `attn.masks`.
+      score: function `(s, i, j) -> s` of scaled scores and positions; see `attn.scores`.
+      scale: real scalar; 1 / sqrt(H) unless given.
+      dropout: `attn.Dropout(rate, key)`, on the weights.
+      implementation: "auto", "fastest", or a name in the registry.
+      return_logsumexp: also return log sum_j exp(score_ij), before dropout.
+
+    Returns:
+      `[T Hv]` in the value's dtype; with `return_logsumexp` also `[T]`, in float32 or wider. A query that may
+      attend to nothing gets 0, and -inf; what no query may attend to never matters, not even NaN. Softmax and
+      sums are computed in float32, or in float64 where an input is float64.
+
+    Raises:
+      TypeError: mixed or non-real dtypes, a mask that is not boolean, an array in place of a function.
+      ValueError: wrong ranks or lengths, an offset that is missing although T != S, an unknown implementation.
+      attn.Unsupported: the named implementation cannot serve the call.
+
+    Source: Vaswani et al. 2017, equation 1.
+    """
+    query, key, value = _check_arrays(("T H", query), ("S H", key), ("S Hv", value))
+    mask, score = _without_marks(as_mask(mask)), _without_marks(as_score(score))
+    scale = _check_scale(scale, query)
+    attend = _implementation(implementation, mask, score, dropout, return_logsumexp).attend
+    mask, score = _at(mask, score, query.shape[0], key.shape[0])
+    out, logsumexp = attend(query, key, value, mask=mask, score=score, scale=scale, dropout=dropout)
+    out = out.astype(value.dtype)
+    return (out, logsumexp) if return_logsumexp else out
+
+
+def attention_weights(
+    query: Float[Array, "T H"],
+    key: Float[Array, "S H"],
+    *,
+    mask=None,
+    score=None,
+    scale=None,
+    rows: Int[Array, "R"] | None = None,
+) -> Float[Array, "T S"] | Float[Array, "R S"]:
+    """What each query gives to each key: softmax_j(score(scale q_i . k_j, i, j)).
+
+    Args:
+      query, key, mask, score, scale: as for `attention`.
+      rows: `[R]` query positions; only their rows are computed. All of them unless given.
+
+    Returns:
+      `[T S]`, or `[R S]` for chosen rows, in float32 or wider. Rows sum to 1; one without a visible key is 0.
+
+    Raises:
+      TypeError, ValueError: as `attention`; also for rows that are not integers in 0..T-1.
+
+    Source: Vaswani et al. 2017, equation 1, without the values.
+    """
+    query, key = _check_arrays(("T H", query), ("S H", key))
+    mask, score = _without_marks(as_mask(mask)), _without_marks(as_score(score))
+    scale = _check_scale(scale, query)
+    mask, score = _at(mask, score, query.shape[0], key.shape[0])
+    rows = _check_rows(rows, query.shape[0])
+    return reference.weights(query[rows], key, rows, mask=mask, score=score, scale=scale)
+
+
+def multi_head_attention(
+    query: Float[Array, "T N H"],
+    key: Float[Array, "S K H"],
+    value: Float[Array, "S K Hv"],
+    *,
+    mask=None,
+    score=None,
+    scale=None,
+    dropout: Dropout | None = None,
+    implementation: str = "auto",
+    return_logsumexp: bool = False,
+) -> Float[Array, "T N Hv"] | tuple[Float[Array, "T N Hv"], Float[Array, "T N"]]:
+    """`attention` for N heads at once, by `jax.vmap`; the projections around it belong to the model.
+
+        out[:, n] = attention(query[:, n], key[:, n // (N/K)], value[:, n // (N/K)])
+
+    Args:
+      query: `[T N H]`.
+      key, value: `[S K H]` and `[S K Hv]`, where K divides N: grouped queries share a key/value head.
+      mask, score: as for `attention`, shared by all heads; those marked by `attn.per_head` differ by head.
+      scale, dropout, implementation, return_logsumexp: as for `attention`.
+
+    Returns:
+      `[T N Hv]`; with `return_logsumexp` also `[T N]`.
+
+    Raises:
+      TypeError, ValueError, attn.Unsupported: as `attention`; ValueError also where K does not divide N, or a
+        marked array's leading axis is not N.
+
+    Source: Vaswani et al. 2017, section 3.2.2; grouped queries: Ainslie et al. 2023.
+    """
+    query, key, value = _check_arrays(("T N H", query), ("S K H", key), ("S K Hv", value))
+
+    def one_head(query, mask, score, head, key, value):
+        return attention(
+            query,
+            key,
+            value,
+            mask=mask,
+            score=score,
+            scale=scale,
+            dropout=None if dropout is None else dropout.for_head(head),
+            implementation=implementation,
+            return_logsumexp=return_logsumexp,
+        )
+
+    _check_dropout(dropout)
+    return _over_heads(one_head, query, (key, value), as_mask(mask), as_score(score), axis=1)
+
+
+def multi_head_attention_weights(
+    query: Float[Array, "T N H"],
+    key: Float[Array, "S K H"],
+    *,
+    mask=None,
+    score=None,
+    scale=None,
+    rows: Int[Array, "R"] | None = None,
+) -> Float[Array, "N T S"] | Float[Array, "N R S"]:
+    """`attention_weights` for N heads at once, by `jax.vmap`.
+
+    Args:
+      query: `[T N H]`.
+      key: `[S K H]`, where K divides N.
+      mask, score, scale, rows: as for `attention_weights`; masks and scores may be marked by `attn.per_head`.
+
+    Returns:
+      `[N T S]`, or `[N R S]` for chosen rows.
+
+    Raises:
+      TypeError, ValueError: as `multi_head_attention`.
+
+    Source: Vaswani et al. 2017, section 3.2.2.
+    """
+    query, key = _check_arrays(("T N H", query), ("S K H", key))
+
+    def one_head(query, mask, score, head, key):
+        return attention_weights(query, key, mask=mask, score=score, scale=scale, rows=rows)
+
+    return _over_heads(one_head, query, (key,), as_mask(mask), as_score(score), axis=0)
+
+
+def per_head(mod):
+    """Mark a mask or a score whose array leaves carry a leading axis N: one slice for each query head.
+
+    Unmarked ones are shared by all heads; both kinds combine: `per_head(padding(lengths)) & causal()`.
+
+    Args:
+      mod: a mask, a score, or another callable pytree, with at least one array leaf.
+
+    Returns:
+      A mask or score for `multi_head_attention` and `multi_head_attention_weights`.
+
+    Raises:
+      TypeError: not callable, or no array leaf.
+      ValueError: marked already; later, if a leading axis is not N, or in one-head `attention`.
+    """
+    mods.check_per_head(mod)
+    if isinstance(mod, Mask):
+        return PerHeadMask(mod)
+    return PerHeadScore(mod) if isinstance(mod, Score) else PerHeadCallable(mod)
+
+
+@mods.register
+class PerHeadCallable(PerHeadMask, PerHeadScore):
+    """A marked callable of the user's own, which may turn out to be a mask (`&`, `|`, `~`) or a score (`>>`)."""
+
+
+def _over_heads(one_head, query, memory: tuple, mask, score, *, axis: int):
+    """Run `one_head(query, mask, score, head, *memory)` for every head: K groups of N/K heads.
+
+    Args:
+      query: `[T N H]`.
+      memory: arrays `[S K ...]` that the heads of a group share.
+      axis: where the axis of heads goes in the results.
+    """
+    T, N, H = query.shape
+    K = memory[0].shape[1]
+    bare, marked = mods.split_heads((mask, score), N)
+    leaves, structure = jax.tree.flatten(bare)
+    leaves = [jnp.reshape(x, (K, N // K, *x.shape[1:])) if m else x for x, m in zip(leaves, marked, strict=True)]
+
+    def one(query, leaves, head, *memory):
+        return one_head(query, *structure.unflatten(leaves), head, *memory)
+
+    per_leaf = [0 if m else None for m in marked]
+    group = jax.vmap(one, in_axes=(1, per_leaf, 0) + (None,) * len(memory), out_axes=axis)
+    groups = jax.vmap(group, in_axes=(1, per_leaf, 0) + (1,) * len(memory), out_axes=axis)
+    results = groups(query.reshape(T, K, N // K, H), leaves, jnp.arange(N).reshape(K, N // K), *memory)
+    return jax.tree.map(lambda x: x.reshape(*x.shape[:axis], N, *x.shape[axis + 2 :]), results)
+
+
+def _implementation(name, mask, score, dropout, return_logsumexp) -> implementations.Implementation:
+    _check_dropout(dropout)
+    used = {"mask": mask is not None, "score": score is not None, "logsumexp": return_logsumexp}
+    used["dropout"] = dropout is not None and dropout.rate > 0
+    return implementations.choose(name, frozenset(feature for feature, is_used in used.items() if is_used))
+
+
+def _at(mask: Mask | None, score: Score | None, T: int, S: int):
+    return (None if mask is None else mask.at(T, S)), (None if score is None else score.at(T, S))
+
+
+def _without_marks(mod):
+    for part in mods.parts(mod):
+        if isinstance(part, PerHead):
+            raise ValueError(f"{part} differs by head: use it in multi_head_attention, not with one head")
+    return mod
+
+
+def _check_arrays(*arguments: tuple[str, object]) -> list[Array]:
+    """Check query, key and, if given, value: kinds, ranks, dtypes and the sizes that must agree."""
+    named = dict(zip(("query", "key", "value"), arguments))
+    for name, (axes, array) in named.items():
+        if not mods.is_array(array):
+            raise TypeError(f"{name} must be an array of shape [{axes}], got {type(array).__name__}")
+        if len(array.shape) != len(axes.split()):
+            hint = "; use jax.vmap for further axes" if len(array.shape) > len(axes.split()) else ""
+            raise ValueError(f"{name} must have shape [{axes}], got {tuple(array.shape)}{hint}")
+        if 0 in array.shape:
+            raise ValueError(f"{name} must have shape [{axes}] with no axis of length 0, got {tuple(array.shape)}")
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(f"{name} must be a real floating-point array, got {array.dtype}")
+    query, key, *value = arrays = [jnp.asarray(array) for _, array in arguments]
+    if query.dtype != key.dtype:
+        raise TypeError(f"query and key must have one dtype, got {query.dtype} and {key.dtype}")
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(f"query and key must agree on the width H, got {query.shape} and {key.shape}")
+    for v in value:
+        if key.shape[:-1] != v.shape[:-1]:
+            axes = " and ".join(named["key"][0].split()[:-1])
+            raise ValueError(f"key and value must agree on {axes}, got {key.shape} and {v.shape}")
+    if query.ndim == 3 and query.shape[1] % key.shape[1]:
+        raise ValueError(
+            f"the N = {query.shape[1]} query heads must be a multiple of the K = {key.shape[1]} key/value heads"
+        )
+    return arrays
+
+
+def _check_scale(scale, query) -> Float[Array, ""]:
+    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    if scale is None:
+        return jnp.asarray(query.shape[-1] ** -0.5, dtype)
+    mods.check_real("scale", scale)
+    if jnp.shape(scale) != ():
+        raise TypeError(f"scale must be a scalar, got shape {jnp.shape(scale)}; use score= for more")
+    return jnp.asarray(scale, dtype)
+
+
+def _check_dropout(dropout):
+    if dropout is not None and not isinstance(dropout, Dropout):
+        raise TypeError(f"dropout must be attn.Dropout(rate, key) or None, got {dropout!r}")
+
+
+def _check_rows(rows, T: int) -> Int[Array, "R"]:
+    if rows is None:
+        return jnp.arange(T)
+    rows = rows if mods.is_array(rows) else jnp.asarray(rows)
+    if not jnp.issubdtype(rows.dtype, jnp.integer):
+        raise TypeError(f"rows must be integers, got {rows.dtype}")
+    if len(rows.shape) != 1 or rows.shape[0] == 0:
+        raise ValueError(f"rows must have shape [R] with R > 0, got {tuple(rows.shape)}")
+    if not isinstance(rows, jax.core.Tracer) and not ((rows >= 0) & (rows < T)).all():
+        raise ValueError(f"rows must lie in 0..{T - 1}, got {rows}")
+    return jnp.asarray(rows)

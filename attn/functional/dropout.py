@@ -1,0 +1,63 @@
+"""Dropout of attention weights, with bits that every implementation can recompute for any tile."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+import numpy as np
+from attn.functional.hashing import mix
+from attn.functional.mods import register
+
+_GOLDEN = np.uint32(0x9E3779B9)  # 2^32 / golden ratio: spreads consecutive integers over the whole range
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dropout:
+    """Drop attention weights with probability `rate` and scale the kept ones by 1 / (1 - rate).
+
+    A bit is a function of (key, head, i, j) alone: however the scores are tiled, vmapped over heads or
+    recomputed in a backward pass, the same weights are dropped. Give a fresh key to each example of a batch.
+
+    Args:
+      rate: number in [0, 1).
+      key: JAX random key, needed when rate > 0.
+      head: index of the head; the multi-head functions set it.
+
+    Raises:
+      ValueError: rate outside [0, 1), or rate > 0 without a key.
+
+    Source: Srivastava et al. 2014; on attention weights as in Vaswani et al. 2017, section 5.4.
+    """
+
+    rate: float
+    key: Array | None = None
+    head: int | Array = 0
+
+    def __post_init__(self):
+        if isinstance(self.rate, bool) or not isinstance(self.rate, (int, float)):
+            raise TypeError(f"Dropout: rate must be a Python number, got {self.rate!r}")
+        if not 0 <= self.rate < 1:
+            raise ValueError(f"Dropout: rate must lie in [0, 1), got {self.rate}")
+        if self.rate > 0 and self.key is None:
+            raise ValueError(f"Dropout: rate {self.rate} needs a random key: Dropout({self.rate}, key)")
+
+    def for_head(self, head: Int[Array, ""]) -> "Dropout":
+        """The same dropout, drawing the bits of head number `head`."""
+        return dataclasses.replace(self, head=head)
+
+    def keep(self, i: Int[Array, "..."], j: Int[Array, "..."]) -> Bool[Array, "..."]:
+        """Which of the weights at query positions `i` and key positions `j` (broadcast) are kept."""
+        words = jax.random.bits(self.key, (2,), jnp.uint32)
+        head = mix(words[0] + jnp.asarray(self.head).astype(jnp.uint32) * _GOLDEN)
+        row = mix(head + i.astype(jnp.uint32) * _GOLDEN)
+        column = mix(words[1] + j.astype(jnp.uint32) * _GOLDEN)
+        return mix(row ^ column) >= jnp.uint32(int(self.rate * 2**32))
+
+    def __call__(self, weights: Array, i: Int[Array, "..."], j: Int[Array, "..."]) -> Array:
+        """The weights of a tile, dropped and rescaled."""
+        if self.rate == 0:
+            return weights
+        return jnp.where(self.keep(i, j), weights / (1 - self.rate), 0)

@@ -1,0 +1,311 @@
+"""Masks: functions `(i, j) -> bool` of query and key positions; True means that query i may attend to key j.
+
+Any callable will do. Those here are pytrees besides (see `mods`), know how to place queries among keys
+(`offset`), show themselves as a small matrix, and combine with each other and with plain functions:
+
+    causal() & padding(length)        sliding_window(4, 0) | (lambda i, j: j == 0)        ~causal()
+
+They are classes used as functions, hence their lower-case names.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from attn.functional import mods
+from attn.functional.mods import Mod, PerHead, register
+
+Positions = Int[Array, "..."] | Int[np.ndarray, "..."] | int
+_PICTURE = 8  # rows and columns of the matrix in a repr
+
+
+class Mask(Mod):
+    """Base of the masks: combination with `&`, `|`, `~`, and a picture as `repr`."""
+
+    # NumPy would otherwise take `array & mask` apart element by element.
+    __array_ufunc__ = None
+
+    def __and__(self, other):
+        return both(self, as_mask(other))
+
+    def __rand__(self, other):
+        return both(as_mask(other), self)
+
+    def __or__(self, other):
+        return either(self, as_mask(other))
+
+    def __ror__(self, other):
+        return either(as_mask(other), self)
+
+    def __invert__(self):
+        return negation(self)
+
+    def __repr__(self) -> str:
+        """The expression, and below it rows of queries by columns of keys: ■ may attend, · may not."""
+        if any(isinstance(leaf, (jax.core.Tracer, PerHead)) for leaf in mods.parts(self)):
+            return str(self)
+        try:
+            T, S = self._picture_shape()
+            i, j = jnp.arange(min(T, _PICTURE))[:, None], jnp.arange(min(S, _PICTURE))[None, :]
+            visible = np.broadcast_to(self.at(T, S)(i, j), (i.shape[0], j.shape[1]))
+        except Exception:  # a repr must not fail: a user's function may, on positions it was not made for
+            return str(self)
+        return "\n".join([str(self), *(" ".join("■" if v else "·" for v in row) for row in visible)])
+
+    def _picture_shape(self) -> tuple[int, int]:
+        """The (T, S) that this mask was made for, where its arrays say so."""
+        for field in dataclasses.fields(self):
+            if isinstance(value := getattr(self, field.name), Mask):
+                shape = value._picture_shape()
+                if shape != (_PICTURE, _PICTURE):
+                    return shape
+        return _PICTURE, _PICTURE
+
+
+def as_mask(mask) -> Mask | None:
+    """Take what was given for `mask=`: None, one of ours, or any callable.
+
+    Raises:
+      TypeError: anything else; an array is pointed to `masks.dense`, a score to `score=`.
+    """
+    if mask is None or isinstance(mask, Mask):
+        return mask
+    if mods.is_array(mask):
+        raise TypeError(
+            f"a mask is a function (i, j) -> bool, got an array of shape {tuple(mask.shape)}: "
+            "wrap it as attn.masks.dense(array)"
+        )
+    if isinstance(mask, Mod):
+        raise TypeError(f"{mask} is a score: give it as score=, not as mask=")
+    if not callable(mask):
+        raise TypeError(f"a mask is a function (i, j) -> bool, got {mask!r}")
+    return function(mask)
+
+
+def evaluate(mask: Mask, i: Int[Array, "T 1"], j: Int[Array, "1 S"]) -> Bool[Array, "_ _"]:
+    """The mask on a tile, as an array of two axes that broadcasts to the tile.
+
+    Raises:
+      TypeError: the mask returns anything but bools.
+      ValueError: what it returns does not broadcast to the tile.
+    """
+    visible = mask(i, j)
+    if jnp.result_type(visible) != jnp.bool_:
+        raise TypeError(
+            f"mask {mask} must return bool (True = may attend), got {jnp.result_type(visible)}: "
+            "additive values belong in score="
+        )
+    return mods.as_tile("mask", mask, visible, i, j)
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class function(Mask):
+    """A plain function or another callable pytree as a mask."""
+
+    call: object
+
+    def __call__(self, i, j):
+        return self.call(i, j)
+
+    def __str__(self) -> str:
+        return mods.describe(self.call)
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class both(Mask):
+    """Where both masks allow; written `left & right`."""
+
+    left: Mask
+    right: Mask
+
+    def __call__(self, i: Positions, j: Positions):
+        return self.left(i, j) & self.right(i, j)
+
+    def __str__(self) -> str:
+        return f"({self.left!s} & {self.right!s})"
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class either(Mask):
+    """Where one of the masks allows; written `left | right`."""
+
+    left: Mask
+    right: Mask
+
+    def __call__(self, i: Positions, j: Positions):
+        return self.left(i, j) | self.right(i, j)
+
+    def __str__(self) -> str:
+        return f"({self.left!s} | {self.right!s})"
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class negation(Mask):
+    """Where the mask forbids; written `~mask`."""
+
+    mask: Mask
+
+    def __call__(self, i: Positions, j: Positions):
+        return jnp.logical_not(self.mask(i, j))
+
+    def __str__(self) -> str:
+        return f"~{self.mask!s}"
+
+
+@register
+class PerHeadMask(PerHead, Mask):
+    """A mask marked by `attn.per_head`."""
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class causal(Mask):
+    """No query looks ahead: j <= i + offset.
+
+    Args:
+      offset: position of query 0 among the keys; integer, may be traced. Unset: 0 where T = S, else an error.
+
+    Source: Vaswani et al. 2017, section 3.2.3.
+    """
+
+    offset: int | Array | None = None
+
+    def __post_init__(self):
+        mods.integer_or_none("causal: offset", self.offset)
+
+    def _at(self, T, S):
+        return causal(mods.resolve_offset("causal", self.offset, T, S))
+
+    def __call__(self, i: Positions, j: Positions):
+        return j <= mods.place(i, self.offset)
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class padding(Mask):
+    """Only the first `length` keys hold something: j < length.
+
+    Args:
+      length: number of real keys; integer, may be traced.
+    """
+
+    length: int | Array
+
+    def __post_init__(self):
+        mods.check_integer(f"{type(self).__name__}: length", self.length)
+
+    def _at(self, T, S):
+        mods.check_scalar(f"{type(self).__name__}: length", self.length)
+        return self
+
+    def __call__(self, i: Positions, j: Positions):
+        return j < self.length
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class prefix(padding):
+    """Every query sees the first `length` keys: j < length. `causal() | prefix(n)` is a prefix-LM's mask.
+
+    Args:
+      length: number of keys in the prefix; integer, may be traced.
+
+    Source: Raffel et al. 2020, section 3.2.1.
+    """
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class sliding_window(Mask):
+    """Keys near the query: -left <= j - (i + offset) <= right.
+
+    Args:
+      left, right: how many keys before and after the query's own place; integers, may be traced.
+      offset: position of query 0 among the keys. Unset: 0 where T = S, else an error.
+
+    Source: Beltagy et al. 2020 (Longformer), section 3.1.
+    """
+
+    left: int | Array
+    right: int | Array
+    offset: int | Array | None = None
+
+    def __post_init__(self):
+        for name in ("left", "right"):
+            mods.check_integer(f"sliding_window: {name}", getattr(self, name))
+        mods.integer_or_none("sliding_window: offset", self.offset)
+
+    def _at(self, T, S):
+        for name in ("left", "right"):
+            mods.check_scalar(f"sliding_window: {name}", getattr(self, name))
+        return dataclasses.replace(self, offset=mods.resolve_offset("sliding_window", self.offset, T, S))
+
+    def __call__(self, i: Positions, j: Positions):
+        distance = j - mods.place(i, self.offset)
+        return (-self.left <= distance) & (distance <= self.right)
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class segments(Mask):
+    """Packed documents: query i sees key j where query_ids[i] == key_ids[j].
+
+    Args:
+      query_ids: `[T]` integers.
+      key_ids: `[S]` integers.
+
+    Source: Raffel et al. 2020, section 2.1 (packing); Krell et al. 2021.
+    """
+
+    query_ids: Int[Array, "T"]
+    key_ids: Int[Array, "S"]
+
+    def __post_init__(self):
+        for name in ("query_ids", "key_ids"):
+            mods.check_array(f"segments: {name}", getattr(self, name), jnp.integer)
+
+    def _at(self, T, S):
+        mods.check_shape("segments: query_ids", self.query_ids, (T,))
+        mods.check_shape("segments: key_ids", self.key_ids, (S,))
+        return self
+
+    def __call__(self, i: Positions, j: Positions):
+        return jnp.asarray(self.query_ids)[i] == jnp.asarray(self.key_ids)[j]
+
+    def _picture_shape(self):
+        return self.query_ids.shape[0], self.key_ids.shape[0]
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class dense(Mask):
+    """A given array: query i sees key j where array[i, j].
+
+    Args:
+      array: `[T S]` bools.
+
+    Raises:
+      TypeError: not an array of bools.
+    """
+
+    array: Bool[Array, "T S"]
+
+    def __post_init__(self):
+        mods.check_array("masks.dense", self.array, jnp.bool_)
+
+    def _at(self, T, S):
+        mods.check_shape("masks.dense", self.array, (T, S))
+        return self
+
+    def __call__(self, i: Positions, j: Positions):
+        return jnp.asarray(self.array)[i, j]
+
+    def _picture_shape(self):
+        return self.array.shape

@@ -1,0 +1,178 @@
+"""Positions: ways to tell a model, which sees its input as a set, where in the sequence each token stands.
+
+Additive encodings return rows to add to embeddings; `rotary` turns queries and keys; `alibi_slopes` and
+`relative_buckets` serve the scores; `randomized` draws positions for any of them. Leaving positions out is
+`none`. Positions are integers (or reals), in tokens.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Num
+
+
+def sinusoidal(positions: Num[Array, "T"], width: int, *, base: float = 10_000.0) -> Float[Array, "T D"]:
+    """Sines and cosines of geometrically spaced frequencies.
+
+        PE(t, 2m) = sin(t / base^(2m/D)),  PE(t, 2m+1) = cos(t / base^(2m/D))
+
+    Args:
+      positions: `[T]`.
+      width: D; an odd one leaves out the last cosine.
+      base: the longest wavelength is 2 pi base tokens.
+
+    Returns:
+      `[T D]` in float32 or wider.
+
+    Raises:
+      ValueError: wrong rank, or width < 1.
+
+    Source: Vaswani et al. 2017, section 3.5.
+    """
+    positions = _check_positions(positions)
+    if width < 1:
+        raise ValueError(f"sinusoidal: width must be at least 1, got {width}")
+    angles = positions[:, None] * _frequencies(width, base)[None, :]
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(len(positions), -1)[:, :width]
+
+
+def learned(positions: Int[Array, "T"], table: Float[Array, "L D"]) -> Float[Array, "T D"]:
+    """Rows of a learned table: PE(t) = table[t].
+
+    Args:
+      positions: `[T]` integers in 0..L-1; those beyond become NaN rather than some other position's row.
+      table: `[L D]`.
+
+    Returns:
+      `[T D]`.
+
+    Source: Gehring et al. 2017, section 3.1.
+    """
+    _check_positions(positions)
+    return jnp.asarray(table).at[positions].get(mode="fill", fill_value=jnp.nan)
+
+
+def none(positions: Num[Array, "T"], width: int) -> Float[Array, "T D"]:
+    """No positions: zeros, `[T D]`."""
+    return jnp.zeros((_check_positions(positions).shape[0], width))
+
+
+def rotary(
+    x: Float[Array, "T *heads H"],
+    positions: Num[Array, "T"],
+    *,
+    base: float = 10_000.0,
+    fraction: float = 1.0,
+    scale: float = 1.0,
+) -> Float[Array, "T *heads H"]:
+    """Turn queries or keys by their positions, so that scores depend on distances alone.
+
+    The pair (x_m, x_{m+R/2}) of the R = fraction H turned features is rotated by the angle t / (scale base^(2m/R)).
+
+    Args:
+      x: `[T H]`, or `[T N H]` for N heads.
+      positions: `[T]`.
+      base: the longest wavelength is 2 pi base tokens.
+      fraction: share of the features that turn, rounded down to an even number; the rest pass (partial rotary).
+      scale: positions are divided by it (position interpolation).
+
+    Returns:
+      Array of the shape and dtype of `x`.
+
+    Raises:
+      ValueError: lengths that differ, a fraction outside (0, 1], a scale that is not positive.
+
+    Source: Su et al. 2021, section 3.2; partial: Black et al. 2022, section 2.1; scale: Chen et al. 2023, equation 4.
+    """
+    positions = _check_positions(positions)
+    if x.shape[0] != positions.shape[0]:
+        raise ValueError(f"rotary: x {tuple(x.shape)} and positions {tuple(positions.shape)} differ in length")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"rotary: fraction must lie in (0, 1], got {fraction}")
+    if not scale > 0:
+        raise ValueError(f"rotary: scale must be positive, got {scale}")
+    turned = int(x.shape[-1] * fraction) // 2 * 2
+    angles = (positions / scale)[:, None] * _frequencies(turned, base)[None, :]
+    angles = jnp.expand_dims(angles, tuple(range(1, x.ndim - 1)))
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    left, right, rest = jnp.split(x, (turned // 2, turned), axis=-1)
+    rotated = [left * cos - right * sin, left * sin + right * cos]
+    return jnp.concatenate([half.astype(x.dtype) for half in rotated] + [rest], axis=-1)
+
+
+def relative_buckets(
+    distance: Int[Array, "..."], *, num_buckets: int = 32, max_distance: int = 128, bidirectional: bool = True
+) -> Int[Array, "..."]:
+    """Which learned bias a distance j - i shares: exact when near, logarithmic up to `max_distance`, then one.
+
+    Args:
+      distance: key position minus query position.
+      num_buckets: how many; half of them for each direction if bidirectional.
+      max_distance: from here on all distances share the last bucket.
+      bidirectional: tell keys ahead of the query from keys behind it; otherwise those ahead share bucket 0.
+
+    Returns:
+      Integers in 0..num_buckets-1, for `score=lambda s, i, j: s + table[relative_buckets(j - i)]`.
+
+    Raises:
+      ValueError: too few buckets, or a max_distance within the exact ones.
+
+    Source: Raffel et al. 2020, section 2.1.
+    """
+    each = num_buckets // 2 if bidirectional else num_buckets
+    exact = each // 2
+    if exact < 1 or max_distance <= exact:
+        raise ValueError(
+            f"relative_buckets: num_buckets {num_buckets} and max_distance {max_distance} leave no exact buckets "
+            "or no distances beyond them"
+        )
+    ahead = jnp.where(distance > 0, each, 0) if bidirectional else 0
+    far = jnp.abs(distance) if bidirectional else jnp.maximum(-distance, 0)
+    ratio = jnp.log(jnp.maximum(far, exact) / exact) / jnp.log(max_distance / exact)
+    logarithmic = jnp.minimum(exact + (ratio * (each - exact)).astype(far.dtype), each - 1)
+    return ahead + jnp.where(far < exact, far, logarithmic)
+
+
+def alibi_slopes(num_heads: int) -> Float[Array, "N"]:
+    """Slopes for `scores.alibi`, one a head: 2^(-8 n / N) for n = 1..N.
+
+    Raises:
+      ValueError: fewer than one head.
+
+    Source: Press et al. 2022, section 3 (the geometric sequence also where N is no power of 2).
+    """
+    if num_heads < 1:
+        raise ValueError(f"alibi_slopes: num_heads must be at least 1, got {num_heads}")
+    return 2.0 ** (-8.0 * jnp.arange(1, num_heads + 1) / num_heads)
+
+
+def randomized(key: Array, length: int, max_length: int) -> Int[Array, "T"]:
+    """Ordered random positions: `length` distinct integers of 0..max_length-1, sorted.
+
+    Args:
+      key: JAX random key.
+      length: T.
+      max_length: the range to draw from, far beyond the training lengths.
+
+    Returns:
+      `[T]` integers.
+
+    Raises:
+      ValueError: length > max_length.
+
+    Source: Ruoss et al. 2023, section 3.
+    """
+    if not 0 < length <= max_length:
+        raise ValueError(f"randomized: length must lie in 1..max_length = {max_length}, got {length}")
+    return jnp.sort(jax.random.permutation(key, max_length)[:length])
+
+
+def _frequencies(width: int, base: float) -> Float[Array, "pairs"]:
+    """base^(-2m/D) for m = 0 .. ceil(D/2) - 1."""
+    return base ** (-jnp.arange(0, width, 2) / width)
+
+
+def _check_positions(positions) -> Array:
+    positions = jnp.asarray(positions)
+    if positions.ndim != 1:
+        raise ValueError(f"positions must have shape [T], got {positions.shape}")
+    return positions

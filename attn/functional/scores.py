@@ -1,0 +1,214 @@
+"""Scores: functions `(s, i, j) -> s` that change the scaled score of query position i and key position j.
+
+Any callable will do. Those here are pytrees besides (see `mods`) and chain in the order applied:
+
+    alibi(slope) >> softcap(30.0)        relative_bias(table) >> (lambda s, i, j: s * temperature)
+
+A score of -inf counts as masked. They are classes used as functions, hence their lower-case names.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from attn.functional import mods
+from attn.functional.masks import Positions
+from attn.functional.mods import Mod, PerHead, register
+
+
+class Score(Mod):
+    """Base of the scores: chaining with `>>`."""
+
+    def __rshift__(self, other):
+        return chain(self, as_score(other))
+
+    def __rrshift__(self, other):
+        return chain(as_score(other), self)
+
+
+def as_score(score) -> Score | None:
+    """Take what was given for `score=`: None, one of ours, or any callable.
+
+    Raises:
+      TypeError: anything else; an array is pointed to `scores.dense`, a mask to `mask=`.
+    """
+    if score is None or isinstance(score, Score):
+        return score
+    if mods.is_array(score):
+        raise TypeError(
+            f"a score is a function (s, i, j) -> s, got an array of shape {tuple(score.shape)}: "
+            "wrap it as attn.scores.dense(array)"
+        )
+    if isinstance(score, Mod):
+        raise TypeError(f"{score!s} is a mask: give it as mask=, not as score=")
+    if not callable(score):
+        raise TypeError(f"a score is a function (s, i, j) -> s, got {score!r}")
+    return function(score)
+
+
+def evaluate(score: Score, s: Float[Array, "T S"], i, j) -> Float[Array, "T S"]:
+    """The score on a tile, in the dtype of `s`.
+
+    Raises:
+      TypeError: the score returns anything but real floats.
+      ValueError: what it returns does not broadcast to the tile.
+    """
+    changed = score(s, i, j)
+    if not jnp.issubdtype(jnp.result_type(changed), jnp.floating):
+        raise TypeError(f"score {score} must return real floats, got {jnp.result_type(changed)}")
+    return jnp.broadcast_to(mods.as_tile("score", score, changed, i, j), s.shape).astype(s.dtype)
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class function(Score):
+    """A plain function or another callable pytree as a score."""
+
+    call: object
+
+    def __call__(self, s, i, j):
+        return self.call(s, i, j)
+
+    def __str__(self) -> str:
+        return mods.describe(self.call)
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class chain(Score):
+    """One score after another; written `first >> second`."""
+
+    first: Score
+    second: Score
+
+    def __call__(self, s: Array, i: Positions, j: Positions):
+        return self.second(self.first(s, i, j), i, j)
+
+    def __str__(self) -> str:
+        return f"({self.first!s} >> {self.second!s})"
+
+
+@register
+class PerHeadScore(PerHead, Score):
+    """A score marked by `attn.per_head`."""
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class softcap(Score):
+    """Bound the scores smoothly: cap tanh(s / cap).
+
+    Args:
+      cap: positive scalar, may be traced.
+
+    Raises:
+      ValueError: a number that is not positive.
+
+    Source: Gemma Team 2024 (Gemma 2), section 2.
+    """
+
+    cap: float | Array
+
+    def __post_init__(self):
+        mods.check_real("softcap: cap", self.cap)
+        if isinstance(self.cap, (int, float)) and not self.cap > 0:
+            raise ValueError(f"softcap: cap must be positive, got {self.cap}")
+
+    def _at(self, T, S):
+        mods.check_scalar("softcap: cap", self.cap)
+        return self
+
+    def __call__(self, s: Array, i: Positions, j: Positions):
+        return self.cap * jnp.tanh(s / self.cap)
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class alibi(Score):
+    """Attention with linear biases: s - slope |i + offset - j|.
+
+    Args:
+      slope: scalar, may be traced; one a head by `per_head(alibi(positions.alibi_slopes(N)))`.
+      offset: position of query 0 among the keys. Unset: 0 where T = S, else an error.
+
+    Source: Press et al. 2022, section 3 (the distance taken absolutely, so that it serves encoders too).
+    """
+
+    slope: float | Array
+    offset: int | Array | None = None
+
+    def __post_init__(self):
+        mods.check_real("alibi: slope", self.slope)
+        mods.integer_or_none("alibi: offset", self.offset)
+
+    def _at(self, T, S):
+        mods.check_scalar("alibi: slope", self.slope)
+        return dataclasses.replace(self, offset=mods.resolve_offset("alibi", self.offset, T, S))
+
+    def __call__(self, s: Array, i: Positions, j: Positions):
+        return s - self.slope * jnp.abs(mods.place(i, self.offset) - j)
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class relative_bias(Score):
+    """One learned bias a distance: s + table[j - (i + offset) + T - 1].
+
+    Args:
+      table: `[R]` floats. T queries over S keys read the entries -offset .. S + T - 2 - offset, so a table of
+        T + S - 1 entries serves offset 0.
+      offset: position of query 0 among the keys. Unset: 0 where T = S, else an error.
+      num_queries: T. The attention functions fill it in; by hand, unset puts distance 0 in the table's middle.
+
+    Raises:
+      ValueError: in the attention functions, where a distance would fall outside the table.
+
+    Source: Shaw et al. 2018, section 3.2, with scalars for vectors as in Raffel et al. 2020, section 2.1.
+    """
+
+    table: Float[Array, "R"]
+    offset: int | Array | None = None
+    num_queries: int | None = None
+
+    def __post_init__(self):
+        mods.check_array("relative_bias: table", self.table, jnp.floating)
+        mods.integer_or_none("relative_bias: offset", self.offset)
+
+    def _at(self, T, S):
+        if len(self.table.shape) != 1:
+            raise ValueError(f"relative_bias: table must have one axis here, got {tuple(self.table.shape)}")
+        offset = mods.resolve_offset("relative_bias", self.offset, T, S)
+        first, last = -offset, S + T - 2 - offset
+        if isinstance(offset, int) and not 0 <= first <= last < self.table.shape[0]:
+            raise ValueError(
+                f"relative_bias: T = {T} queries and S = {S} keys with offset {offset} read the entries {first} "
+                f"to {last} of a table of {self.table.shape[0]}"
+            )
+        return dataclasses.replace(self, offset=offset, num_queries=T)
+
+    def __call__(self, s: Array, i: Positions, j: Positions):
+        zero = (self.table.shape[-1] - 1) // 2 if self.num_queries is None else self.num_queries - 1
+        return s + jnp.asarray(self.table)[j - mods.place(i, self.offset) + zero]
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class dense(Score):
+    """A given array: s + bias[i, j].
+
+    Args:
+      bias: `[T S]` floats; -inf masks.
+    """
+
+    bias: Float[Array, "T S"]
+
+    def __post_init__(self):
+        mods.check_array("scores.dense", self.bias, jnp.floating)
+
+    def _at(self, T, S):
+        mods.check_shape("scores.dense", self.bias, (T, S))
+        return self
+
+    def __call__(self, s: Array, i: Positions, j: Positions):
+        return s + jnp.asarray(self.bias)[i, j]

@@ -1,0 +1,67 @@
+"""Pictures: attention maps as a grid of heads, and accuracy against length."""
+
+import pathlib
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from attn.inspection.capture import Maps
+from attn.training.judging import Scores
+
+
+def draw_maps(maps: Maps, title: str) -> Figure:
+    """Every layer's and head's attention: cross, then the decoder's own, then the encoder's; a row a layer.
+
+    Dark is 1, white is 0. Each row of a map shows where the model looked to write (or, in the encoder, to
+    represent) the token at its left; the columns are what it could look at.
+    """
+    blocks = [
+        ("cross-attention", maps.weights.cross, maps.written, maps.source, "written", "source"),
+        ("decoder self-attention", maps.weights.decoder, maps.written, maps.read, "written", "read so far"),
+        ("encoder self-attention", maps.weights.encoder, maps.source, maps.source, "source", "source"),
+    ]
+    rows = [(name, layer, *rest) for name, weights, *rest in blocks for layer in enumerate(weights)]
+    num_heads = maps.weights.cross.shape[1]
+    side = min(6.0, max(2.4, 0.16 * max(len(maps.source), len(maps.written))))
+    figure = Figure(figsize=(side * num_heads + 0.6, side * len(rows) + 0.8), layout="constrained")
+    axes = figure.subplots(len(rows), num_heads, squeeze=False)
+    for row, (name, (layer, heads), down, across, down_name, across_name) in zip(axes, rows, strict=True):
+        for head, (ax, weights) in enumerate(zip(row, heads, strict=True)):
+            _draw_map(ax, weights, down, across)
+            ax.set_title(f"{name}\nlayer {layer + 1}, head {head + 1}", fontsize=7)
+            ax.set_xlabel(across_name, fontsize=7)
+            if head == 0:
+                ax.set_ylabel(down_name, fontsize=7)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def _draw_map(ax: Axes, weights: np.ndarray, down: list[str], across: list[str]):
+    ax.imshow(weights, vmin=0, vmax=1, cmap="Blues", aspect="auto", interpolation="nearest")
+    # Beyond some forty labels they would overlap: name every k-th.
+    for axis, labels in ((ax.xaxis, across), (ax.yaxis, down)):
+        every = -(-len(labels) // 40)
+        axis.set_ticks(range(0, len(labels), every), labels[::every], fontsize=6 if every == 1 else 5)
+    ax.tick_params(length=0, pad=1)
+    for label, text in zip(ax.get_xticklabels(), across[:: -(-len(across) // 40)]):
+        label.set_rotation(90 if len(text) > 2 else 0)
+
+
+def draw_lengths(scores: Scores, trained: tuple[int, int], title: str) -> Figure:
+    """Exact match and token accuracy against length, the lengths of training shaded."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    ax = figure.subplots()
+    rows = list(scores.by_length())
+    lengths = [length for length, _ in rows]
+    ax.axvspan(trained[0] - 0.5, trained[1] + 0.5, color="0.92", label="trained lengths")
+    ax.plot(lengths, [row.token_accuracy.value() for _, row in rows], ".-", color="tab:orange", label="token accuracy")
+    ax.plot(lengths, [row.exact_match.value() for _, row in rows], ".-", color="tab:blue", label="exact match")
+    ax.set(xlabel="length of the source (symbols)", ylabel="share", ylim=(-0.03, 1.03), title=title)
+    ax.legend(loc="lower left", fontsize=8)
+    return figure
+
+
+def save(figure: Figure, path: pathlib.Path):
+    """Write a figure as the kind of file that the path's ending names."""
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,272 @@
+"""The encoder-decoder Transformer, written for one example; batches come from `jax.vmap`.
+
+Reading order: `Transformer.__call__` is `encode`, then `decode`. Decoding token by token runs the same `decode`
+with a cache that has room for more; a full pass is the case in which all tokens come at once.
+
+Source: Vaswani et al. 2017, section 3.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from attn.functional import masks
+from attn.nn.encodings import ENCODINGS, Encoding
+from attn.nn.layers import Attention, FeedForward, KeysValues, Residual, dropout, weights_dropout
+
+PAD = 0  # the token that fills up sources and targets
+
+
+class Cache(NamedTuple):
+    """What decoding keeps between calls.
+
+    Attributes:
+      position: how many target tokens have been read.
+      own: keys and values of the target so far, one a layer, with room for the rest.
+      memory: keys and values of the encoded source, one a layer.
+      source_length: how many of the memory's rows hold something.
+    """
+
+    position: int | Int[Array, ""]
+    own: tuple[KeysValues, ...]
+    memory: tuple[KeysValues, ...]
+    source_length: Int[Array, ""]
+
+
+class Weights(NamedTuple):
+    """Attention weights of every layer and head, `[L N T S]`: the encoder's, the decoder's own, and cross."""
+
+    encoder: Float[Array, "L N S S"]
+    decoder: Float[Array, "L N T T"]
+    cross: Float[Array, "L N T S"]
+
+
+class EncoderLayer(nnx.Module):
+    """Self-attention, then feed-forward. Source: Vaswani et al. 2017, section 3.1."""
+
+    def __init__(self, attention: dict, feed_forward: dict, residual: dict):
+        self.attention, self.attention_residual = Attention(**attention), Residual(**residual)
+        self.feed_forward, self.feed_forward_residual = FeedForward(**feed_forward), Residual(**residual)
+
+    def __call__(self, x, mask, positions, key, return_weights):
+        """`x [S D]` after the layer, and the weights `[N S S]` or None."""
+        keys, rate = split(key, 3), self.attention_residual.dropout
+        seen = self.attention_residual.enter(x)
+        read, weights = self.attention(
+            seen,
+            self.attention.keys_values(seen, positions),
+            positions=positions,
+            mask=mask,
+            dropout=weights_dropout(rate, keys[0]),
+            return_weights=return_weights,
+        )
+        x = self.attention_residual.leave(x, read, keys[1])
+        out = self.feed_forward(self.feed_forward_residual.enter(x))
+        return self.feed_forward_residual.leave(x, out, keys[2]), weights
+
+
+class DecoderLayer(nnx.Module):
+    """Masked self-attention, cross-attention, feed-forward. Source: Vaswani et al. 2017, section 3.1."""
+
+    def __init__(self, attention: dict, feed_forward: dict, residual: dict):
+        self.attention, self.attention_residual = Attention(**attention), Residual(**residual)
+        self.cross, self.cross_residual = Attention(**attention), Residual(**residual)
+        self.feed_forward, self.feed_forward_residual = FeedForward(**feed_forward), Residual(**residual)
+
+    def __call__(self, x, own: KeysValues, memory: KeysValues, position, source_length, key, return_weights):
+        """`x [T D]` after the layer, `own` with the new keys and values, and both weights `[N T .]` or None."""
+        keys, rate = split(key, 5), self.attention_residual.dropout
+        positions = position + jnp.arange(x.shape[0])
+
+        seen = self.attention_residual.enter(x)
+        new = self.attention.keys_values(seen, positions)
+        own = jax.tree.map(lambda room, some: jax.lax.dynamic_update_slice(room, some, (position, 0, 0)), own, new)
+        read, weights = self.attention(
+            seen,
+            own,
+            positions=positions,
+            mask=masks.causal(offset=position),
+            dropout=weights_dropout(rate, keys[0]),
+            return_weights=return_weights,
+        )
+        x = self.attention_residual.leave(x, read, keys[1])
+
+        read, cross_weights = self.cross(
+            self.cross_residual.enter(x),
+            memory,
+            positions=positions,
+            mask=masks.padding(source_length),
+            dropout=weights_dropout(rate, keys[2]),
+            return_weights=return_weights,
+        )
+        x = self.cross_residual.leave(x, read, keys[3])
+
+        out = self.feed_forward(self.feed_forward_residual.enter(x))
+        return self.feed_forward_residual.leave(x, out, keys[4]), own, (weights, cross_weights)
+
+
+class Transformer(nnx.Module):
+    """The encoder-decoder Transformer.
+
+    Args:
+      vocabulary: V, the number of tokens; token 0 is padding.
+      width: D.
+      num_heads: N, in every attention layer.
+      head_width: H; None for width / num_heads, which must then be whole.
+      num_encoder_layers, num_decoder_layers: L of each stack.
+      feed_forward_width: F.
+      positions: a name in `encodings.ENCODINGS`.
+      max_length: rows of the learned table; other encodings know no bound.
+      norm: "pre" or "post".
+      dropout: rate, on embeddings, attention weights and the output of every block.
+      tied_embeddings: one matrix for source, target and output.
+      dtype: of the computation; parameters are float32.
+      rngs: keys for the initial parameters.
+
+    Source: Vaswani et al. 2017, section 3.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        *,
+        width: int,
+        num_heads: int,
+        head_width: int | None = None,
+        num_encoder_layers: int,
+        num_decoder_layers: int,
+        feed_forward_width: int,
+        positions: str = "sinusoidal",
+        max_length: int = 512,
+        norm: str = "pre",
+        dropout: float = 0.0,
+        tied_embeddings: bool = False,
+        dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ):
+        dtype = jnp.dtype(dtype)
+        self.encoding: Encoding = ENCODINGS[positions]
+        self.width, self.dropout, self.norm, self.dtype = width, dropout, norm, dtype
+        head_width = head_width or width // num_heads
+        self.cache_shape = (num_heads, head_width)
+
+        def embed():
+            init = nnx.initializers.normal(width**-0.5)
+            return nnx.Embed(vocabulary, width, embedding_init=init, dtype=dtype, rngs=rngs)
+
+        self.source_embed = embed()
+        self.target_embed = None if tied_embeddings else embed()
+        if self.encoding.learned:
+            table = nnx.initializers.normal(width**-0.5)(rngs.params(), (max_length, width))
+        self.table = nnx.Param(table) if self.encoding.learned else None
+
+        layer = {
+            "attention": dict(
+                width=width,
+                num_heads=num_heads,
+                head_width=head_width,
+                encoding=self.encoding,
+                dtype=dtype,
+                rngs=rngs,
+            ),
+            "feed_forward": dict(width=width, hidden=feed_forward_width, dtype=dtype, rngs=rngs),
+            "residual": dict(width=width, norm=norm, dropout=dropout, dtype=dtype, rngs=rngs),
+        }
+        self.encoder = nnx.List([EncoderLayer(**layer) for _ in range(num_encoder_layers)])
+        self.decoder = nnx.List([DecoderLayer(**layer) for _ in range(num_decoder_layers)])
+        if norm == "pre":
+            self.encoder_norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+            self.decoder_norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+        self.output = (
+            None if tied_embeddings else nnx.Linear(width, vocabulary, use_bias=False, dtype=dtype, rngs=rngs)
+        )
+
+    def __call__(
+        self,
+        source: Int[Array, "S"],
+        target: Int[Array, "T"],
+        *,
+        key: Array | None = None,
+        return_weights: bool = False,
+    ) -> Float[Array, "T V"] | tuple[Float[Array, "T V"], Weights]:
+        """Logits of the token after each target token, given the source and the target up to there.
+
+        Args:
+          source: `[S]` tokens, padded at the end.
+          target: `[T]` tokens, the begin token first.
+          key: random key for dropout; None for none.
+          return_weights: also return the attention weights of every layer and head.
+        """
+        keys = split(key, 2)
+        memory, encoder_weights = self.encode(source, key=keys[0], return_weights=return_weights)
+        cache = self.start(memory, jnp.sum(source != PAD), len(target))
+        logits, _, decoder_weights = self.decode(target, cache, key=keys[1], return_weights=return_weights)
+        return (logits, Weights(encoder_weights, *decoder_weights)) if return_weights else logits
+
+    def encode(
+        self, source: Int[Array, "S"], *, key: Array | None = None, return_weights: bool = False
+    ) -> tuple[Float[Array, "S D"], Float[Array, "L N S S"] | None]:
+        """The source as the decoder will see it, and, if asked for, the encoder's attention weights."""
+        keys = split(key, len(self.encoder) + 1)
+        positions = jnp.arange(len(source))
+        mask = masks.padding(jnp.sum(source != PAD))
+        x = self._embed(self.source_embed, source, positions, keys[-1])
+        weights = []
+        for layer, layer_key in zip(self.encoder, keys):
+            x, layer_weights = layer(x, mask, positions, layer_key, return_weights)
+            weights.append(layer_weights)
+        x = self.encoder_norm(x) if self.norm == "pre" else x
+        return x, jnp.stack(weights) if return_weights else None
+
+    def start(self, memory: Float[Array, "S D"], source_length: Int[Array, ""], room: int) -> Cache:
+        """A cache for decoding up to `room` target tokens from an encoded source."""
+        positions = jnp.arange(memory.shape[0])
+        empty = jnp.zeros((room, *self.cache_shape), self.dtype)
+        return Cache(
+            position=0,
+            own=tuple(KeysValues(empty, empty) for _ in self.decoder),
+            memory=tuple(layer.cross.keys_values(memory, positions) for layer in self.decoder),
+            source_length=source_length,
+        )
+
+    def decode(
+        self, target: Int[Array, "T"], cache: Cache, *, key: Array | None = None, return_weights: bool = False
+    ) -> tuple[Float[Array, "T V"], Cache, tuple[Float[Array, "L N T R"], Float[Array, "L N T S"]] | None]:
+        """Read the next T target tokens.
+
+        Returns:
+          (logits of the token after each, the cache with them in it, and, if asked for, the decoder's own weights
+          over the R places of the cache and the cross weights).
+        """
+        keys = split(key, len(self.decoder) + 1)
+        positions = cache.position + jnp.arange(len(target))
+        embed = self.source_embed if self.target_embed is None else self.target_embed
+        x = self._embed(embed, target, positions, keys[-1])
+        own, weights = [], []
+        for layer, layer_own, memory, layer_key in zip(self.decoder, cache.own, cache.memory, keys):
+            x, layer_own, layer_weights = layer(
+                x, layer_own, memory, cache.position, cache.source_length, layer_key, return_weights
+            )
+            own.append(layer_own)
+            weights.append(layer_weights)
+        x = self.decoder_norm(x) if self.norm == "pre" else x
+        logits = (embed.attend(x) if self.output is None else self.output(x)).astype(jnp.float32)
+        cache = cache._replace(position=cache.position + len(target), own=tuple(own))
+        return logits, cache, jax.tree.map(lambda *w: jnp.stack(w), *weights) if return_weights else None
+
+    def _embed(self, embed: nnx.Embed, tokens, positions, key) -> Float[Array, "T D"]:
+        table = None if self.table is None else self.table[...]
+        x = embed(tokens) + self.encoding.add(positions, self.width, table)
+        return dropout(x.astype(self.dtype), self.dropout, key)
+
+
+def split(key: Array | None, num: int) -> list[Array | None]:
+    """`num` keys from one, or as many Nones from None."""
+    return [None] * num if key is None else list(jax.random.split(key, num))
+
+
+# A new model is one class with `encode`, `start`, `decode` and `__call__` as above, and one line here.
+MODELS = {"transformer": Transformer}

@@ -1,0 +1,274 @@
+"""The settings of a run: frozen, validated dataclasses, and the table of rules that they must meet.
+
+Whatever is wrong is said in one line that names the key, what was given and what is allowed.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+
+from attn.nn.encodings import ENCODINGS
+from attn.nn.transformer import MODELS
+from attn.tasks.sequences import KINDS, Task
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message is one line for the user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Which model, and its sizes; see `attn.nn.transformer.Transformer`."""
+
+    name: str = "transformer"
+    width: int = 64
+    num_heads: int = 4
+    head_width: int | None = None
+    num_encoder_layers: int = 1
+    num_decoder_layers: int = 1
+    feed_forward_width: int = 128
+    positions: str = "sinusoidal"
+    max_length: int = 512
+    norm: str = "pre"
+    dropout: float = 0.0
+    tied_embeddings: bool = False
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW with clipping, a linear warm-up and a decay to zero."""
+
+    learning_rate: float = 6e-3
+    warmup_fraction: float = 0.1
+    decay: str = "cosine"
+    beta1: float = 0.9
+    beta2: float = 0.98
+    weight_decay: float = 0.0
+    clip_norm: float = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How long and on how much; the seed decides parameters, batches and dropout."""
+
+    seed: int = 0
+    steps: int = 1500
+    batch_size: int = 64
+    steps_per_dispatch: int = 100
+    evaluate_every: int = 300
+    checkpoint_every: int = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Held-out strings: how many at the end, and how many for the figure on the way."""
+
+    examples: int = 10_000
+    examples_on_the_way: int = 500
+    batch_size: int = 500
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides a run."""
+
+    task: Task = Task()
+    model: Model = Model()
+    optimizer: Optimizer = Optimizer()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a setting may be: a sentence for people and a test."""
+
+    allowed: str
+    accepts: Callable[[object], bool]
+
+
+def _one_of(names: Iterable[str]) -> Rule:
+    names = tuple(names)
+    return Rule("one of " + ", ".join(names), lambda value: value in names)
+
+
+def _between(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> Rule:
+    text = f"{'greater than' if open_low else 'at least'} {low:,}"
+    if high < math.inf:
+        text += f" and {'less than' if open_high else 'at most'} {high:,}"
+
+    def accepts(value):
+        above = value > low if open_low else value >= low
+        return above and (value < high if open_high else value <= high)
+
+    return Rule(text, accepts)
+
+
+_COUNT = _between(1, 1_000_000_000)
+_SIZE = _between(1, 65_536)
+RULES = {
+    "task.name": _one_of(KINDS),
+    "task.symbols": _between(2, 1_000_000),
+    "task.min_length": _SIZE,
+    "task.max_length": _SIZE,
+    "model.name": _one_of(MODELS),
+    "model.width": _SIZE,
+    "model.num_heads": _SIZE,
+    "model.head_width": _SIZE,
+    "model.num_encoder_layers": _between(1, 1_000),
+    "model.num_decoder_layers": _between(1, 1_000),
+    "model.feed_forward_width": _SIZE,
+    "model.positions": _one_of(ENCODINGS),
+    "model.max_length": _between(2, 1_000_000),
+    "model.norm": _one_of(("pre", "post")),
+    "model.dropout": _between(0, 1, open_high=True),
+    "model.dtype": _one_of(("float32", "bfloat16")),
+    "optimizer.learning_rate": _between(0, 1e3, open_low=True),
+    "optimizer.warmup_fraction": _between(0, 1, open_high=True),
+    "optimizer.decay": _one_of(("cosine", "none")),
+    "optimizer.beta1": _between(0, 1, open_high=True),
+    "optimizer.beta2": _between(0, 1, open_high=True),
+    "optimizer.weight_decay": _between(0),
+    "optimizer.clip_norm": _between(0, open_low=True),
+    "training.seed": _between(0, 2**32 - 1),
+    "training.steps": _COUNT,
+    "training.batch_size": _COUNT,
+    "training.steps_per_dispatch": _COUNT,
+    "training.evaluate_every": _COUNT,
+    "training.checkpoint_every": _COUNT,
+    "evaluation.examples": _COUNT,
+    "evaluation.examples_on_the_way": _COUNT,
+    "evaluation.batch_size": _COUNT,
+    "evaluation.seed": _between(0, 2**32 - 1),
+}
+
+
+def from_mapping(values: Mapping) -> Config:
+    """Build and validate a config from nested mappings; what they leave out keeps its default.
+
+    Raises:
+      ConfigError: an unknown key, a value of the wrong type or out of range, or settings that do not go together.
+    """
+    config = _build(Config, values, "config")
+    _check_together(config)
+    return config
+
+
+def to_mapping(config: Config) -> dict:
+    """The config as nested dictionaries of plain values."""
+    return dataclasses.asdict(config)
+
+
+def parse(key: str, text: str):
+    """The value of setting `key` (such as "model.width") written as text, in the type of the setting.
+
+    Raises:
+      ConfigError: no such setting, or the text is not of its type.
+    """
+    cls = Config
+    *sections, name = key.split(".")
+    for depth, section in enumerate(sections):
+        hint = _hint(cls, section, ".".join(["config", *sections[:depth]]))
+        if not dataclasses.is_dataclass(hint):
+            raise ConfigError(f"config.{'.'.join(sections[: depth + 1])} is a setting: it has no {name!r} inside")
+        cls = hint
+    hint = _hint(cls, name, ".".join(["config", *sections]))
+    if dataclasses.is_dataclass(hint):
+        names = ", ".join(f"--config.{key}.{field.name}" for field in dataclasses.fields(hint))
+        raise ConfigError(f"config.{key} is a group of settings: give one of {names}")
+    return _from_text(f"config.{key}", hint, text)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """" (did you mean ...?)" with the known name most like `name`, or nothing if none is."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _build(cls, values, path: str):
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}: got {values!r}, must be a group of settings")
+    settings = {}
+    for name, value in values.items():
+        hint = _hint(cls, str(name), path)
+        inner = f"{path}.{name}"
+        settings[name] = _build(hint, value, inner) if dataclasses.is_dataclass(hint) else _check(inner, hint, value)
+    return cls(**settings)
+
+
+def _hint(cls, name: str, path: str):
+    hints = typing.get_type_hints(cls)
+    if name not in hints:
+        raise ConfigError(
+            f"{path}.{name}: unknown setting{nearest(name, hints)}; {path} has {', '.join(hints)}"
+        )
+    return hints[name]
+
+
+def _check(path: str, hint, value):
+    kind, optional = _kind(hint)
+    rule = RULES.get(path.removeprefix("config."))
+    if value is None and optional:
+        return None
+    right_type = isinstance(value, (int, float) if kind is float else kind)
+    if not right_type or (isinstance(value, bool) and kind is not bool) or value != value:
+        raise ConfigError(f"{path}: got {value!r}, must be {_describe(kind, optional, rule)}")
+    if rule and not rule.accepts(value):
+        near = nearest(value, rule.allowed.removeprefix("one of ").split(", ")) if kind is str else ""
+        raise ConfigError(f"{path}: got {value!r}, must be {_describe(kind, optional, rule)}{near}")
+    return float(value) if kind is float else value
+
+
+def _from_text(path: str, hint, text: str):
+    kind, optional = _kind(hint)
+    if optional and text.lower() == "none":
+        return None
+    try:
+        if kind is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+        return kind(text.replace("_", "")) if kind in (int, float) else text
+    except (ValueError, KeyError):
+        rule = RULES.get(path.removeprefix("config."))
+        raise ConfigError(f"{path}: got {text!r}, must be {_describe(kind, optional, rule)}") from None
+
+
+def _kind(hint) -> tuple[type, bool]:
+    """The plain type of a hint, and whether None is allowed besides."""
+    if isinstance(hint, types.UnionType):
+        return next(kind for kind in typing.get_args(hint) if kind is not types.NoneType), True
+    return hint, False
+
+
+def _describe(kind: type, optional: bool, rule: Rule | None) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    if rule:
+        words = rule.allowed if kind is str else f"{words} {rule.allowed}"
+    return words + (" or None" if optional else "")
+
+
+def _check_together(config: Config):
+    task, model = config.task, config.model
+    if task.min_length > task.max_length:
+        raise ConfigError(
+            f"config.task.min_length: got {task.min_length}, must be at most config.task.max_length = {task.max_length}"
+        )
+    if model.head_width is None and model.width % model.num_heads:
+        divisors = [str(n) for n in range(1, model.width + 1) if model.width % n == 0]
+        raise ConfigError(
+            f"config.model.num_heads: got {model.num_heads}, must divide config.model.width = {model.width} "
+            f"({', '.join(divisors)}) unless config.model.head_width is given"
+        )
+    head_width = model.head_width or model.width // model.num_heads
+    if model.positions == "rotary" and head_width < 2:
+        raise ConfigError(f"config.model.positions: got 'rotary', must have heads of width 2 or more, not {head_width}")
+    needed = max(task.max_length + 1, task.target_length)
+    if model.positions == "learned" and model.max_length < needed:
+        raise ConfigError(
+            f"config.model.max_length: got {model.max_length}, must be at least {needed} for learned positions and "
+            f"config.task.max_length = {task.max_length}"
+        )

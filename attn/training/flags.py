@@ -1,0 +1,85 @@
+"""From the command line to a config: a file that defines `get_config`, and `--config.section.name=value`."""
+
+import pathlib
+import sys
+
+from ml_collections import ConfigDict
+
+from attn.training.config import Config, ConfigError, from_mapping, nearest, parse
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Take the overrides `--config.key=value` (or `--config.key value`) out of a command line.
+
+    Returns:
+      (the rest of the command line, {key: text}).
+
+    Raises:
+      ConfigError: an override without a value.
+    """
+    rest, overrides = [], {}
+    words = iter(argv)
+    for word in words:
+        if not word.startswith(("--config.", "-config.")):
+            rest.append(word)
+            continue
+        key, equals, text = word.lstrip("-").removeprefix("config.").partition("=")
+        if not equals:
+            text = next(words, None)
+            if text is None or text.startswith("--"):
+                raise ConfigError(f"--config.{key} needs a value: --config.{key}=VALUE")
+        overrides[key] = text
+    return rest, overrides
+
+
+def load_config(path: str, overrides: dict[str, str] | None = None) -> Config:
+    """Run a config file and apply overrides.
+
+    Raises:
+      ConfigError: the file is missing or a folder, cannot be read or run, has no `get_config`, or what it returns
+        with the overrides applied is not a valid config.
+    """
+    return override(_run(pathlib.Path(path)).to_dict(), overrides or {})
+
+
+def override(settings: dict, overrides: dict[str, str]) -> Config:
+    """The config of these settings with some of them replaced, by their text.
+
+    Raises:
+      ConfigError: as `load_config`.
+    """
+    for key, text in overrides.items():
+        value = parse(key, text)
+        *sections, name = key.split(".")
+        group = settings
+        for section in sections:
+            group = group.setdefault(section, {})
+        group[name] = value
+    return from_mapping(settings)
+
+
+def _run(path: pathlib.Path) -> ConfigDict:
+    if path.is_dir():
+        raise ConfigError(f"--config={path}: a folder, must be a Python file with get_config()")
+    if not path.exists():
+        others = path.parent.glob("*.py") if path.parent.is_dir() else ()
+        raise ConfigError(f"--config={path}: no such file{nearest(str(path), map(str, others))}")
+    space = {"__name__": path.stem, "__file__": str(path)}
+    sys.path.insert(0, str(path.resolve().parent.parent))  # a config may import a sibling: `from configs import ...`
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), space)
+        if not callable(space.get("get_config")):
+            raise ConfigError(f"--config={path}: has no function get_config()")
+        settings = space["get_config"]()
+    except ConfigError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f"--config={path}: line {error.lineno}: {error.msg}") from None
+    except Exception as error:  # the file is the user's: whatever it raises is reported as theirs
+        words = " ".join(str(error).split())
+        raise ConfigError(f"--config={path}: {type(error).__name__}: {words}") from None
+    finally:
+        sys.path.pop(0)
+    if not isinstance(settings, (ConfigDict, dict)):
+        raise ConfigError(f"--config={path}: get_config() returned {settings!r}, must be a ml_collections.ConfigDict")
+    return ConfigDict(settings)

@@ -1,0 +1,145 @@
+"""The folder of a run: what lies where, written so that a reader never sees half a file.
+
+    config.json      the resolved config
+    metrics.jsonl    one row a dispatch; TensorBoard's event files beside it hold the same
+    checkpoints/     one folder a step
+    summary.json     what came out, once the run is finished
+    attention.png    what the model looks at, once the run is finished
+"""
+
+import json
+import os
+import pathlib
+import time
+
+from attn.training import checkpoints
+from attn.training.config import Config, ConfigError, from_mapping, to_mapping
+
+RUNS = pathlib.Path("runs")  # where runs go unless told otherwise
+
+
+class RunError(RuntimeError):
+    """A folder that is not what it should be; the message is one line for the user."""
+
+
+class Folder:
+    """A run's folder, which may not exist yet.
+
+    Args:
+      path: of the folder.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.picture = self.path / "attention.png"
+
+    def is_run(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / "config.json").is_file()
+
+    def check_new(self):
+        """Check that a new run may be put here.
+
+        Raises:
+          RunError: the path is a file or leads through one, or holds a run already.
+        """
+        for part in (self.path, *self.path.parents):
+            if part.exists() and not part.is_dir():
+                raise RunError(f"--workdir={self.path}: {part} is a file, must be a folder")
+        if self.is_run():
+            raise RunError(f"--workdir={self.path}: holds a run already; go on with --resume or choose another folder")
+
+    def create(self, config: Config):
+        """Make the folder for a new run.
+
+        Raises:
+          RunError: as `check_new`, or it cannot be written.
+        """
+        self.check_new()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write("config.json", to_mapping(config))
+        except OSError as error:
+            raise RunError(f"--workdir={self.path}: cannot be written ({error.strerror})") from None
+
+    def settings(self) -> dict:
+        """What config.json holds.
+
+        Raises:
+          RunError: no run's folder, or the file is damaged.
+        """
+        if not self.path.is_dir():
+            raise RunError(f"{self.path}: {'a file' if self.path.exists() else 'no such folder'}, must be a run's folder")
+        if not self.is_run():
+            raise RunError(f"{self.path}: not a run's folder (it has no config.json)")
+        try:
+            return json.loads((self.path / "config.json").read_text())
+        except (ValueError, OSError) as error:
+            raise RunError(f"{self.path / 'config.json'}: cannot be read ({error})") from None
+
+    def config(self) -> Config:
+        """The run's config.
+
+        Raises:
+          RunError: as `settings`, or a config of some other version.
+        """
+        try:
+            return from_mapping(self.settings())
+        except ConfigError as error:
+            raise RunError(f"{self.path / 'config.json'}: {error}") from None
+
+    def update_config(self, config: Config):
+        """Write the config of a run that resumes with other settings."""
+        self._write("config.json", to_mapping(config))
+
+    def newest_step(self) -> int | None:
+        """The newest complete checkpoint, if there is one."""
+        return max(checkpoints.steps(self.checkpoints), default=None)
+
+    def forget_metrics_after(self, step: int):
+        """Drop rows of steps that a resumed run is about to do again."""
+        if self.metrics.exists():
+            rows = [row for row in self.metrics.read_text().splitlines() if json.loads(row)["step"] <= step]
+            self._replace("metrics.jsonl", "".join(row + "\n" for row in rows))
+
+    def summary(self) -> dict | None:
+        """What came out, if the run is finished."""
+        file = self.path / "summary.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def write_summary(self, summary: dict):
+        """Write summary.json: with it the run is finished."""
+        self._write("summary.json", summary)
+
+    def _write(self, name: str, values: dict):
+        self._replace(name, json.dumps(values, indent=2) + "\n")
+
+    def _replace(self, name: str, text: str):
+        partial = self.path / f".{name}.partial"
+        partial.write_text(text)
+        partial.replace(self.path / name)
+
+
+def new_folder(name: str) -> Folder:
+    """A folder under `RUNS` that does not exist yet, named after the config and the time."""
+    stem = RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    count = 1
+    path = stem
+    while path.exists():
+        count += 1
+        path = stem.with_name(f"{stem.name}-{count}")
+    return Folder(path)
+
+
+def newest_folder() -> Folder:
+    """The run under `RUNS` that was started or resumed last.
+
+    Raises:
+      RunError: there is none.
+    """
+    runs = [Folder(path) for path in RUNS.glob("*") if Folder(path).is_run()]
+    if not runs:
+        raise RunError(f"--resume: no run under {RUNS}/ to go on with; name its folder with --workdir")
+    return max(runs, key=lambda folder: (folder.path / "config.json").stat().st_mtime)

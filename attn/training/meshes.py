@@ -1,0 +1,106 @@
+"""Devices: how many to use, the mesh over them, and starting JAX on several hosts."""
+
+import math
+import os
+import pathlib
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+DATA = "data"  # the mesh axis along which examples are shared out
+
+
+class DistributedError(RuntimeError):
+    """Several hosts were asked for and cannot be had; the message is one line for the user."""
+
+
+def cores() -> int:
+    """CPU cores that this process may use: its affinity, and its container's quota if there is one."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = pathlib.Path("/sys/fs/cgroup/cpu.max")
+    if quota.exists():
+        limit, period = quota.read_text().split()[:2]
+        if limit != "max":
+            available = min(available, max(1, int(limit) // int(period)))
+    return available
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest divisor of `number` that is at most `at_most`."""
+    return max(n for n in range(1, min(number, at_most) + 1) if number % n == 0)
+
+
+def use_cores(batch_size: int):
+    """Let JAX make one CPU device a core, as many as share the batch evenly. Call before JAX's first computation.
+
+    On a CPU two devices with half of the batch each are faster than one device with two threads.
+    """
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", largest_divisor(batch_size, cores()))
+
+
+def start_hosts(mode: str):
+    """Join the other hosts of a pod or a cluster, if there are any. Call before JAX's first computation.
+
+    Args:
+      mode: "off"; "on", which must find a cluster; or "auto", which goes on alone without one. JAX detects TPU
+        pods, Slurm and others; where it cannot, JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say.
+
+    Raises:
+      DistributedError: "on" and nothing to detect, or a cluster that cannot be joined.
+    """
+    if mode == "off":
+        return
+    given = {
+        "coordinator_address": os.environ.get("JAX_COORDINATOR_ADDRESS"),
+        "num_processes": _environment_integer("JAX_NUM_PROCESSES"),
+        "process_id": _environment_integer("JAX_PROCESS_ID"),
+    }
+    try:
+        jax.distributed.initialize(**given)
+    except ValueError as error:  # what JAX raises when it detects nothing
+        if mode == "on" or any(value is not None for value in given.values()):
+            words = " ".join(str(error).split())
+            raise DistributedError(
+                f"--distributed={mode}: no cluster to join ({words}); set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
+                "and JAX_PROCESS_ID, or use --distributed=off"
+            ) from None
+    except RuntimeError as error:
+        raise DistributedError(f"--distributed={mode}: cannot join: {' '.join(str(error).split())}") from None
+
+
+def _environment_integer(name: str) -> int | None:
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    if not text.isdigit():
+        raise DistributedError(f"{name}: got {text!r}, must be a whole number")
+    return int(text)
+
+
+def data_mesh(batch_size: int) -> Mesh:
+    """A mesh of one axis over all devices of all hosts, or, on one host, over as many as share the batch evenly.
+
+    Raises:
+      DistributedError: several hosts whose devices do not divide the batch.
+    """
+    devices = jax.devices()
+    if jax.process_count() == 1:
+        devices = devices[: largest_divisor(batch_size, len(devices))]
+    elif batch_size % len(devices):
+        raise DistributedError(
+            f"config.training.batch_size: got {batch_size}, must be a multiple of the {len(devices)} devices of the "
+            f"{jax.process_count()} hosts (such as {math.ceil(batch_size / len(devices)) * len(devices)})"
+        )
+    return Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,))
+
+
+def replicate(tree, mesh: Mesh):
+    """The same values on every device of the mesh; every host must pass the same."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def share(tree, mesh: Mesh):
+    """Values shared out along their first axis, of which each host passes the whole."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(DATA)))

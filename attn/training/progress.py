@@ -1,0 +1,121 @@
+"""What a run shows while it goes: a bar on a terminal, plain lines elsewhere, and files for afterwards."""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from attn.training.folders import Folder
+
+
+class Clock:
+    """Seconds by phase; "total" counts from the start of the process."""
+
+    def __init__(self):
+        self.started = psutil.Process().create_time()
+        self.seconds = {"import": time.time() - self.started, "compile": 0.0, "train": 0.0, "evaluate": 0.0}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time spent inside towards a phase."""
+        start = time.time()
+        yield
+        self.seconds[name] += time.time() - start
+
+    def so_far(self) -> dict[str, float]:
+        """Rounded seconds of each phase, and the total until now."""
+        total = time.time() - self.started
+        return {name: round(seconds, 3) for name, seconds in (self.seconds | {"total": total}).items()}
+
+
+class Row(NamedTuple):
+    """One row of the metrics; exact match is the newest known."""
+
+    step: int
+    loss: float
+    tokens_per_second: float
+    learning_rate: float
+    exact_match: float | None = None
+    token_accuracy: float | None = None
+
+
+class Display:
+    """Shows rows on the terminal and writes them into the run's folder. Silent on hosts that do not write.
+
+    Args:
+      folder: of the run; None to keep silent.
+      steps: of the whole run.
+      first: the step at which this process starts.
+    """
+
+    def __init__(self, folder: Folder | None, steps: int, first: int):
+        self._folder, self._steps, self._first = folder, steps, first
+        self._exact_match = None
+        self._bar = self._metrics = self._events = None
+
+    def __enter__(self) -> "Display":
+        self._began = time.time()
+        if self._folder is None:
+            return self
+        self._folder.forget_metrics_after(self._first)
+        self._metrics = self._folder.metrics.open("a")
+        self._events = SummaryWriter(str(self._folder.path), purge_step=self._first + 1 if self._first else None)
+        console = Console(stderr=True)
+        if console.is_terminal:
+            columns = [TextColumn("{task.completed:,}/{task.total:,} steps"), BarColumn(None)]
+            columns += [TextColumn("{task.fields[shown]}"), TimeRemainingColumn(elapsed_when_finished=True)]
+            self._bar = Progress(*columns, console=console, expand=True)
+            self._task = self._bar.add_task("train", total=self._steps, completed=self._first, shown="compiling")
+            self._bar.start()
+        else:
+            self.say(f"compiling; then steps {self._first + 1:,} to {self._steps:,}")
+        return self
+
+    def __exit__(self, *_):
+        if self._bar:
+            self._bar.stop()
+        if self._folder:
+            self._metrics.close()
+            self._events.close()
+
+    def begin(self):
+        """Training starts now: time left is reckoned from here."""
+        self._began = time.time()
+
+    def show(self, row: Row):
+        """Show and write one row."""
+        if self._folder is None:
+            return
+        if row.exact_match is not None:
+            self._exact_match = row.exact_match
+        values = {name: value for name, value in row._asdict().items() if value is not None}
+        self._metrics.write(json.dumps(values) + "\n")
+        self._metrics.flush()
+        for name in values.keys() - {"step"}:
+            self._events.add_scalar(name, values[name], row.step)
+        shown = f"loss {row.loss:.4f}  exact match {percent(self._exact_match)}  {row.tokens_per_second:,.0f} tokens/s"
+        if self._bar:
+            self._bar.update(self._task, completed=row.step, shown=shown)
+        else:
+            left = (time.time() - self._began) / (row.step - self._first) * (self._steps - row.step)
+            self.say(f"step {row.step:,}/{self._steps:,}  {shown}  {left:.0f} s left")
+
+    def say(self, line: str):
+        """Print a line, above the bar if there is one."""
+        if self._folder is None:
+            return
+        if self._bar:
+            self._bar.console.print(line, highlight=False)
+        else:
+            print(line, flush=True)
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction as people read it. Rounded down: "100.00 %" means all of them."""
+    return "    -   " if fraction is None else f"{int(fraction * 10_000) / 100:6.2f} %"

@@ -1,0 +1,138 @@
+"""The state of a run and the step that advances it.
+
+A state is (parameters, optimiser state, step). Everything random in a step is folded in from (seed, step, example),
+so a run that resumes, or that shares a batch out over other devices, goes on with the same examples.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from attn.nn.transformer import MODELS
+from attn.tasks.sequences import PAD, Task
+from attn.training.config import Config, Optimizer
+from attn.training.meshes import DATA
+from attn.training.metrics import Mean, cross_entropy
+
+# What the run's key is folded with, so that no two uses share random numbers.
+_PARAMETERS, _BATCHES = 0, 1
+
+
+class State(NamedTuple):
+    """All that a run carries from step to step."""
+
+    params: nnx.State
+    optimizer: optax.OptState
+    step: Int[Array, ""]
+
+
+class Report(NamedTuple):
+    """What some steps have shown: the loss in nats a token, and how many source and target tokens were read."""
+
+    loss: Mean
+    tokens: Float[Array, ""]
+
+
+def build_model(config: Config, rngs: nnx.Rngs) -> nnx.Module:
+    """The model that a config describes, with initial parameters."""
+    settings = {key: value for key, value in vars(config.model).items() if key != "name"}
+    return MODELS[config.model.name](config.task.vocabulary, **settings, rngs=rngs)
+
+
+def model_structure(config: Config) -> tuple[nnx.GraphDef, nnx.State]:
+    """The model without numbers: its structure, and the shapes of its parameters."""
+    return nnx.split(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))), nnx.Param)
+
+
+def initial_state(config: Config) -> State:
+    """The state before the first step, a pure function of the seed; to be jitted."""
+    key = jax.random.fold_in(jax.random.key(config.training.seed), _PARAMETERS)
+    params = nnx.state(build_model(config, nnx.Rngs(params=key)), nnx.Param)
+    return State(params, optimizer(config).init(ravel_pytree(params)[0]), jnp.zeros((), jnp.int32))
+
+
+def learning_rate(settings: Optimizer, steps: int) -> optax.Schedule:
+    """Linear warm-up over a fraction of the steps, then cosine decay to zero, or none."""
+    warmup = round(settings.warmup_fraction * steps)
+    after = {
+        "cosine": optax.cosine_decay_schedule(settings.learning_rate, max(1, steps - warmup)),
+        "none": optax.constant_schedule(settings.learning_rate),
+    }[settings.decay]
+    return optax.join_schedules([optax.linear_schedule(0.0, settings.learning_rate, max(1, warmup)), after], [warmup])
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+    """AdamW after clipping by the global norm, on all parameters as one flat vector: fewer, larger operations.
+
+    Source: Loshchilov and Hutter 2019.
+    """
+    settings = config.optimizer
+    return optax.chain(
+        optax.clip_by_global_norm(settings.clip_norm),
+        optax.adamw(
+            learning_rate(settings, config.training.steps),
+            b1=settings.beta1,
+            b2=settings.beta2,
+            weight_decay=settings.weight_decay,
+        ),
+    )
+
+
+def example_loss(task: Task, graphdef: nnx.GraphDef, params: nnx.State, key: Array) -> Report:
+    """Draw one example and predict each token of its target from those before it."""
+    sample_key, dropout_key = jax.random.split(key)
+    example = task.sample(sample_key)
+    model = nnx.merge(graphdef, params)
+    logits = model(example.source, task.decoder_input(example.target), key=dropout_key)
+    loss = cross_entropy(logits, example.target, PAD)
+    return Report(loss, jnp.sum(example.source != PAD) + loss.count)
+
+
+def build_dispatch(config: Config, mesh: Mesh) -> Callable[[State, Int[Array, ""]], tuple[State, Report]]:
+    """Make `(state, until) -> (state, report)`: up to `steps_per_dispatch` steps, none beyond step `until`.
+
+    Each device draws its own examples of the batch and differentiates their loss; the gradients are added up in one
+    message. Parameters are donated.
+    """
+    graphdef, _ = model_structure(config)
+    optimise = optimizer(config)
+    run_key = jax.random.fold_in(jax.random.key(config.training.seed), _BATCHES)
+    each = config.training.batch_size // mesh.size
+
+    def local_loss(params, step):
+        numbers = jax.lax.axis_index(DATA) * each + jnp.arange(each)
+        keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(run_key, step), n))(numbers)
+        reports = jax.vmap(lambda key: example_loss(config.task, graphdef, params, key))(keys)
+        report = jax.tree.map(jnp.sum, reports)
+        return report.loss.sum, report
+
+    def advance(state: State) -> tuple[State, Report]:
+        # Marked as differing by device, the parameters' gradients stay local until the one sum below.
+        params = jax.tree.map(lambda x: jax.lax.pcast(x, DATA, to="varying"), state.params)
+        gradients, report = jax.grad(local_loss, has_aux=True)(params, state.step)
+        gradients, report = jax.lax.psum((ravel_pytree(gradients)[0], report), DATA)
+        flat, unravel = ravel_pytree(state.params)
+        updates, optimizer_state = optimise.update(gradients / report.loss.count, state.optimizer, flat)
+        return State(unravel(optax.apply_updates(flat, updates)), optimizer_state, state.step + 1), report
+
+    def dispatch(state: State, until: Int[Array, ""]) -> tuple[State, Report]:
+        nothing = Report(Mean(jnp.zeros(()), jnp.zeros(())), jnp.zeros(()))
+
+        def step(state, _):
+            return jax.lax.cond(state.step < until, advance, lambda state: (state, nothing), state)
+
+        state, reports = jax.lax.scan(step, state, length=config.training.steps_per_dispatch)
+        return state, jax.tree.map(jnp.sum, reports)
+
+    everywhere = PartitionSpec()
+    return jax.jit(
+        jax.shard_map(dispatch, mesh=mesh, in_specs=(everywhere, everywhere), out_specs=(everywhere, everywhere)),
+        donate_argnums=0,
+    )

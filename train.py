@@ -1,0 +1,52 @@
+"""Train a model: `python train.py --config=configs/reverse.py --config.model.num_heads=8 --workdir=runs/x`.
+
+Every setting of the config can be replaced by `--config.SECTION.NAME=VALUE`; `--print_config` shows them all.
+"""
+
+import json
+import sys
+
+from absl import flags
+
+from attn import experiment
+from attn.training.config import ConfigError, nearest, to_mapping
+from attn.training.flags import split_overrides
+
+_CONFIG = flags.DEFINE_string(
+    "config", None, f"Config file with get_config(); {experiment.DEFAULT_CONFIG} unless given."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a new one under runs/ unless given.")
+_RESUME = flags.DEFINE_bool(
+    "resume", False, "Go on from the newest checkpoint of --workdir, or of the newest run under runs/."
+)
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", "auto", ["auto", "on", "off"], "Train on all hosts of a pod or cluster: if there are any, surely, no."
+)
+_PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resulting config and leave.")
+
+
+def main(argv: list[str]) -> int:
+    """Parse the command line and run the experiment; returns the exit status."""
+    if {"-h", "--help", "--helpshort", "--helpfull"} & set(argv):
+        print(__doc__)
+        print(flags.FLAGS.module_help(sys.modules[__name__]))
+        return 0
+    try:
+        words, overrides = split_overrides(argv)
+        stray = flags.FLAGS(words)[1:]
+        if stray:
+            raise ConfigError(f"stray argument {stray[0]!r}; settings are given as --config.SECTION.NAME=VALUE")
+        request = experiment.Request(_CONFIG.value, overrides, _WORKDIR.value, _RESUME.value, _DISTRIBUTED.value)
+        if _PRINT_CONFIG.value:
+            print(json.dumps(to_mapping(experiment.prepare(request)[1]), indent=2))
+            return 0
+    except flags.UnrecognizedFlagError as error:
+        known = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])]
+        return experiment.fail(f"unknown flag --{error.flagname}{nearest(error.flagname, known)}", 2)
+    except (ConfigError, experiment.RunError, flags.Error) as error:
+        return experiment.fail(" ".join(str(error).split()), 2)
+    return experiment.run(request)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
