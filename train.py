@@ -20,7 +20,10 @@ _RESUME = flags.DEFINE_bool(
     "resume", False, "Go on from the newest checkpoint of --workdir, or of the newest run under runs/."
 )
 _DISTRIBUTED = flags.DEFINE_enum(
-    "distributed", "auto", ["auto", "on", "off"], "Train on all hosts of a pod or cluster: if there are any, surely, no."
+    "distributed",
+    "auto",
+    ["auto", "on", "off"],
+    "Train on all hosts of a pod or cluster: if there are any, surely, no.",
 )
 _PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resulting config and leave.")
 

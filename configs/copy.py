@@ -1,6 +1,6 @@
 """Copy strings of 1 to 32 symbols: "3 1 4 1 5" -> "3 1 4 1 5". All but the task is as in reverse.py.
 
-    python train.py --config=configs/copy.py
+python train.py --config=configs/copy.py
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """Reverse strings of 1 to 32 symbols: "3 1 4 1 5" -> "5 1 4 1 3".
 
-    python train.py --config=configs/reverse.py
+python train.py --config=configs/reverse.py
 """
 
 from ml_collections import ConfigDict

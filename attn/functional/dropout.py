@@ -4,9 +4,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
-import numpy as np
 from attn.functional.hashing import mix
 from attn.functional.mods import register
 

@@ -1,6 +1,5 @@
 """A counter-based hash of 32-bit integers, for bits that depend on positions alone."""
 
-
 import numpy as np
 
 

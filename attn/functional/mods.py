@@ -193,9 +193,7 @@ class PerHead(Mod):
     mod: object
 
     def __call__(self, *positions):
-        raise ValueError(
-            f"{self} holds one value for each head: give it to multi_head_attention, which takes it apart"
-        )
+        raise ValueError(f"{self} holds one value for each head: give it to multi_head_attention, which takes it apart")
 
     def __str__(self) -> str:
         return f"per_head({describe(self.mod)})"

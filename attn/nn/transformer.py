@@ -180,9 +180,7 @@ class Transformer(nnx.Module):
         if norm == "pre":
             self.encoder_norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
             self.decoder_norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.output = (
-            None if tied_embeddings else nnx.Linear(width, vocabulary, use_bias=False, dtype=dtype, rngs=rngs)
-        )
+        self.output = None if tied_embeddings else nnx.Linear(width, vocabulary, use_bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,

@@ -32,7 +32,9 @@ def save(folder: pathlib.Path, state: State):
     step = int(state.step)
     if step not in steps(folder):
         with _checkpointer() as checkpointer:
-            checkpointer.save(folder.resolve() / f"{step:08d}", args=ocp.args.StandardSave(_flat(jax.device_get(state))))
+            checkpointer.save(
+                folder.resolve() / f"{step:08d}", args=ocp.args.StandardSave(_flat(jax.device_get(state)))
+            )
     for old in steps(folder)[:-_KEEP]:
         retired = (folder / f"{old:08d}").rename(folder / f"{old:08d}.retired")  # half-removed, it must not look whole
         shutil.rmtree(retired)

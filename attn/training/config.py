@@ -185,7 +185,7 @@ def parse(key: str, text: str):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """" (did you mean ...?)" with the known name most like `name`, or nothing if none is."""
+    """ " (did you mean ...?)" with the known name most like `name`, or nothing if none is."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -204,9 +204,7 @@ def _build(cls, values, path: str):
 def _hint(cls, name: str, path: str):
     hints = typing.get_type_hints(cls)
     if name not in hints:
-        raise ConfigError(
-            f"{path}.{name}: unknown setting{nearest(name, hints)}; {path} has {', '.join(hints)}"
-        )
+        raise ConfigError(f"{path}.{name}: unknown setting{nearest(name, hints)}; {path} has {', '.join(hints)}")
     return hints[name]
 
 

@@ -1,10 +1,10 @@
 """The folder of a run: what lies where, written so that a reader never sees half a file.
 
-    config.json      the resolved config
-    metrics.jsonl    one row a dispatch; TensorBoard's event files beside it hold the same
-    checkpoints/     one folder a step
-    summary.json     what came out, once the run is finished
-    attention.png    what the model looks at, once the run is finished
+config.json      the resolved config
+metrics.jsonl    one row a dispatch; TensorBoard's event files beside it hold the same
+checkpoints/     one folder a step
+summary.json     what came out, once the run is finished
+attention.png    what the model looks at, once the run is finished
 """
 
 import json
@@ -71,7 +71,9 @@ class Folder:
           RunError: no run's folder, or the file is damaged.
         """
         if not self.path.is_dir():
-            raise RunError(f"{self.path}: {'a file' if self.path.exists() else 'no such folder'}, must be a run's folder")
+            raise RunError(
+                f"{self.path}: {'a file' if self.path.exists() else 'no such folder'}, must be a run's folder"
+            )
         if not self.is_run():
             raise RunError(f"{self.path}: not a run's folder (it has no config.json)")
         try:

@@ -1,0 +1,38 @@
+# `make train`, `make test`: with nothing but Python >= 3.11, git and make.
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+BIN := .venv/bin
+# What to train and how: `make train ARGS="--config=configs/copy.py --config.training.seed=1"`.
+ARGS ?=
+
+.PHONY: train test lint lock notebooks clean
+
+train: .venv/installed
+	$(BIN)/python train.py $(ARGS)
+
+test: .venv/installed lint
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+# A hash of every package is pinned, so what is installed is what was tested; the project itself is installed last.
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "attn needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+# One universal file for Python 3.11 and newer, without the address of an index; needs `uv`.
+lock:
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	  --custom-compile-command "make lock" --extra dev --output-file requirements.txt pyproject.toml
+
+# Notebooks are kept as scripts; this writes the .ipynb beside each.
+notebooks: .venv/installed
+	$(BIN)/jupytext --to ipynb notebooks/*.py
+
+clean:
+	rm -rf .venv
