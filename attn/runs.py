@@ -158,9 +158,8 @@ def load(run: str | os.PathLike) -> Run:
     folder = Folder(run)
     config, step = folder.config(), folder.newest_step()
     if step is None:
-        raise RunError(
-            f"{folder.path}: has no checkpoint yet (the first comes with step {config.training.checkpoint_every:,})"
-        )
+        first = min(config.training.checkpoint_every, config.training.steps)
+        raise RunError(f"{folder.path}: has no checkpoint yet (the first comes at step {first:,})")
     graphdef, _ = model_structure(config)
     try:
         state = checkpoints.restore(folder.checkpoints, step, jax.eval_shape(lambda: initial_state(config)))

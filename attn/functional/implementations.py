@@ -70,8 +70,5 @@ def choose(name: str, needs: frozenset[str]) -> Implementation:
         raise ValueError(f"unknown implementation {name!r}; known: {known}")
     if name not in able:
         lacking = ", ".join(IMPLEMENTATIONS[name].lacks(needs, backend))
-        raise Unsupported(
-            f"implementation {name!r} does not support {lacking} (this call needs {', '.join(sorted(needs)) or 'no extras'}); "
-            f"these do: {', '.join(able)}"
-        )
+        raise Unsupported(f"implementation {name!r} does not support {lacking}; these do: {', '.join(able)}")
     return able[name]

@@ -42,7 +42,7 @@ class Model:
 class Optimizer:
     """AdamW with clipping, a linear warm-up and a decay to zero."""
 
-    learning_rate: float = 6e-3
+    learning_rate: float = 3e-3
     warmup_fraction: float = 0.1
     decay: str = "cosine"
     beta1: float = 0.9
@@ -56,10 +56,10 @@ class Training:
     """How long and on how much; the seed decides parameters, batches and dropout."""
 
     seed: int = 0
-    steps: int = 1500
-    batch_size: int = 64
+    steps: int = 3_000
+    batch_size: int = 32
     steps_per_dispatch: int = 100
-    evaluate_every: int = 300
+    evaluate_every: int = 500
     checkpoint_every: int = 1000
 
 
@@ -77,11 +77,11 @@ class Evaluation:
 class Config:
     """Everything that decides a run."""
 
-    task: Task = Task()
-    model: Model = Model()
-    optimizer: Optimizer = Optimizer()
-    training: Training = Training()
-    evaluation: Evaluation = Evaluation()
+    task: Task = dataclasses.field(default_factory=Task)
+    model: Model = dataclasses.field(default_factory=Model)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    training: Training = dataclasses.field(default_factory=Training)
+    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Scores(NamedTuple):
     def by_length(self) -> Iterator[tuple[int, "Scores"]]:
         """(length, scores) for each length that has strings."""
         for length in np.flatnonzero(self.exact_match.count):
-            yield int(length), jax.tree.map(lambda x: float(x[length]), self)
+            yield int(length), jax.tree.map(lambda x, at=length: float(x[at]), self)
 
 
 class Strings(NamedTuple):
