@@ -143,7 +143,8 @@ def compile_programs(config: Config, mesh: Mesh) -> Programs:
             .compile()
         )
 
-    with ThreadPoolExecutor() as pool:
+    # Several hosts must compile in one order; one host may do it all at once.
+    with ThreadPoolExecutor(1 if jax.process_count() > 1 else 3) as pool:
         programs = [pool.submit(make) for make in (dispatch, start, judge)]
         dispatch, state, judge = (program.result() for program in programs)
     return Programs(state, dispatch, judge, batch_size)
