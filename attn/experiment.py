@@ -180,4 +180,7 @@ def _command() -> str:
     if shutil.which("attn"):
         return "attn"
     script = pathlib.Path(sys.executable).parent / "attn"
-    return os.path.relpath(script) if script.exists() else f"{sys.executable} -m attn.cli"
+    if not script.exists():
+        return f"{sys.executable} -m attn.cli"
+    near = os.path.relpath(script)
+    return str(script) if near.startswith("..") else near

@@ -1,6 +1,7 @@
 """Shapes and dtypes of every annotated function are enforced while the tests run."""
 
 import os
+import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -20,3 +21,39 @@ def untyped():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+TINY = {
+    "task.symbols": "6",
+    "task.max_length": "6",
+    "model.width": "32",
+    "model.feed_forward_width": "64",
+    "training.steps": "400",
+    "training.checkpoint_every": "200",
+    "evaluation.examples": "1000",
+    "evaluation.examples_on_the_way": "100",
+    "evaluation.batch_size": "100",
+}
+
+
+@pytest.fixture(scope="session")
+def repository() -> pathlib.Path:
+    """The checkout."""
+    return pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny() -> dict[str, str]:
+    """Overrides that make any config small enough to train in a second."""
+    return dict(TINY)
+
+
+@pytest.fixture(scope="session")
+def copy_run(repository, tmp_path_factory) -> pathlib.Path:
+    """The folder of a finished run: a tiny model that has learnt to copy."""
+    from attn import experiment
+
+    folder = tmp_path_factory.mktemp("runs") / "copy"
+    request = experiment.Request(str(repository / "configs/copy.py"), TINY, str(folder), False, "off")
+    assert experiment.run(request) == 0
+    return folder

@@ -1,5 +1,7 @@
 """The strings a model is judged on: held out by their hash, distinct, of every length."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Int
 
@@ -9,7 +11,7 @@ _ENUMERABLE = 1 << 19  # strings of a length: up to here all are listed, beyond 
 
 
 def held_out_strings(
-    task: Task, lengths: list[int], total: int, seed: int
+    task: Task, lengths: Sequence[int], total: int, seed: int
 ) -> tuple[Int[np.ndarray, "B n"], Int[np.ndarray, "B"]]:
     """Distinct held-out strings, shared out evenly over the lengths.
 
@@ -34,7 +36,7 @@ def held_out_strings(
 
 
 def strings_of_each_length(
-    task: Task, lengths: list[int], each: int, seed: int
+    task: Task, lengths: Sequence[int], each: int, seed: int
 ) -> tuple[Int[np.ndarray, "B n"], Int[np.ndarray, "B"]]:
     """Up to `each` distinct held-out strings of each length, as `held_out_strings` returns them."""
     per_length = [held_out_strings(task, [length], each, seed) for length in sorted(set(lengths))]

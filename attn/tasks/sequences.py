@@ -130,7 +130,9 @@ class Task:
         return jnp.concatenate([jnp.full((1,), self.begin, target.dtype), target[:-1]])
 
 
-def is_held_out(symbols: Int[Array, "*B n"], num_symbols: int) -> Bool[Array, "*B"]:
+def is_held_out(
+    symbols: Int[Array | np.ndarray, "*B n"], num_symbols: int
+) -> Bool[Array | np.ndarray | np.bool_, "*B"]:
     """Whether a string is kept for evaluation, by a hash of the string.
 
     All symbols but the first are hashed together with their places; then one residue of the first symbol, modulo

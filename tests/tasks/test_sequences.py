@@ -1,0 +1,112 @@
+"""Tasks: right answers, honest hold-out, pure functions of a key."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attn.tasks.evaluation import held_out_strings, strings_of_each_length
+from attn.tasks.sequences import KINDS, Task, is_held_out
+
+# What is right, in plain Python.
+RIGHT = {"copy": lambda s: s, "reverse": lambda s: s[::-1], "duplicate": lambda s: s + s}
+
+
+def draw(task: Task, number: int, *, held_out=False, seed=0):
+    keys = jax.random.split(jax.random.key(seed), number)
+    return jax.jit(jax.vmap(lambda key: task.sample(key, held_out=held_out)))(keys)
+
+
+def test_every_kind_of_task_has_its_truth_here():
+    assert set(RIGHT) == set(KINDS)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_examples_are_right_ended_and_padded(name):
+    task = Task(name, symbols=5, min_length=2, max_length=7)
+    batch = draw(task, 200)
+    for source, target, length in zip(*map(np.asarray, batch)):
+        symbols = source[:length].tolist()
+        assert set(symbols) <= set(range(1, 6))
+        assert source.tolist() == symbols + [task.end] + [0] * (7 - length)
+        right = [*RIGHT[name](symbols), task.end]
+        assert target.tolist() == right + [0] * (task.target_length - len(right))
+        assert task.decoder_input(jnp.asarray(target)).tolist() == [task.begin, *target[:-1]]
+    assert set(np.asarray(batch.length)) == set(range(2, 8))
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_samples_are_of_the_wanted_part(held_out):
+    task = Task(symbols=3, max_length=5)
+    batch = draw(task, 2_000, held_out=held_out)
+    symbols = np.where(np.asarray(batch.source) <= 3, batch.source, 0)
+    assert (is_held_out(symbols, 3) == held_out).all()
+    assert set(np.asarray(batch.length)) == set(range(1, 6))
+
+
+def test_no_string_of_the_evaluation_is_ever_sampled_for_training():
+    task = Task(symbols=2, max_length=6)
+    trained = {tuple(s[:n]) for s, _, n in zip(*map(np.asarray, draw(task, 4_000)))}
+    strings, lengths = held_out_strings(task, range(1, 7), 1_000, seed=0)
+    judged = {tuple(s[:n]) for s, n in zip(strings, lengths)}
+    assert trained.isdisjoint(judged)
+    everything = {s for n in range(1, 7) for s in itertools.product((1, 2), repeat=n)}
+    assert trained | judged == everything  # and nothing is lost between the two
+
+
+@pytest.mark.parametrize("symbols", [2, 3, 7, 16, 30])
+def test_both_parts_occur_at_every_length(symbols):
+    for length in range(1, 5 if symbols < 16 else 4):
+        strings = np.array(list(itertools.product(range(1, symbols + 1), repeat=length)))
+        share = is_held_out(strings, symbols).mean()
+        # One residue of the first symbol modulo min(V, 10), whatever follows.
+        assert 0 < share < 1
+        assert abs(share - 1 / min(symbols, 10)) < 0.05
+
+
+def test_the_hash_depends_on_every_symbol_and_not_on_padding_or_library():
+    rng = np.random.default_rng(0)
+    strings = rng.integers(1, 17, (3_000, 9))
+    held = is_held_out(strings, 16)
+    np.testing.assert_array_equal(held, is_held_out(jnp.asarray(strings), 16))
+    np.testing.assert_array_equal(held, is_held_out(np.pad(strings, ((0, 0), (0, 11))), 16))
+    for place in range(9):
+        changed = strings.copy()
+        changed[:, place] = changed[:, place] % 16 + 1
+        assert 0.1 < (is_held_out(changed, 16) != held).mean() < 0.3  # 0.18 if independent
+    same_symbols = strings[:, ::-1]
+    assert (is_held_out(same_symbols, 16) != held).any()
+
+
+def test_sampling_is_a_pure_function_of_the_key():
+    task = Task()
+    for one, same, other in zip(draw(task, 8, seed=1), draw(task, 8, seed=1), draw(task, 8, seed=2)):
+        np.testing.assert_array_equal(one, same)
+        assert (one != other).any()
+
+
+def test_evaluated_strings_are_distinct_and_of_every_length():
+    strings, lengths = held_out_strings(Task(), range(1, 33), 10_000, seed=0)
+    assert len(strings) == len(np.unique(strings, axis=0)) == 10_000
+    assert is_held_out(strings, 16).all()
+    assert ((strings > 0).sum(1) == lengths).all()
+    counts = np.bincount(lengths)[1:]
+    assert (counts > 0).all()
+    # Lengths 1 and 2 give all they have, the rest share evenly.
+    for length in (1, 2):
+        every = np.array(list(itertools.product(range(1, 17), repeat=length)))
+        assert counts[length - 1] == is_held_out(every, 16).sum()
+    assert counts[2:].max() - counts[2:].min() <= 1
+
+
+def test_fewer_strings_than_asked_for_are_all_of_them():
+    strings, lengths = held_out_strings(Task(symbols=2), [1, 2, 3], 1_000, seed=0)
+    assert len(strings) == 1 + 2 + 4
+    assert np.bincount(lengths).tolist() == [0, 1, 2, 4]
+
+
+def test_strings_of_each_length_come_in_equal_numbers():
+    _, lengths = strings_of_each_length(Task(), [4, 50, 7], 20, seed=3)
+    assert {n: int((lengths == n).sum()) for n in (4, 7, 50)} == {4: 20, 7: 20, 50: 20}
