@@ -33,12 +33,12 @@ def load(run):
       run: the run's folder, a path.
 
     Returns:
-      `attn.training.runs.Run`: its config, model and parameters, and the functions of the command line.
+      `attn.runs.Run`: its config, model and parameters, and the functions of the command line.
 
     Raises:
-      attn.training.runs.RunError: not a run's folder, or no checkpoint in it.
+      attn.training.folders.RunError: not a run's folder, or no checkpoint in it.
     """
-    from attn.training.runs import load  # here, since `import attn` must not import Flax
+    from attn.runs import load  # here, since `import attn` must not import Flax
 
     return load(run)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Int
 
 from attn.inspection import pictures
 from attn.inspection.capture import Maps, capture
@@ -115,7 +116,7 @@ class Run:
         model = self.config.model
         return (model.max_length - 1) // self.config.task.kind.times if model.positions == "learned" else None
 
-    def parse(self, text: str, number: int = 1) -> np.ndarray:
+    def parse(self, text: str, number: int = 1) -> Int[np.ndarray, "n"]:
         """The symbols of input number `number`.
 
         Raises:

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int
 
 from attn.nn.transformer import Weights
-from attn.tasks.sequences import PAD, Task
+from attn.tasks.sequences import PAD, Symbols, Task
 from attn.tasks.vocabulary import names
 from attn.training.decoding import greedy
 
@@ -30,7 +29,7 @@ class Maps(NamedTuple):
     written: list[str]
 
 
-def capture(model: nnx.Module, task: Task, symbols: Int[Array, "n"]) -> Maps:
+def capture(model: nnx.Module, task: Task, symbols: Symbols) -> Maps:
     """Answer freely, then look at the attention weights of that answer.
 
     Args:

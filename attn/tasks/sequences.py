@@ -18,6 +18,8 @@ from jaxtyping import Array, Bool, Int
 from attn.functional.hashing import mix
 
 PAD = 0
+Symbols = Int[Array | np.ndarray, "n"]
+Length = Int[Array, ""] | int | np.integer
 
 
 class Example(NamedTuple):
@@ -105,7 +107,7 @@ class Task:
         _, symbols = jax.lax.while_loop(unwanted, redraw, (key, draw(key)))
         return self.example(symbols, length)
 
-    def example(self, symbols: Int[Array, "n"], length: Int[Array, ""]) -> Example:
+    def example(self, symbols: Symbols, length: Length) -> Example:
         """The example that asks for the answer to `symbols`, of which the first `length` count."""
         return Example(
             source=self.source(symbols, length, self.max_length + 1),
@@ -113,11 +115,11 @@ class Task:
             length=length,
         )
 
-    def source(self, symbols: Int[Array, "n"], length: Int[Array, ""], size: int) -> Int[Array, "size"]:
+    def source(self, symbols: Symbols, length: Length, size: int) -> Int[Array, "size"]:
         """Symbols, end token, padding: `[size]` tokens."""
         return self._ended(jnp.arange(size), symbols, length, lambda j, n: j, length)
 
-    def answer(self, symbols: Int[Array, "n"], length: Int[Array, ""], size: int) -> Int[Array, "size"]:
+    def answer(self, symbols: Symbols, length: Length, size: int) -> Int[Array, "size"]:
         """The right answer, end token, padding: `[size]` tokens."""
         return self._ended(jnp.arange(size), symbols, length, self.kind.index, self.kind.times * length)
 

@@ -1,9 +1,9 @@
 """From text to symbols and back: symbols are whole numbers 1..V separated by spaces."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 from attn.tasks.sequences import PAD, Task
 
@@ -29,13 +29,13 @@ def parse(task: Task, text: str) -> Int[np.ndarray, "n"]:
     return np.array([int(word) for word in words], np.int32)
 
 
-def names(task: Task, tokens: Iterable[int]) -> list[str]:
+def names(task: Task, tokens: Int[Array | np.ndarray, "T"] | Sequence[int]) -> list[str]:
     """What each token is called: symbols by their number, the others by their purpose."""
     special = {PAD: "pad", task.begin: "begin", task.end: "end"}
     return [special.get(int(token), str(int(token))) for token in tokens]
 
 
-def answer_text(task: Task, tokens: Iterable[int]) -> str:
+def answer_text(task: Task, tokens: Int[Array | np.ndarray, "T"] | Sequence[int]) -> str:
     """An answer as text: what stands before its end token."""
     words = names(task, tokens)
     return " ".join(words[: words.index("end")] if "end" in words else words)

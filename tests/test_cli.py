@@ -1,0 +1,126 @@
+"""Asking a run: answers, tables, pictures, and one line for what cannot be asked."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+import attn
+from attn import cli, experiment
+from attn.tasks.vocabulary import InputError
+
+
+def test_predict_prints_one_answer_an_input_in_order(copy_run, capsys):
+    assert cli.main(["predict", str(copy_run), "3 1 4 1 5", "6", " 2  2 "]) == 0
+    assert capsys.readouterr().out == "3 1 4 1 5\n6\n2 2\n"
+
+
+def test_predict_reads_standard_input(copy_run, capsys, monkeypatch):
+    lines = [" ".join(str(1 + (k * j) % 6) for j in range(1 + k % 6)) for k in range(300)]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(lines).encode())))
+    assert cli.main(["predict", str(copy_run)]) == 0
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["predict", "RUN", "3 9"], ["input 1", "'9'", "1..6"]),
+        (["predict", "RUN", "3", "4 x"], ["input 2", "'x'"]),
+        (["predict", "RUN", ""], ["input 1", "empty"]),
+        (["predict", "RUN"], ["no input"]),
+        (["predict", "/nonexistent/run", "3"], ["/nonexistent/run", "no such folder"]),
+        (["predict", "EMPTY", "3"], ["not a run's folder"]),
+        (["predict", "DAMAGED", "3"], ["config.json"]),
+        (["predict", "UNFINISHED", "3"], ["no checkpoint yet"]),
+        (["evaluate", "RUN", "--lengths", "0:4"], ["--lengths", "0:4"]),
+        (["evaluate", "RUN", "--lengths", "5:4"], ["--lengths", "5:4"]),
+        (["evaluate", "RUN", "--lengths", "a"], ["--lengths", "a"]),
+        (["evaluate", "RUN", "--examples", "0"], ["--examples", "0"]),
+        (["evaluate", "RUN", "--output", "/nonexistent/x"], ["/nonexistent"]),
+        (["inspect", "RUN"], ["INPUT"]),
+        (["inspect", "RUN", "7"], ["'7'"]),
+        (["inspect", "RUN", "3", "--output", "x.docx"], ["x.docx", ".png"]),
+        (["inspekt", "RUN"], ["inspekt", "inspect"]),
+        ([], ["COMMAND"]),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line_and_status_2(copy_run, tmp_path, capsys, monkeypatch, words, said):
+    for name in ("EMPTY", "DAMAGED", "UNFINISHED"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "DAMAGED/config.json").write_text('{"task": ')
+    (tmp_path / "UNFINISHED/config.json").write_text((copy_run / "config.json").read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    try:
+        status = cli.main([str(copy_run) if word == "RUN" else word for word in words])
+    except SystemExit as left:  # argparse's way
+        status = left.code
+    captured = capsys.readouterr()
+    assert (status, captured.out, captured.err.count("\n")) == (2, "", 1)
+    for word in said:
+        assert word in captured.err
+
+
+def test_evaluate_prints_a_table_and_writes_json_and_a_plot(copy_run, tmp_path, capsys):
+    assert cli.main(["evaluate", str(copy_run), "--lengths", "1,5:8", "--output", str(tmp_path / "e")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    values = json.loads((tmp_path / "e.json").read_text())
+    rows = values["by_length"]
+    assert [row["length"] for row in rows] == [1, 5, 6, 7, 8]
+    assert [row["strings"] for row in rows] == [1, 100, 100, 100, 100]
+    assert [row["exact_match"] for row in rows[:3]] == [1.0, 1.0, 1.0]
+    assert rows[-1]["exact_match"] < 0.5  # beyond its training length
+    assert values["overall"]["strings"] == 401
+    assert values["overall"]["exact_match"] == sum(row["exact_match"] * row["strings"] for row in rows) / 401
+    table = [line.split() for line in lines[1:7]]
+    assert [row[0] for row in table] == ["1", "5", "6", "7", "8", "all"]
+    assert [float(row[2]) for row in table[:5]] == [round(row["exact_match"], 4) for row in rows]
+    assert imread(tmp_path / "e.png").shape[2] in (3, 4)
+
+
+def test_inspect_draws_every_layer_and_head(copy_run, tmp_path, capsys):
+    path = tmp_path / "map.png"
+    assert cli.main(["inspect", str(copy_run), "3 1 4 1 5", "--output", str(path)]) == 0
+    assert str(path) in capsys.readouterr().out
+    picture = imread(path)
+    assert min(picture.shape[:2]) > 400
+    assert picture[..., :3].std() > 0.05
+
+
+def test_cross_attention_of_a_copy_is_the_diagonal(copy_run):
+    maps = attn.load(copy_run).look("3 1 4 1 5")
+    assert maps.source == ["3", "1", "4", "1", "5", "end"]
+    assert maps.written == maps.source
+    assert maps.read == ["begin", "3", "1", "4", "1", "5"]
+    assert max(np.diagonal(head)[:5].mean() for head in maps.weights.cross[0]) > 0.5
+
+
+def test_cross_attention_of_a_reversal_is_the_anti_diagonal(repository, tiny, tmp_path):
+    folder = tmp_path / "reverse"
+    request = experiment.Request(
+        str(repository / "configs/reverse.py"), tiny | {"training.steps": "800"}, str(folder), False, "off"
+    )
+    assert experiment.run(request) == 0
+    run = attn.load(folder)
+    assert run.predict(["3 1 4 1 5 2", "6 1"]) == ["2 5 1 4 1 3", "1 6"]
+    cross = run.look("3 1 4 1 5 2").weights.cross[0]  # [N T S]
+    anti = [np.mean([head[t, 5 - t] for t in range(6)]) for head in cross]
+    straight = [np.mean([head[t, t] for t in range(6)]) for head in cross]
+    assert max(anti) > 0.5 > 2 * straight[int(np.argmax(anti))]
+
+
+def test_learned_positions_bound_the_input(repository, tiny, tmp_path):
+    learned = {"model.positions": "learned", "model.max_length": "9", "training.steps": "20"}
+    folder = tmp_path / "learned"
+    request = experiment.Request(str(repository / "configs/copy.py"), tiny | learned, str(folder), False, "off")
+    assert experiment.run(request) == 0
+    run = attn.load(folder)
+    assert len(run.predict(["1 2 3 4 5 6 1 2"])) == 1
+    with pytest.raises(InputError, match=r"input 2: 9 symbols.*at most 8"):
+        run.predict(["1", "1 2 3 4 5 6 1 2 3"])
+    with pytest.raises(InputError, match="at most 8"):
+        run.evaluate([3, 9])

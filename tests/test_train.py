@@ -1,0 +1,130 @@
+"""The command line of training: every malformed call is one line, exit status 2, and nothing written."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from attn import experiment
+
+
+@pytest.fixture(scope="module")
+def train(repository):
+    """The script as a module; absl's flags can be defined once in a process."""
+    spec = importlib.util.spec_from_file_location("train", repository / "train.py")
+    sys.modules["train"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def call(train, repository, tmp_path, monkeypatch, capsys):
+    """Call the script with flags; returns (status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(repository / "configs")
+
+    def main(*words):
+        for name in ("config", "workdir", "resume", "distributed", "print_config"):
+            flags.FLAGS[name].unparse()
+        status = train.main(["train.py", *words])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return main
+
+
+FILES = {
+    "broken.py": "def get_config(:\n",
+    "empty.py": "",
+    "number.py": "def get_config():\n    return 3\n",
+    "raises.py": "def get_config():\n    return {}['missing']\n",
+    "unknown.py": "def get_config():\n    return {'task': {'nmae': 'copy'}}\n",
+    "binary.py": "\0\0",
+    "notacallable.py": "get_config = 3\n",
+}
+BAD_CALLS = {
+    "--config.model.num_haeds=4": ["config.model.num_haeds", "did you mean 'num_heads'"],
+    "--config.modle.num_heads=4": ["config.modle", "did you mean 'model'"],
+    "--config.model.num_heads=four": ["config.model.num_heads", "'four'", "whole number"],
+    "--config.model.num_heads=7": ["config.model.num_heads", "got 7", "64"],
+    "--config.model.num_heads=0": ["config.model.num_heads", "got 0", "at least 1"],
+    "--config.model.width=-64": ["config.model.width", "-64"],
+    "--config.model.dropout=nan": ["config.model.dropout", "nan"],
+    "--config.optimizer.beta1=hello": ["config.optimizer.beta1", "'hello'", "number"],
+    "--config.model.tied_embeddings=maybe": ["config.model.tied_embeddings", "'maybe'", "true or false"],
+    "--config.task.name=sort": ["config.task.name", "'sort'", "copy, reverse, duplicate"],
+    "--config.model=small": ["config.model", "group"],
+    "--config.model.width.x=1": ["config.model.width"],
+    "--config.model.width": ["config.model.width", "value"],
+    "--config.=1": ["config"],
+    "--confg=configs/copy.py": ["--confg", "did you mean 'config'"],
+    "--resume=perhaps": ["resume", "perhaps"],
+    "--distributed=some": ["distributed", "some", "auto"],
+    "config.model.width=8": ["stray", "config.model.width=8"],
+    "--config=configs/revrese.py": ["configs/revrese.py", "configs/reverse.py"],
+    "--config=missing.py": ["missing.py", "no such file"],
+    "--config=configs": ["configs", "folder"],
+    "--config=broken.py": ["broken.py", "line 1"],
+    "--config=empty.py": ["empty.py", "get_config"],
+    "--config=number.py": ["number.py", "returned 3"],
+    "--config=raises.py": ["raises.py", "KeyError", "missing"],
+    "--config=unknown.py": ["config.task.nmae", "did you mean 'name'"],
+    "--config=binary.py": ["binary.py"],
+    "--config=notacallable.py": ["notacallable.py", "get_config"],
+    "--workdir=empty.py": ["empty.py", "file", "folder"],
+    "--workdir=empty.py/run": ["empty.py", "file"],
+    "--resume": ["runs", "--workdir"],
+    "--resume --workdir=nowhere": ["nowhere", "no such folder"],
+    "--resume --workdir=.": ["not a run's folder"],
+    "--distributed=on": ["--distributed=on", "cluster"],
+}
+
+
+@pytest.mark.parametrize("line", BAD_CALLS)
+def test_a_malformed_call_is_one_line_and_status_2(call, tmp_path, line, monkeypatch):
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "JAX_COORDINATOR")):
+            monkeypatch.delenv(name)
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    before = sorted(tmp_path.rglob("*"))
+    status, out, err = call(*line.split())
+    assert status == 2
+    assert out == ""
+    assert err.count("\n") == 1 and err.startswith("error: ")
+    for word in BAD_CALLS[line]:
+        assert word in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_malformed_call_of_the_real_script_has_no_traceback(repository, tmp_path):
+    words = [sys.executable, str(repository / "train.py"), "--config.model.num_heads=7", "--config=configs/reverse.py"]
+    done = subprocess.run(words, cwd=repository, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "config.model.num_heads: got 7" in done.stderr
+
+
+def test_print_config_prints_the_result_and_writes_nothing(call, tmp_path):
+    status, out, err = call("--config=configs/copy.py", "--config.model.num_heads=8", "--print_config")
+    assert (status, err) == (0, "")
+    settings = json.loads(out)
+    assert (settings["task"]["name"], settings["model"]["num_heads"]) == ("copy", 8)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_names_every_flag(call):
+    status, out, _ = call("--help")
+    assert status == 0
+    for name in ("--config", "--workdir", "resume", "--distributed", "print_config", "--config.SECTION.NAME"):
+        assert name in out
+
+
+def test_flags_reach_the_experiment(call, monkeypatch):
+    seen = []
+    monkeypatch.setattr(experiment, "run", lambda request: seen.append(request) or 0)
+    assert call("--workdir=w", "--resume", "--distributed=off", "--config.training.seed", "3")[0] == 0
+    assert seen == [experiment.Request(None, {"training.seed": "3"}, "w", True, "off")]

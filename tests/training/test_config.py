@@ -1,0 +1,86 @@
+"""Settings: every wrong one is one line that names the key, what was given and what is allowed."""
+
+import dataclasses
+
+import pytest
+
+from attn.training.config import RULES, Config, ConfigError, from_mapping, parse, to_mapping
+from attn.training.flags import load_config, split_overrides
+
+
+def settings_of(config: Config) -> dict:
+    return {f"{s}.{n}": v for s, group in to_mapping(config).items() for n, v in group.items()}
+
+
+def test_mapping_and_config_are_inverse():
+    config = from_mapping({"task": {"name": "copy", "symbols": 5}, "model": {"head_width": 3}})
+    assert (config.task.name, config.task.symbols, config.model.head_width) == ("copy", 5, 3)
+    assert from_mapping(to_mapping(config)) == config
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().task = None
+
+
+def test_every_number_and_name_has_a_rule():
+    free = {"model.tied_embeddings"}  # a boolean is either
+    assert set(settings_of(Config())) - free == set(RULES)
+
+
+def test_the_default_config_is_that_of_configs_reverse(repository):
+    assert load_config(str(repository / "configs/reverse.py")) == Config()
+
+
+def test_seven_heads_do_not_divide_the_default_width():
+    with pytest.raises(ConfigError, match=r"config\.model\.num_heads: got 7, must divide config\.model\.width = 64"):
+        from_mapping({"model": {"num_heads": 7}})
+    assert from_mapping({"model": {"num_heads": 7, "head_width": 9}}).model.head_width == 9
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model": {"widht": 3}}, ["config.model.widht", "did you mean 'width'"]),
+        ({"modle": {}}, ["config.modle", "did you mean 'model'"]),
+        ({"model": 3}, ["config.model", "got 3"]),
+        ({"model": {"width": "64"}}, ["config.model.width", "'64'", "whole number"]),
+        ({"model": {"width": 64.0}}, ["config.model.width", "64.0", "whole number"]),
+        ({"model": {"width": True}}, ["config.model.width", "True", "whole number"]),
+        ({"model": {"width": None}}, ["config.model.width", "None", "whole number"]),
+        ({"model": {"tied_embeddings": 1}}, ["config.model.tied_embeddings", "true or false"]),
+        ({"model": {"norm": "prenorm"}}, ["config.model.norm", "'prenorm'", "pre, post"]),
+        ({"model": {"positions": "sinusodal"}}, ["config.model.positions", "did you mean 'sinusoidal'"]),
+        ({"task": {"symbols": 1}}, ["config.task.symbols", "got 1", "at least 2"]),
+        ({"task": {"min_length": 9, "max_length": 8}}, ["config.task.min_length", "got 9", "max_length = 8"]),
+        ({"training": {"steps": 0}}, ["config.training.steps", "got 0", "at least 1"]),
+        ({"optimizer": {"learning_rate": float("nan")}}, ["config.optimizer.learning_rate", "nan"]),
+        ({"optimizer": {"learning_rate": 0}}, ["config.optimizer.learning_rate", "greater than 0"]),
+        ({"model": {"dropout": 1.0}}, ["config.model.dropout", "less than 1"]),
+        ({"model": {"positions": "learned", "max_length": 20}}, ["config.model.max_length", "at least 33"]),
+        ({"model": {"positions": "rotary", "head_width": 1}}, ["config.model.positions", "rotary"]),
+    ],
+)
+def test_wrong_settings_are_named(settings, words):
+    with pytest.raises(ConfigError) as error:
+        from_mapping(settings)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_overrides_take_the_type_of_their_setting():
+    assert parse("model.width", "1_024") == 1024
+    assert parse("model.head_width", "None") is None
+    assert parse("model.head_width", "8") == 8
+    assert parse("model.tied_embeddings", "true") is True
+    assert parse("optimizer.beta1", "5e-1") == 0.5
+    assert parse("task.name", "copy") == "copy"
+
+
+def test_overrides_are_taken_out_of_the_command_line():
+    rest, overrides = split_overrides(["p", "--config=a.py", "--config.model.width=8", "--resume", "--config.x", "1"])
+    assert rest == ["p", "--config=a.py", "--resume"]
+    assert overrides == {"model.width": "8", "x": "1"}
+    with pytest.raises(ConfigError, match="needs a value"):
+        split_overrides(["--config.model.width", "--resume"])

@@ -1,0 +1,71 @@
+"""Two processes on loopback train as one does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def command(repository, tiny):
+    small = tiny | {"training.steps": "30", "training.steps_per_dispatch": "10", "training.evaluate_every": "20"}
+    flags = [f"--config.{key}={value}" for key, value in small.items()]
+    return [sys.executable, str(repository / "train.py"), f"--config={repository}/configs/copy.py", *flags]
+
+
+def start(command, folder, devices, **variables):
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} | variables
+    words = [*command, f"--workdir={folder}"]
+    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_processes_have_the_losses_of_one(command, tmp_path):
+    cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    flags = [*command, "--distributed=on"]
+    pair = [start(flags, tmp_path / "two", 1, JAX_PROCESS_ID=str(number), **cluster) for number in (0, 1)]
+    outputs = [process.communicate(timeout=300) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outputs
+    one = start(command, tmp_path / "one", 2)
+    alone = one.communicate(timeout=300)
+    assert one.returncode == 0, alone
+
+    rows = {run: [json.loads(row) for row in (tmp_path / run / "metrics.jsonl").open()] for run in ("one", "two")}
+    assert [row["step"] for row in rows["two"]] == [10, 20, 30]
+    assert [row["loss"] for row in rows["two"]] == [row["loss"] for row in rows["one"]]
+    assert rows["two"][1]["exact_match"] == rows["one"][1]["exact_match"]
+    summaries = {run: json.loads((tmp_path / run / "summary.json").read_text()) for run in ("one", "two")}
+    assert len(summaries["two"]["devices"]) == 2
+    for name in ("exact_match", "token_accuracy", "examples_evaluated", "samples"):
+        assert summaries["one"][name] == summaries["two"][name]
+    # One host writes and speaks.
+    assert "held-out exact match" in outputs[0][0]
+    assert "held-out exact match" not in outputs[1][0]
+
+
+def test_a_batch_that_hosts_cannot_share_is_refused(command, tmp_path):
+    cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    flags = [*command, "--distributed=on", "--config.training.batch_size=31"]
+    pair = [start(flags, tmp_path / "odd", 1, JAX_PROCESS_ID=str(number), **cluster) for number in (0, 1)]
+    outputs = [process.communicate(timeout=300) for process in pair]
+    assert [process.returncode for process in pair] == [2, 2]
+    for _, err in outputs:
+        assert "config.training.batch_size: got 31" in err
+        assert "Traceback" not in err
+    assert not (tmp_path / "odd").exists()
+
+
+@pytest.mark.parametrize("mode", ["on", "auto"])
+def test_half_a_cluster_is_named(command, tmp_path, mode):
+    process = start([*command, f"--distributed={mode}"], tmp_path / "x", 1, JAX_NUM_PROCESSES="2")
+    _, err = process.communicate(timeout=300)
+    assert (process.returncode, err.count("\n")) == (2, 1)
+    assert "JAX_COORDINATOR_ADDRESS" in err

@@ -1,0 +1,263 @@
+"""Training: it learns, it repeats itself to the bit, it resumes, it stops when it must."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attn
+from attn import experiment
+from attn.tasks.evaluation import strings_of_each_length
+from attn.training import checkpoints, meshes
+from attn.training.config import Config, from_mapping, to_mapping
+from attn.training.flags import load_config
+from attn.training.folders import Folder
+from attn.training.judging import Strings, build_judge, judge_all
+from attn.training.loop import compile_programs
+from attn.training.progress import Display
+from attn.training.state import _BATCHES, build_dispatch, example_loss, initial_state, learning_rate, model_structure
+
+
+@pytest.fixture(scope="module")
+def config(repository, tiny) -> Config:
+    return load_config(str(repository / "configs/copy.py"), tiny | {"training.steps_per_dispatch": "7"})
+
+
+@contextlib.contextmanager
+def counting_compilations():
+    """The names of what XLA compiles inside."""
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        listener := lambda event, duration, **kw: compiled.append(event)
+    )
+    yield (names := [])
+    names += [event for event in compiled if event == "/jax/core/compile/backend_compile_duration"]
+    jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+@functools.cache
+def dispatcher(config: Config, devices: int):
+    """A mesh, a maker of initial states, and the jitted dispatch."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), (meshes.DATA,))
+    return mesh, jax.jit(lambda: initial_state(config)), build_dispatch(config, mesh)
+
+
+def dispatch_once(config: Config, devices: int, until=5):
+    mesh, start, dispatch = dispatcher(config, devices)
+    return dispatch(meshes.replicate(start(), mesh), meshes.replicate(np.int32(until), mesh))
+
+
+def test_a_tiny_model_learns_to_copy_every_held_out_string(copy_run):
+    summary = json.loads((copy_run / "summary.json").read_text())
+    assert summary["exact_match"] == 1.0
+    assert summary["token_accuracy"] == 1.0
+    assert summary["examples_evaluated"] == 1000
+    assert summary["lengths_evaluated"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_same_seed_same_bits_and_another_seed_other_bits(config):
+    one, same = dispatch_once(config, 2), dispatch_once(config, 2)
+    for a, b in zip(leaves(one), leaves(same)):
+        np.testing.assert_array_equal(a, b)
+    reseeded = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=1))
+    other = dispatch_once(reseeded, 2)
+    assert float(other[1].tokens) != float(one[1].tokens)
+    assert any((a != b).any() for a, b in zip(leaves(one[0].params), leaves(other[0].params)))
+
+
+def test_one_device_and_two_take_the_same_steps(config):
+    (one, report), (two, both) = dispatch_once(config, 1), dispatch_once(config, 2)
+    assert float(report.tokens) == float(both.tokens)
+    np.testing.assert_allclose(float(report.loss.value()), float(both.loss.value()), rtol=1e-5)
+    for a, b in zip(leaves(one.params), leaves(two.params)):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_a_dispatch_stops_where_it_is_told(config):
+    state, _ = dispatch_once(config, 2, until=5)
+    assert int(state.step) == 5
+
+
+def test_loss_and_update_are_those_of_a_plain_step(config):
+    """One dispatched step against AdamW written out, on the mean loss over the batch's tokens."""
+    graphdef, _ = model_structure(config)
+    start = jax.jit(lambda: initial_state(config))()
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.training.seed), _BATCHES), 0)
+    keys = [jax.random.fold_in(key, n) for n in range(config.training.batch_size)]
+
+    def loss(params):
+        reports = jax.vmap(lambda key: example_loss(config.task, graphdef, params, key))(jnp.stack(keys))
+        return reports.loss.sum.sum() / reports.loss.count.sum()
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(start.params)
+    state, report = dispatch_once(config, 2, until=1)
+    np.testing.assert_allclose(float(report.loss.value()), float(value), rtol=1e-5)
+    assert np.sqrt(sum((g.astype(float) ** 2).sum() for g in leaves(gradient))) < config.optimizer.clip_norm
+    # The first step of the warm-up has rate 0; the moments tell what the gradient was.
+    moments = np.concatenate([m.ravel() for m in leaves(gradient)]) * (1 - config.optimizer.beta1)
+    np.testing.assert_allclose(np.asarray(state.optimizer[1][0].mu), moments, atol=1e-6)
+
+
+def test_learning_rate_warms_up_and_decays_to_zero():
+    config = from_mapping({"optimizer": {"learning_rate": 2.0, "warmup_fraction": 0.2}, "training": {"steps": 100}})
+    rate = learning_rate(config.optimizer, 100)
+    assert [round(float(rate(step)), 4) for step in (0, 10, 20, 60, 100)] == [0, 1, 2, 1, 0]
+
+
+def test_training_and_judging_compile_once(config):
+    mesh = meshes.data_mesh(config.training.batch_size)
+    programs = compile_programs(config, mesh)
+    state = programs.state
+    strings = Strings(np.ones((100, 6), np.int32), np.full(100, 3, np.int32))
+    # The transfers to the devices are compiled at their first use.
+    judge_all(programs.judge, state.params, strings, programs.batch_size, mesh)
+    state, _ = programs.dispatch(state, meshes.replicate(np.int32(1), mesh))
+    with counting_compilations() as compiled:
+        for until in (3, 10, 12):
+            state, _ = programs.dispatch(state, meshes.replicate(np.int32(until), mesh))
+            judge_all(programs.judge, state.params, strings, programs.batch_size, mesh)
+    assert compiled == []
+    assert int(state.step) == 12
+
+
+def test_the_jitted_programs_hold_one_entry_after_many_calls(config):
+    for until in (2, 4, 6):
+        dispatch_once(config, 2, until)
+    _, _, dispatch = dispatcher(config, 2)
+    assert dispatch._cache_size() == 1
+
+
+def test_judging_counts_what_a_plain_loop_counts(copy_run):
+    run = attn.load(copy_run)
+    task = run.config.task
+    mesh = meshes.data_mesh(8)
+    # Longer than it was trained on, so that some answers are wrong.
+    strings = Strings(*strings_of_each_length(task, [3, 6, 12], 7, seed=0))
+    judge = build_judge(task, run.graphdef, mesh, 12)
+    scores, answers = judge_all(judge, meshes.replicate(run.params, mesh), strings, 8, mesh)
+    exact, right_tokens, tokens = {}, 0, 0
+    for symbols, length, answer in zip(*strings, answers):
+        right = [*symbols[:length].tolist(), task.end]
+        exact.setdefault(int(length), []).append(answer.tolist() == right + [0] * (len(answer) - len(right)))
+        right_tokens += sum(a == b for a, b in zip(answer.tolist(), right))
+        tokens += len(right)
+    assert 0 < sum(map(sum, exact.values())) < len(strings.lengths)
+    assert {n: s.exact_match.sum for n, s in scores.by_length()} == {n: sum(e) for n, e in exact.items()}
+    assert scores.overall().token_accuracy == (right_tokens, tokens)
+
+
+def request(repository, tiny, folder, *, resume=False, **overrides):
+    overrides = (
+        tiny
+        | {"training.steps": "60", "training.checkpoint_every": "20", "training.steps_per_dispatch": "10"}
+        | overrides
+    )
+    return experiment.Request(
+        None if resume else str(repository / "configs/copy.py"), overrides, str(folder), resume, "off"
+    )
+
+
+def final_state(folder, config) -> list[np.ndarray]:
+    files = Folder(folder)
+    return leaves(
+        checkpoints.restore(files.checkpoints, files.newest_step(), jax.eval_shape(lambda: initial_state(config)))
+    )
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(repository, tiny, tmp_path, capsys, monkeypatch):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert experiment.run(request(repository, tiny, whole)) == 0
+    # Ask the second run to stop, as a terminal would, when it reports step 30.
+    show = Display.show
+
+    def show_and_interrupt(self, row):
+        show(self, row)
+        if row.step == 30:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Display, "show", show_and_interrupt)
+    assert experiment.run(request(repository, tiny, halves)) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert Folder(halves).newest_step() == 30
+    monkeypatch.setattr(Display, "show", show)
+    assert experiment.run(request(repository, tiny, halves, resume=True)) == 0
+    config = Folder(whole).config()
+    for a, b in zip(final_state(whole, config), final_state(halves, config)):
+        np.testing.assert_array_equal(a, b)
+    rows = [
+        [json.loads(row)["loss"] for row in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, halves)
+    ]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 6
+
+
+def test_a_finished_run_is_never_lost(repository, tiny, copy_run, capsys):
+    before = {path: path.read_bytes() for path in copy_run.rglob("*") if path.is_file()}
+    again = experiment.Request(str(repository / "configs/copy.py"), tiny, str(copy_run), False, "off")
+    assert experiment.run(again) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    resumed = experiment.Request(None, {}, str(copy_run), True, "off")
+    assert experiment.run(resumed) == 0
+    assert "finished already" in capsys.readouterr().out
+    changed = experiment.Request(None, {"model.width": "64"}, str(copy_run), True, "off")
+    assert experiment.run(changed) == 2
+    assert "config.model.width: got 64, must stay 32" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in copy_run.rglob("*") if path.is_file()} == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(repository, tiny, tmp_path, capsys):
+    wild = {
+        "optimizer.learning_rate": "1000",
+        "optimizer.clip_norm": "1e30",
+        "model.norm": "post",
+        "optimizer.weight_decay": "1e30",
+    }
+    assert experiment.run(request(repository, tiny, tmp_path / "wild", **wild)) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "the loss is" in error and "step 10" in error
+    assert not (tmp_path / "wild/summary.json").exists()
+
+
+def test_a_run_folder_holds_what_it_promises(copy_run):
+    assert json.loads((copy_run / "config.json").read_text()) == to_mapping(Folder(copy_run).config())
+    rows = [json.loads(row) for row in (copy_run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [100, 200, 300, 400]
+    assert rows[-1]["loss"] < 0.1 < rows[0]["loss"]
+    assert list(copy_run.glob("events.out.tfevents.*"))
+    assert (copy_run / "attention.png").stat().st_size > 10_000
+    summary = json.loads((copy_run / "summary.json").read_text())
+    assert set(summary) >= {
+        "exact_match",
+        "token_accuracy",
+        "examples_evaluated",
+        "steps",
+        "parameters",
+        "seed",
+        "jax",
+        "devices",
+    }
+    assert set(summary["seconds"]) == {"import", "compile", "train", "evaluate", "total"}
+    assert (summary["steps"], summary["seed"], summary["jax"]) == (400, 0, jax.__version__)
+    params = jax.tree.leaves(model_structure(Folder(copy_run).config())[1])
+    assert summary["parameters"] == sum(leaf.size for leaf in params)
+
+
+def test_a_checkpoint_of_another_shape_is_named(copy_run, repository, tiny):
+    other = load_config(str(repository / "configs/copy.py"), tiny | {"model.width": "16"})
+    with pytest.raises(checkpoints.CheckpointError, match=r"is float32\[\d+\], the config makes it float32\[\d+\]"):
+        checkpoints.restore(Folder(copy_run).checkpoints, 400, jax.eval_shape(lambda: initial_state(other)))
+
+
+def test_the_largest_divisor_that_fits():
+    assert [meshes.largest_divisor(*pair) for pair in ((32, 2), (32, 7), (7, 6), (6, 100), (5, 1))] == [2, 4, 1, 6, 1]
