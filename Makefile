@@ -1,5 +1,7 @@
 # `make train`, `make test`: with nothing but Python >= 3.11, git and make.
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+# The first of these that runs and is new enough; `make PYTHON=...` names another.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 # What to train and how: `make train ARGS="--config=configs/copy.py --config.training.seed=1"`.
 ARGS ?=
@@ -19,7 +21,7 @@ lint: .venv/installed
 
 # A hash of every package is pinned, so what is installed is what was tested; the project itself is installed last.
 .venv/installed: requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "attn needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	@test -n "$(PYTHON)" || { echo "error: attn needs Python 3.11 or newer; name one: make PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

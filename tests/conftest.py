@@ -12,7 +12,7 @@ from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 2)  # before the backend starts, so that meshes are real ones
 
-hook = install_import_hook("attn", "beartype.beartype")
+hook = install_import_hook("attn", "typechecker.check")
 
 
 @pytest.fixture

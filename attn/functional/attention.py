@@ -245,7 +245,9 @@ def _at(mask: Mask | None, score: Score | None, T: int, S: int):
 def _without_marks(mod):
     for part in mods.parts(mod):
         if isinstance(part, PerHead):
-            raise ValueError(f"{part} differs by head: use it in multi_head_attention, not with one head")
+            raise ValueError(
+                f"{mods.describe(part)} differs by head: use it in multi_head_attention, not with one head"
+            )
     return mod
 
 

@@ -46,14 +46,14 @@ class Mask(Mod):
     def __repr__(self) -> str:
         """The expression, and below it rows of queries by columns of keys: ■ may attend, · may not."""
         if any(isinstance(leaf, (jax.core.Tracer, PerHead)) for leaf in mods.parts(self)):
-            return str(self)
+            return self.expression()
         try:
             T, S = self._picture_shape()
             i, j = jnp.arange(min(T, _PICTURE))[:, None], jnp.arange(min(S, _PICTURE))[None, :]
             visible = np.broadcast_to(self.at(T, S)(i, j), (i.shape[0], j.shape[1]))
         except Exception:  # a repr must not fail: a user's function may, on positions it was not made for
-            return str(self)
-        return "\n".join([str(self), *(" ".join("■" if v else "·" for v in row) for row in visible)])
+            return self.expression()
+        return "\n".join([self.expression(), *(" ".join("■" if v else "·" for v in row) for row in visible)])
 
     def _picture_shape(self) -> tuple[int, int]:
         """The (T, S) that this mask was made for, where its arrays say so."""
@@ -79,7 +79,7 @@ def as_mask(mask) -> Mask | None:
             "wrap it as attn.masks.dense(array)"
         )
     if isinstance(mask, Mod):
-        raise TypeError(f"{mask} is a score: give it as score=, not as mask=")
+        raise TypeError(f"{mods.describe(mask)} is a score: give it as score=, not as mask=")
     if not callable(mask):
         raise TypeError(f"a mask is a function (i, j) -> bool, got {mask!r}")
     return function(mask)
@@ -95,7 +95,7 @@ def evaluate(mask: Mask, i: Int[Array, "T 1"], j: Int[Array, "1 S"]) -> Bool[Arr
     visible = mask(i, j)
     if jnp.result_type(visible) != jnp.bool_:
         raise TypeError(
-            f"mask {mask} must return bool (True = may attend), got {jnp.result_type(visible)}: "
+            f"mask {mods.describe(mask)} must return bool (True = may attend), got {jnp.result_type(visible)}: "
             "additive values belong in score="
         )
     return mods.as_tile("mask", mask, visible, i, j)
@@ -111,7 +111,7 @@ class function(Mask):
     def __call__(self, i, j):
         return self.call(i, j)
 
-    def __str__(self) -> str:
+    def expression(self) -> str:
         return mods.describe(self.call)
 
 
@@ -126,8 +126,8 @@ class both(Mask):
     def __call__(self, i: Positions, j: Positions):
         return self.left(i, j) & self.right(i, j)
 
-    def __str__(self) -> str:
-        return f"({self.left!s} & {self.right!s})"
+    def expression(self) -> str:
+        return f"({mods.describe(self.left)} & {mods.describe(self.right)})"
 
 
 @register
@@ -141,8 +141,8 @@ class either(Mask):
     def __call__(self, i: Positions, j: Positions):
         return self.left(i, j) | self.right(i, j)
 
-    def __str__(self) -> str:
-        return f"({self.left!s} | {self.right!s})"
+    def expression(self) -> str:
+        return f"({mods.describe(self.left)} | {mods.describe(self.right)})"
 
 
 @register
@@ -155,8 +155,8 @@ class negation(Mask):
     def __call__(self, i: Positions, j: Positions):
         return jnp.logical_not(self.mask(i, j))
 
-    def __str__(self) -> str:
-        return f"~{self.mask!s}"
+    def expression(self) -> str:
+        return f"~{mods.describe(self.mask)}"
 
 
 @register

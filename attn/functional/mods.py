@@ -71,23 +71,22 @@ class Mod:
     def _at(self, T: int, S: int) -> "Mod":
         return self
 
-    def __str__(self) -> str:
-        """The expression that builds this mod; arrays are shown by value if scalar, else by type."""
-        return f"{type(self).__name__}({', '.join(self._arguments())})"
-
-    def _arguments(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is not field.default:
-                yield f"{field.name}={describe(value)}"
+    def expression(self) -> str:
+        """How to build this mod; arrays are shown by value if scalar, else by dtype and shape."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        shown = [f"{name}={describe(value)}" for name, value in given.items() if value is not defaults[name]]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def __repr__(self) -> str:
-        return str(self)
+        return self.expression()
 
 
 def describe(value) -> str:
-    """One value in a mod's `repr`."""
-    if isinstance(value, Mod) or not is_array(value):
+    """A mod, or a value inside it, in few words."""
+    if isinstance(value, Mod):
+        return value.expression()
+    if not is_array(value):
         return getattr(value, "__name__", None) or str(value)
     if value.shape == () and not isinstance(value, jax.core.Tracer):
         return str(value)
@@ -146,7 +145,7 @@ def as_tile(kind: str, mod, value, i, j):
     """
     shape, tile = jnp.shape(value), (i.shape[0], j.shape[1])
     if len(shape) > 2 or any(n not in (1, full) for n, full in zip(shape[::-1], tile[::-1])):
-        raise ValueError(f"{kind} {mod} returned shape {shape}, which does not broadcast to (T, S) = {tile}")
+        raise ValueError(f"{kind} {describe(mod)} returned shape {shape}, which does not broadcast to (T, S) = {tile}")
     return jnp.reshape(value, (1,) * (2 - len(shape)) + shape)
 
 
@@ -193,9 +192,11 @@ class PerHead(Mod):
     mod: object
 
     def __call__(self, *positions):
-        raise ValueError(f"{self} holds one value for each head: give it to multi_head_attention, which takes it apart")
+        raise ValueError(
+            f"{describe(self)} holds one value for each head: give it to multi_head_attention, which takes it apart"
+        )
 
-    def __str__(self) -> str:
+    def expression(self) -> str:
         return f"per_head({describe(self.mod)})"
 
 
@@ -239,7 +240,7 @@ def split_heads(mod, num_heads: int):
         for leaf in leaves if isinstance(part, PerHead) else ():
             if is_array(leaf) and (not leaf.shape or leaf.shape[0] != num_heads):
                 raise ValueError(
-                    f"{part}: the leading axis of every array must be the N = {num_heads} query heads, "
+                    f"{describe(part)}: the leading axis of every array must be the N = {num_heads} query heads, "
                     f"got shape {tuple(leaf.shape)}"
                 )
     bare = [part.mod if isinstance(part, PerHead) else part for part in marked]

@@ -63,15 +63,26 @@ def masked_scores(query, key, rows, mask, score, scale) -> tuple[Float[Array, "R
     return (s if visible is None else jnp.where(visible, s, -jnp.inf)), visible
 
 
+@jax.custom_jvp
 def softmax(s: Float[Array, "R S"]) -> tuple[Float[Array, "R S"], Float[Array, "R"]]:
     """Softmax and logsumexp of each row; 0 and -inf where a row is -inf throughout."""
-    peak = jax.lax.stop_gradient(s.max(axis=-1, keepdims=True))
+    peak = s.max(axis=-1, keepdims=True)
     peak = jnp.where(peak == -jnp.inf, 0, peak)  # -inf - -inf would be NaN
     e = jnp.exp(s - peak)
     total = e.sum(axis=-1, keepdims=True)
     empty = total == 0
-    total = jnp.where(empty, 1, total)
-    return e / total, jnp.where(empty, -jnp.inf, jnp.log(total) + peak)[:, 0]
+    p = e * (1 / jnp.where(empty, 1, total))
+    return p, jnp.where(empty, -jnp.inf, jnp.log(total) + peak)[:, 0]
+
+
+@softmax.defjvp
+def _softmax_jvp(primals, tangents):
+    """With r = sum p ds: dp = p ds - p r and d logsumexp = r, from p alone instead of back through exp and sum."""
+    (s,), (ds,) = primals, tangents
+    p, logsumexp = softmax(s)
+    weighted = p * ds
+    r = weighted.sum(axis=-1, keepdims=True)
+    return (p, logsumexp), (weighted - p * r, r[:, 0])
 
 
 def _where_seen(visible, x, *, queries: bool):

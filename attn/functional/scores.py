@@ -41,7 +41,7 @@ def as_score(score) -> Score | None:
             "wrap it as attn.scores.dense(array)"
         )
     if isinstance(score, Mod):
-        raise TypeError(f"{score!s} is a mask: give it as mask=, not as score=")
+        raise TypeError(f"{mods.describe(score)} is a mask: give it as mask=, not as score=")
     if not callable(score):
         raise TypeError(f"a score is a function (s, i, j) -> s, got {score!r}")
     return function(score)
@@ -56,7 +56,7 @@ def evaluate(score: Score, s: Float[Array, "T S"], i, j) -> Float[Array, "T S"]:
     """
     changed = score(s, i, j)
     if not jnp.issubdtype(jnp.result_type(changed), jnp.floating):
-        raise TypeError(f"score {score} must return real floats, got {jnp.result_type(changed)}")
+        raise TypeError(f"score {mods.describe(score)} must return real floats, got {jnp.result_type(changed)}")
     return jnp.broadcast_to(mods.as_tile("score", score, changed, i, j), s.shape).astype(s.dtype)
 
 
@@ -70,7 +70,7 @@ class function(Score):
     def __call__(self, s, i, j):
         return self.call(s, i, j)
 
-    def __str__(self) -> str:
+    def expression(self) -> str:
         return mods.describe(self.call)
 
 
@@ -85,8 +85,8 @@ class chain(Score):
     def __call__(self, s: Array, i: Positions, j: Positions):
         return self.second(self.first(s, i, j), i, j)
 
-    def __str__(self) -> str:
-        return f"({self.first!s} >> {self.second!s})"
+    def expression(self) -> str:
+        return f"({mods.describe(self.first)} >> {mods.describe(self.second)})"
 
 
 @register

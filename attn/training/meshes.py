@@ -1,5 +1,6 @@
 """Devices: how many to use, the mesh over them, and starting JAX on several hosts."""
 
+import contextlib
 import math
 import os
 import pathlib
@@ -32,12 +33,14 @@ def largest_divisor(number: int, at_most: int) -> int:
 
 
 def use_cores(batch_size: int):
-    """Let JAX make one CPU device a core, as many as share the batch evenly. Call before JAX's first computation.
+    """Let JAX make one CPU device a core, as many as share the batch evenly.
 
-    On a CPU two devices with half of the batch each are faster than one device with two threads.
+    On a CPU two devices with half of the batch each are faster than one device with two threads. Once JAX has
+    computed something, as in a notebook, its devices are settled and stay as they are.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", largest_divisor(batch_size, cores()))
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", largest_divisor(batch_size, cores()))
 
 
 def start_hosts(mode: str):

@@ -1,0 +1,373 @@
+"""Train the copy task of x-transformers with x-transformers and with attn, side by side in one run.
+
+The task: 16 symbols, sources of 32 symbols, the target is the source twice. The model: width 128, 3 + 3 layers,
+8 heads of width 64, feed-forward 512. Batches of 32, Adam at 3e-4, in float32 on the CPU's cores.
+
+    pip install -e ".[bench]"
+    python benchmarks/copy_task.py                # milliseconds a step
+    python benchmarks/copy_task.py --to_exact     # also seconds of training to 100 % exact match
+
+A step draws its batch and goes forward, backward and through the update. Blocks of steps take turns, so that what
+else the machine does falls on both; the medians are compared. Exact match is judged by greedy free-running decoding
+of strings that are never trained on, after every `--judge_every` steps; judging is not counted.
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import pathlib
+import platform
+import statistics
+import sys
+import time
+from importlib import metadata
+from typing import NamedTuple, Protocol
+
+import jax
+import numpy as np
+import psutil
+from jax.sharding import NamedSharding, PartitionSpec
+
+from attn.tasks.evaluation import held_out_strings
+from attn.tasks.sequences import is_held_out
+from attn.training import meshes
+from attn.training.config import Config, from_mapping
+from attn.training.judging import Strings, build_judge, judge_all, strings_like
+from attn.training.state import State, build_dispatch, initial_state, model_structure
+
+SYMBOLS, LENGTH, BATCH = 16, 32, 32
+WIDTH, HEADS, HEAD_WIDTH, LAYERS, FEED_FORWARD = 128, 8, 64, 3, 512
+LEARNING_RATE = 3e-4
+JUDGED, JUDGED_AT_ONCE = 1_000, 250
+
+# Where the two set-ups differ, for whoever reads the figures.
+DIFFERENCES = {
+    "attention": "softmax attention in both; newer versions of x-transformers' example turn its cog_signed variant on",
+    "tokens": "x-transformers reads 32 source and 64 target tokens, attn 33 and 65: it ends both with an end token, "
+    "which it must learn to write",
+    "vocabulary": "x-transformers 18: begin token, one never used, symbols; attn 19: symbols, padding, begin, end",
+    "positions": "x-transformers learned tables for source and target; attn sinusoids",
+    "embeddings": "x-transformers ties source and target and has its own output matrix; attn ties all three",
+    "norms": "both before each block and after each stack; x-transformers without biases, attn with",
+    "activation": "x-transformers GELU; attn ReLU",
+    "cross-attention memory": "the encoder's output after its last norm, in both",
+    "source mask": "x-transformers a mask of ones; attn the source's length, found in each batch",
+    "batches": "attn redraws strings of the tenth that it holds out; x-transformers draws any (the chance of meeting "
+    "one of the judged among 16^32 is nil)",
+    "parallel": "x-transformers all cores as threads of one process; attn one device a core, an even part of the "
+    "batch each, gradients added up in one message",
+    "optimiser": "x-transformers Adam, fused; attn AdamW without decay on one flat vector, which divides by the "
+    "gradient's norm where that is above 1e9, so never",
+}
+
+
+class Contestant(Protocol):
+    """A framework with the set-up: its model, and its own way to step and to judge."""
+
+    name: str
+    compile_seconds: float
+    parameters: int
+
+    def train(self, steps: int) -> float:
+        """Take steps, wait for them, and return the loss in nats a token."""
+
+    def exact_match(self, strings: np.ndarray) -> float:
+        """The share of strings `[B n]` of symbols 1..V whose greedy answer is right."""
+
+
+class Attn:
+    """The trainer's own step and judge, one CPU device a core.
+
+    Args:
+      seed: of parameters and batches.
+      steps_per_dispatch: how many steps one call of the compiled program takes.
+      judges: whether to compile the judge.
+    """
+
+    name = "attn"
+
+    def __init__(self, seed: int, steps_per_dispatch: int, judges: bool):
+        started = time.perf_counter()
+        self.config = our_config(seed, steps_per_dispatch)
+        self.mesh = meshes.data_mesh(BATCH)
+        self.state: State = jax.jit(
+            lambda: initial_state(self.config), out_shardings=NamedSharding(self.mesh, PartitionSpec())
+        )()
+        self._step = 0
+        self._dispatch = build_dispatch(self.config, self.mesh).lower(self.state, self._until()).compile()
+        jax.block_until_ready(self.state)
+        self.compile_seconds = time.perf_counter() - started
+        self.parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
+        self._batch = math.ceil(JUDGED_AT_ONCE / self.mesh.size) * self.mesh.size
+        self._judge = self._compile_judge() if judges else None
+
+    def train(self, steps: int) -> float:
+        """Dispatch until `steps` more are done."""
+        report, end = None, self._step + steps
+        while self._step < end:
+            self._step = min(end, self._step + self.config.training.steps_per_dispatch)
+            self.state, report = self._dispatch(self.state, self._until())
+        jax.block_until_ready(self.state)
+        return float(report.loss.value())
+
+    def exact_match(self, strings: np.ndarray) -> float:
+        """By `attn.training.judging`: decoding with a cache of keys and values."""
+        judged = Strings(strings, np.full(len(strings), LENGTH))
+        judgement = judge_all(self._judge, self.state.params, judged, self._batch, self.mesh)
+        return judgement.scores.overall().exact_match.value()
+
+    def _until(self) -> jax.Array:
+        return meshes.replicate(np.int32(self._step), self.mesh)
+
+    def _compile_judge(self):
+        graphdef, _ = model_structure(self.config)
+        judge = build_judge(self.config.task, graphdef, self.mesh, LENGTH)
+        return judge.lower(self.state.params, strings_like(self._batch, LENGTH, self.mesh)).compile()
+
+
+class XTransformers:
+    """x-transformers' XTransformer with its example's settings, on all cores.
+
+    Its tokens: 1 begins a target, symbol s is token s + 1, and 0 is unused.
+
+    Args:
+      seed: of parameters and batches.
+      optimiser: "fused" or "default", the implementation of torch's Adam.
+    """
+
+    name = "x-transformers"
+
+    def __init__(self, seed: int, optimiser: str):
+        # Imported here, since JAX must count its devices first and since --help should not wait for torch.
+        import torch
+        from x_transformers import XTransformer
+
+        started = time.perf_counter()
+        self._torch = torch
+        torch.manual_seed(seed)
+        torch.set_num_threads(meshes.cores())
+        sizes = {"num_tokens": SYMBOLS + 2, "depth": LAYERS, "heads": HEADS, "attn_dim_head": HEAD_WIDTH}
+        sizes["ff_mult"] = FEED_FORWARD // WIDTH
+        encoder = {f"enc_{key}": value for key, value in (sizes | {"max_seq_len": LENGTH}).items()}
+        decoder = {f"dec_{key}": value for key, value in (sizes | {"max_seq_len": 2 * LENGTH + 1}).items()}
+        self.model = XTransformer(dim=WIDTH, tie_token_emb=True, return_tgt_loss=True, **encoder, **decoder)
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE, fused=optimiser == "fused")
+        self._begin = torch.ones((BATCH, 1), dtype=torch.long)
+        self._mask = torch.ones((BATCH, LENGTH), dtype=torch.bool)
+        self.compile_seconds = time.perf_counter() - started
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+
+    def train(self, steps: int) -> float:
+        """Draw, forward, backward, update."""
+        self.model.train()
+        for _ in range(steps):
+            source = self._torch.randint(2, SYMBOLS + 2, (BATCH, LENGTH))
+            loss = self.model(source, self._torch.cat((self._begin, source, source), 1), mask=self._mask)
+            loss.backward()
+            self.optimiser.step()
+            self.optimiser.zero_grad()
+        return loss.item()
+
+    def exact_match(self, strings: np.ndarray) -> float:
+        """By its own `generate` at temperature 0, with its cache of keys and values."""
+        self.model.eval()
+        right = 0
+        for source in self._torch.as_tensor(strings + 1).split(JUDGED_AT_ONCE):
+            begin = self._torch.ones((len(source), 1), dtype=self._torch.long)
+            mask = self._torch.ones_like(source, dtype=self._torch.bool)
+            answer = self.model.generate(source, begin, 2 * LENGTH, mask=mask, temperature=0.0)
+            right += int((answer == self._torch.cat((source, source), 1)).all(1).sum())
+        return right / len(strings)
+
+
+class Race(NamedTuple):
+    """What it took one contestant to answer every judged string."""
+
+    exact_match: float
+    steps: int
+    seconds: float  # of training alone
+    seconds_with_compile: float
+
+
+def our_config(seed: int, steps_per_dispatch: int) -> Config:
+    """The set-up in the trainer's terms."""
+    return from_mapping(
+        {
+            "task": {"name": "duplicate", "symbols": SYMBOLS, "min_length": LENGTH, "max_length": LENGTH},
+            "model": {
+                "width": WIDTH,
+                "num_heads": HEADS,
+                "head_width": HEAD_WIDTH,
+                "num_encoder_layers": LAYERS,
+                "num_decoder_layers": LAYERS,
+                "feed_forward_width": FEED_FORWARD,
+                "tied_embeddings": True,
+                "norm": "pre",
+            },
+            "optimizer": {
+                "learning_rate": LEARNING_RATE,
+                "warmup_fraction": 0.0,
+                "decay": "none",
+                "beta1": 0.9,
+                "beta2": 0.999,  # torch's
+                "weight_decay": 0.0,
+                "clip_norm": 1e9,
+            },
+            "training": {"seed": seed, "batch_size": BATCH, "steps_per_dispatch": steps_per_dispatch},
+        }
+    )
+
+
+def time_steps(contestants: list[Contestant], blocks: int, steps: int) -> dict[str, list[float]]:
+    """Milliseconds a step of each block; the contestants take turns, in turning order."""
+    for contestant in contestants:
+        for _ in range(2):  # warm-up: the first call alone is not enough, the next is still slower
+            contestant.train(steps)
+    times = {contestant.name: [] for contestant in contestants}
+    for block in range(blocks):
+        for contestant in contestants[:: 1 if block % 2 == 0 else -1]:
+            started = time.perf_counter()
+            contestant.train(steps)
+            times[contestant.name].append((time.perf_counter() - started) / steps * 1e3)
+        shown = ", ".join(f"{name} {values[-1]:.0f} ms" for name, values in times.items())
+        say(f"block {block + 1}/{blocks}: {shown} a step")
+    return times
+
+
+def race(contestant: Contestant, strings: np.ndarray, every: int, at_most: int) -> Race:
+    """Train a fresh contestant until it answers every string, or for `at_most` steps."""
+    seconds, steps, share = 0.0, 0, 0.0
+    while share < 1 and steps < at_most:
+        taken = min(every, at_most - steps)
+        started = time.perf_counter()
+        loss = contestant.train(taken)
+        seconds += time.perf_counter() - started
+        steps += taken
+        share = contestant.exact_match(strings)
+        say(f"{contestant.name}: step {steps:,}, {seconds:.0f} s, loss {loss:.4f}, exact match {share:.1%}")
+    return Race(share, steps, seconds, seconds + contestant.compile_seconds)
+
+
+def summarise(
+    times: dict[str, list[float]], races: dict[str, Race], contestants: list[Contestant], busy: float
+) -> dict:
+    """Everything that was found, as it is written to JSON; `busy` is what share of the cores others had before."""
+    results = {}
+    for contestant in contestants:
+        values = times[contestant.name]
+        results[contestant.name] = {
+            "parameters": contestant.parameters,
+            "compile_seconds": round(contestant.compile_seconds, 3),
+            "milliseconds_a_step": round(statistics.median(values), 3),
+            "fastest_block": round(min(values), 3),
+            "blocks": [round(value, 3) for value in values],
+            "to_exact": races[contestant.name]._asdict() if races else None,
+        }
+    ours, theirs = (results[name]["milliseconds_a_step"] for name in (Attn.name, XTransformers.name))
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "x-transformers")
+    return {
+        "task": {"symbols": SYMBOLS, "length": LENGTH, "batch_size": BATCH, "judged_strings": JUDGED},
+        "ratio": round(theirs / ours, 3),
+        "results": results,
+        "differences": DIFFERENCES,
+        "machine": {"cpu": cpu_name(), "cores": meshes.cores(), "busy_before": busy, "system": platform.platform()},
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
+    }
+
+
+def table(summary: dict) -> str:
+    """The results as a table to print."""
+    rows = [f"{'':16}{'parameters':>12}{'ms a step':>12}{'compile s':>12}{'to exact s':>12}{'steps':>9}"]
+    for name, result in summary["results"].items():
+        to_exact = result["to_exact"]
+        reached = to_exact and to_exact["exact_match"] == 1
+        raced = f"{to_exact['seconds']:12.0f}{to_exact['steps']:9,}" if reached else f"{'-':>12}{'-':>9}"
+        rows.append(
+            f"{name:16}{result['parameters']:12,}{result['milliseconds_a_step']:12.1f}"
+            f"{result['compile_seconds']:12.1f}{raced}"
+        )
+    rows.append(f"a step of attn is {summary['ratio']:.2f} times as fast")
+    return "\n".join(rows)
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def busy_share() -> float:
+    """What share of the cores other programs have, over two seconds; says so if that spoils the timings."""
+    busy = psutil.cpu_percent(interval=2.0) / 100
+    if busy > 0.05:
+        # Beside another busy program, steps of x-transformers have been seen to take ten times as long.
+        say(f"warning: other programs keep {busy:.0%} of the cores busy: the comparison will not be fair")
+    return round(busy, 3)
+
+
+def say(line: str):
+    """Progress, apart from the results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be a whole number of at least 1")
+    return int(text)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--blocks", type=positive, default=10, metavar="N", help="timed blocks of each (%(default)s)")
+    add("--steps_per_block", type=positive, default=20, metavar="N", help="steps of a block (%(default)s)")
+    add("--to_exact", action="store_true", help=f"also train until {JUDGED:,} unseen strings are all answered right")
+    add("--judge_every", type=positive, default=100, metavar="N", help="steps between judgings (%(default)s)")
+    add("--max_steps", type=positive, default=10_000, metavar="N", help="give up after so many (%(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of parameters, batches and judged strings (%(default)s)")
+    add("--adam", choices=("fused", "default"), default="fused", help="torch's implementation of Adam (%(default)s)")
+    add(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path(__file__).parent / "results" / "copy_task.json",
+        metavar="FILE",
+        help="where to write the results (benchmarks/results/copy_task.json)",
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run the benchmark; returns the exit status."""
+    args = arguments()
+    missing = [name for name in ("torch", "x_transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"error: {' and '.join(missing)} missing: install them with pip install -e '.[bench]'", file=sys.stderr)
+        return 2
+    busy = busy_share()
+    meshes.use_cores(BATCH)
+    say("compiling")
+    contestants = [Attn(args.seed, args.steps_per_block, judges=False), XTransformers(args.seed, args.adam)]
+    times = time_steps(contestants, args.blocks, args.steps_per_block)
+    races = {}
+    if args.to_exact:
+        strings, _ = held_out_strings(contestants[0].config.task, [LENGTH], JUDGED, args.seed)
+        assert is_held_out(strings, SYMBOLS).all()
+        # Fresh ones, one after the other: training has the machine to itself, as it would elsewhere.
+        fresh = [lambda: Attn(args.seed, args.judge_every, judges=True), lambda: XTransformers(args.seed, args.adam)]
+        for contestant in (make() for make in fresh):
+            races[contestant.name] = race(contestant, strings, args.judge_every, args.max_steps)
+    summary = summarise(times, races, contestants, busy)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(summary, indent=2) + "\n")
+    print(table(summary))
+    say(f"written: {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
