@@ -8,6 +8,7 @@ import sys
 
 import jax
 
+from attn.inspection.capture import capture
 from attn.runs import Run
 from attn.tasks.vocabulary import answer_text
 from attn.training import flags, meshes
@@ -118,10 +119,12 @@ def summarise(config: Config, folder: Folder, outcome: Outcome, clock: Clock) ->
     """Draw the picture and write summary.json; fractions are in 0..1."""
     scores = outcome.judgement.scores
     overall = scores.overall()
-    samples = _samples(config, outcome)
+    rows = _sample_rows(config, outcome)
     graphdef, _ = model_structure(config)
     params = jax.device_get(outcome.state.params)
-    Run(folder.path, config, graphdef, params, int(outcome.state.step)).inspect(samples[-1]["input"], folder.picture)
+    run = Run(folder.path, config, graphdef, params, int(outcome.state.step))
+    symbols, answer = outcome.strings.symbols[rows[-1]], outcome.judgement.answers[rows[-1]]
+    run.draw(capture(run.model, config.task, symbols[: outcome.strings.lengths[rows[-1]]], answer), folder.picture)
     summary = {
         "task": config.task.name,
         "exact_match": overall.exact_match.value(),
@@ -134,26 +137,29 @@ def summarise(config: Config, folder: Folder, outcome: Outcome, clock: Clock) ->
         "seconds": clock.so_far(),
         "jax": jax.__version__,
         "devices": [f"{device.device_kind} {device.id}" for device in jax.devices()],
-        "samples": samples,
+        "samples": [_sample(config, outcome, row) for row in rows],
     }
     folder.write_summary(summary)
     return summary
 
 
-def _samples(config: Config, outcome: Outcome) -> list[dict]:
-    """A few answers of the evaluation, short to middling, so that they can be read at a glance."""
-    task, strings = config.task, outcome.strings
+def _sample_rows(config: Config, outcome: Outcome) -> list[int]:
+    """A few strings of the evaluation, short to middling, so that they can be read at a glance."""
+    task, lengths = config.task, outcome.strings.lengths
     longest = min(task.max_length, max(task.min_length, 12))
-    samples = []
-    for k in range(_SAMPLES):
-        wanted = task.min_length + (longest - task.min_length) * (k + 1) // _SAMPLES
-        row = int(abs(strings.lengths - wanted).argmin()) + k  # + k: another one, where one length is all there is
-        row = min(row, len(strings.lengths) - 1)
-        symbols, length = strings.symbols[row], strings.lengths[row]
-        answer = answer_text(task, outcome.judgement.answers[row])
-        right = answer_text(task, task.answer(symbols, length, task.target_length))
-        samples.append({"input": " ".join(map(str, symbols[:length])), "answer": answer, "right": right})
-    return samples
+    wanted = [task.min_length + (longest - task.min_length) * (k + 1) // _SAMPLES for k in range(_SAMPLES)]
+    # + k: another one, where one length is all there is.
+    return [min(int(abs(lengths - length).argmin()) + k, len(lengths) - 1) for k, length in enumerate(wanted)]
+
+
+def _sample(config: Config, outcome: Outcome, row: int) -> dict:
+    """One string of the evaluation as text: input, answer, and what would be right."""
+    task, symbols, length = config.task, outcome.strings.symbols[row], outcome.strings.lengths[row]
+    return {
+        "input": " ".join(map(str, symbols[:length])),
+        "answer": answer_text(task, outcome.judgement.answers[row]),
+        "right": answer_text(task, task.answer(symbols, length, task.target_length)),
+    }
 
 
 def report(summary: dict, folder: Folder):

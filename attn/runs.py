@@ -55,6 +55,10 @@ class Run:
           InputError: an input that is empty, names an unknown symbol or is longer than the positions can encode.
         """
         strings = [self.parse(text, number) for number, text in enumerate(texts, start=1)]
+        return [answer_text(self.config.task, answer) for answer in self._answers(strings)]
+
+    def _answers(self, strings: list[np.ndarray]) -> list[np.ndarray]:
+        """The answers to strings of symbols, as tokens."""
         # Few shapes, so that little is compiled: lengths and batches in powers of two.
         longest = _power_of_two(max(len(symbols) for symbols in strings))
         longest = min(longest, self.longest_input()) if self.longest_input() else longest
@@ -66,7 +70,7 @@ class Run:
             for row, symbols in enumerate(strings[start : start + batch_size]):
                 batch[row, : len(symbols)], lengths[row] = symbols, len(symbols)
             answers.extend(jax.device_get(self._answer(self.params, batch, lengths)))
-        return [answer_text(self.config.task, answer) for answer in answers[: len(strings)]]
+        return answers[: len(strings)]
 
     def evaluate(
         self, lengths: Sequence[int], examples: int = 100, *, track: Callable[[Sequence], Iterable] = iter
@@ -97,7 +101,8 @@ class Run:
         Raises:
           InputError: as `predict`.
         """
-        return capture(self.model, self.config.task, self.parse(text))
+        symbols = self.parse(text)
+        return capture(self.model, self.config.task, symbols, *self._answers([symbols]))
 
     def inspect(self, text: str, output: str | os.PathLike) -> pathlib.Path:
         """Draw the attention weights of every layer and head into a picture file.
@@ -105,7 +110,10 @@ class Run:
         Raises:
           InputError: as `predict`.
         """
-        maps = self.look(text)
+        return self.draw(self.look(text), output)
+
+    def draw(self, maps: Maps, output: str | os.PathLike) -> pathlib.Path:
+        """Draw captured attention weights into a picture file."""
         answer = " ".join(name for name in maps.written if name != "end")
         title = f"{self.config.task.name}: {' '.join(maps.source[:-1])}  →  {answer}"
         pictures.save(pictures.draw_maps(maps, title if len(title) < 90 else title[:89] + "…"), pathlib.Path(output))

@@ -30,13 +30,13 @@ def get_config() -> ConfigDict:
         warmup_fraction=0.1,
         decay="cosine",
         beta1=0.9,
-        beta2=0.98,
+        beta2=0.95,
         weight_decay=0.0,
         clip_norm=10.0,
     )
     config.training = dict(
         seed=0,
-        steps=3_000,
+        steps=2_000,
         batch_size=32,
         steps_per_dispatch=100,
         evaluate_every=500,

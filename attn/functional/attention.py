@@ -10,6 +10,7 @@ Source: Vaswani et al. 2017, section 3.2.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from attn.functional import implementations, mods, reference
@@ -49,7 +50,7 @@ def attention(
     Returns:
       `[T Hv]` in the value's dtype; with `return_logsumexp` also `[T]`, in float32 or wider. A query that may
       attend to nothing gets 0, and -inf; what no query may attend to never matters, not even NaN. Softmax and
-      sums are computed in float32, or in float64 where an input is float64.
+      sums are computed in float32, or in float64 where queries and keys are float64.
 
     Raises:
       TypeError: mixed or non-real dtypes, a mask that is not boolean, an array in place of a function.
@@ -303,6 +304,8 @@ def _check_rows(rows, T: int) -> Int[Array, "R"]:
         raise TypeError(f"rows must be integers, got {rows.dtype}")
     if len(rows.shape) != 1 or rows.shape[0] == 0:
         raise ValueError(f"rows must have shape [R] with R > 0, got {tuple(rows.shape)}")
-    if not isinstance(rows, jax.core.Tracer) and not ((rows >= 0) & (rows < T)).all():
-        raise ValueError(f"rows must lie in 0..{T - 1}, got {rows}")
+    if not isinstance(rows, jax.core.Tracer):
+        known = np.asarray(rows)  # in NumPy, since under jit even a comparison of known arrays is traced
+        if (known < 0).any() or (known >= T).any():
+            raise ValueError(f"rows must lie in 0..{T - 1}, got {known}")
     return jnp.asarray(rows)

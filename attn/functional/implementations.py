@@ -41,6 +41,9 @@ class Implementation:
         return sorted(needs - self.features) + elsewhere
 
 
+# Which derivatives the unnamed choices insist on.
+_WANTED = {"auto": DERIVATIVES, "fastest": ("reverse",)}
+
 # In the order in which "auto" and "fastest" prefer them.
 IMPLEMENTATIONS = {
     "reference": Implementation(reference.attend),
@@ -61,12 +64,13 @@ def choose(name: str, needs: frozenset[str]) -> Implementation:
     """
     backend = jax.default_backend()
     able = {key: found for key, found in IMPLEMENTATIONS.items() if not found.lacks(needs, backend)}
-    if name == "auto":
-        return next(found for found in able.values() if found.derivatives.issuperset(DERIVATIVES))
-    if name == "fastest":
-        return next(found for found in able.values() if "reverse" in found.derivatives)
+    if name in _WANTED:
+        serving = [found for found in able.values() if found.derivatives.issuperset(_WANTED[name])]
+        if not serving:
+            raise Unsupported(f"no implementation on backend {backend!r} supports {', '.join(sorted(needs))} together")
+        return serving[0]
     if name not in IMPLEMENTATIONS:
-        known = ", ".join(repr(key) for key in ("auto", "fastest", *IMPLEMENTATIONS))
+        known = ", ".join(repr(key) for key in (*_WANTED, *IMPLEMENTATIONS))
         raise ValueError(f"unknown implementation {name!r}; known: {known}")
     if name not in able:
         lacking = ", ".join(IMPLEMENTATIONS[name].lacks(needs, backend))

@@ -9,6 +9,7 @@ They are classes used as functions, hence their lower-case names.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +107,7 @@ def evaluate(mask: Mask, i: Int[Array, "T 1"], j: Int[Array, "1 S"]) -> Bool[Arr
 class function(Mask):
     """A plain function or another callable pytree as a mask."""
 
-    call: object
+    call: Callable
 
     def __call__(self, i, j):
         return self.call(i, j)
@@ -120,8 +121,8 @@ class function(Mask):
 class both(Mask):
     """Where both masks allow; written `left & right`."""
 
-    left: Mask
-    right: Mask
+    left: Callable
+    right: Callable
 
     def __call__(self, i: Positions, j: Positions):
         return self.left(i, j) & self.right(i, j)
@@ -135,8 +136,8 @@ class both(Mask):
 class either(Mask):
     """Where one of the masks allows; written `left | right`."""
 
-    left: Mask
-    right: Mask
+    left: Callable
+    right: Callable
 
     def __call__(self, i: Positions, j: Positions):
         return self.left(i, j) | self.right(i, j)
@@ -150,7 +151,7 @@ class either(Mask):
 class negation(Mask):
     """Where the mask forbids; written `~mask`."""
 
-    mask: Mask
+    mask: Callable
 
     def __call__(self, i: Positions, j: Positions):
         return jnp.logical_not(self.mask(i, j))
@@ -264,8 +265,8 @@ class segments(Mask):
     Source: Raffel et al. 2020, section 2.1 (packing); Krell et al. 2021.
     """
 
-    query_ids: Int[Array, "T"]
-    key_ids: Int[Array, "S"]
+    query_ids: Int[Array | np.ndarray, "*heads T"]
+    key_ids: Int[Array | np.ndarray, "*heads S"]
 
     def __post_init__(self):
         for name in ("query_ids", "key_ids"):
@@ -295,7 +296,7 @@ class dense(Mask):
       TypeError: not an array of bools.
     """
 
-    array: Bool[Array, "T S"]
+    array: Bool[Array | np.ndarray, "*heads T S"]
 
     def __post_init__(self):
         mods.check_array("masks.dense", self.array, jnp.bool_)

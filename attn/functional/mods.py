@@ -88,7 +88,8 @@ def describe(value) -> str:
         return value.expression()
     if not is_array(value):
         return getattr(value, "__name__", None) or str(value)
-    if value.shape == () and not isinstance(value, jax.core.Tracer):
+    known = not isinstance(value, jax.core.Tracer) and not getattr(value, "is_deleted", bool)()
+    if value.shape == () and known:
         return str(value)
     return f"{value.dtype}{list(value.shape)}"
 
@@ -236,7 +237,7 @@ def split_heads(mod, num_heads: int):
     carries = []
     for part in marked:
         leaves = jax.tree.leaves(part)
-        carries += [isinstance(part, PerHead)] * len(leaves)
+        carries += [isinstance(part, PerHead) and is_array(leaf) for leaf in leaves]
         for leaf in leaves if isinstance(part, PerHead) else ():
             if is_array(leaf) and (not leaf.shape or leaf.shape[0] != num_heads):
                 raise ValueError(

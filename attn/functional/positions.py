@@ -48,7 +48,7 @@ def learned(positions: Int[Array, "T"], table: Float[Array, "L D"]) -> Float[Arr
     Source: Gehring et al. 2017, section 3.1.
     """
     _check_positions(positions)
-    return jnp.asarray(table).at[positions].get(mode="fill", fill_value=jnp.nan)
+    return jnp.asarray(table).at[positions].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def none(positions: Num[Array, "T"], width: int) -> Float[Array, "T D"]:

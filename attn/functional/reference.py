@@ -49,17 +49,18 @@ def masked_scores(query, key, rows, mask, score, scale) -> tuple[Float[Array, "R
     """The scores, -inf where masked, and where they are not (None for everywhere)."""
     i, j = rows[:, None], jnp.arange(key.shape[0])[None, :]
 
-    def scores_of(visible):
+    def products(visible):
         q, k = _where_seen(visible, query, queries=True), _where_seen(visible, key, queries=False)
-        s = jnp.matmul(q, k.T, preferred_element_type=scale.dtype) * scale
-        return s if score is None else scores.evaluate(score, s, i, j)
+        return jnp.matmul(q, k.T, preferred_element_type=scale.dtype) * scale
 
     visible = None if mask is None else masks.evaluate(mask, i, j)
+    s = products(visible)
     if score is not None:
-        # -inf from a score counts as masked, so what only such scores would read must not be read either.
-        alive = jax.lax.stop_gradient(scores_of(visible)) != -jnp.inf
+        # -inf from a score counts as masked, so what only such scores would read must not be read either. That is
+        # found out with finite numbers, since NaN - inf is NaN.
+        alive = scores.evaluate(score, jnp.where(jnp.isfinite(s), s, 0), i, j) != -jnp.inf
         visible = alive if visible is None else visible & alive
-    s = scores_of(visible)
+        s = scores.evaluate(score, products(visible), i, j)
     return (s if visible is None else jnp.where(visible, s, -jnp.inf)), visible
 
 

@@ -8,8 +8,10 @@ A score of -inf counts as masked. They are classes used as functions, hence thei
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from attn.functional import mods
@@ -65,7 +67,7 @@ def evaluate(score: Score, s: Float[Array, "T S"], i, j) -> Float[Array, "T S"]:
 class function(Score):
     """A plain function or another callable pytree as a score."""
 
-    call: object
+    call: Callable
 
     def __call__(self, s, i, j):
         return self.call(s, i, j)
@@ -79,8 +81,8 @@ class function(Score):
 class chain(Score):
     """One score after another; written `first >> second`."""
 
-    first: Score
-    second: Score
+    first: Callable
+    second: Callable
 
     def __call__(self, s: Array, i: Positions, j: Positions):
         return self.second(self.first(s, i, j), i, j)
@@ -167,7 +169,7 @@ class relative_bias(Score):
     Source: Shaw et al. 2018, section 3.2, with scalars for vectors as in Raffel et al. 2020, section 2.1.
     """
 
-    table: Float[Array, "R"]
+    table: Float[Array | np.ndarray, "*heads R"]
     offset: int | Array | None = None
     num_queries: int | None = None
 
@@ -189,7 +191,10 @@ class relative_bias(Score):
 
     def __call__(self, s: Array, i: Positions, j: Positions):
         zero = (self.table.shape[-1] - 1) // 2 if self.num_queries is None else self.num_queries - 1
-        return s + jnp.asarray(self.table)[j - mods.place(i, self.offset) + zero]
+        entry = j - mods.place(i, self.offset) + zero
+        # A distance outside the table, by a traced offset, shows as NaN and not as some other distance's bias.
+        bias = jnp.asarray(self.table).at[entry].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return s + bias
 
 
 @register
@@ -201,7 +206,7 @@ class dense(Score):
       bias: `[T S]` floats; -inf masks.
     """
 
-    bias: Float[Array, "T S"]
+    bias: Float[Array | np.ndarray, "*heads T S"]
 
     def __post_init__(self):
         mods.check_array("scores.dense", self.bias, jnp.floating)

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Int
 
 from attn.nn.transformer import Weights
 from attn.tasks.sequences import PAD, Symbols, Task
 from attn.tasks.vocabulary import names
-from attn.training.decoding import greedy
 
 
 class Maps(NamedTuple):
@@ -29,31 +29,19 @@ class Maps(NamedTuple):
     written: list[str]
 
 
-def capture(model: nnx.Module, task: Task, symbols: Symbols) -> Maps:
-    """Answer freely, then look at the attention weights of that answer.
+def capture(model: nnx.Module, task: Task, symbols: Symbols, answer: Int[Array | np.ndarray, "T"]) -> Maps:
+    """Look at the attention weights of an answer.
 
     Args:
       model: a trained model.
-      task: for the tokens' meaning, and how long an answer may be.
+      task: for the tokens' meaning.
       symbols: `[n]` symbols.
+      answer: `[T]` tokens that the model wrote, its end token included; padding is cut off.
     """
-    n = len(symbols)
+    answer = jnp.asarray(answer)[: max(1, int(np.sum(np.asarray(answer) != PAD)))]
+    read = task.decoder_input(answer)
+    source = task.source(jnp.asarray(symbols), jnp.asarray(len(symbols)), len(symbols) + 1)
     graphdef, params = nnx.split(model, nnx.Param)
-    source = task.source(jnp.asarray(symbols), jnp.asarray(n), n + 1)
-
-    @jax.jit
-    def look(params, source):
-        model = nnx.merge(graphdef, params)
-        answer = greedy(model, task, source, task.kind.times * n + 1)
-        read = task.decoder_input(answer)
-        return answer, read, model(source, read, return_weights=True)[1]
-
-    answer, read, weights = jax.device_get(look(params, source))
-    count = max(1, int(np.sum(answer != PAD)))
-    encoder, decoder, cross = weights
-    return Maps(
-        Weights(encoder, decoder[:, :, :count, :count], cross[:, :, :count]),
-        source=names(task, source),
-        read=names(task, read[:count]),
-        written=names(task, answer[:count]),
-    )
+    look = jax.jit(lambda params: nnx.merge(graphdef, params)(source, read, return_weights=True)[1])
+    weights = jax.device_get(look(params))
+    return Maps(weights, source=names(task, source), read=names(task, read), written=names(task, answer))

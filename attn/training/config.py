@@ -46,7 +46,7 @@ class Optimizer:
     warmup_fraction: float = 0.1
     decay: str = "cosine"
     beta1: float = 0.9
-    beta2: float = 0.98
+    beta2: float = 0.95
     weight_decay: float = 0.0
     clip_norm: float = 10.0
 
@@ -56,7 +56,7 @@ class Training:
     """How long and on how much; the seed decides parameters, batches and dropout."""
 
     seed: int = 0
-    steps: int = 3_000
+    steps: int = 2_000
     batch_size: int = 32
     steps_per_dispatch: int = 100
     evaluate_every: int = 500

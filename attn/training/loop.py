@@ -123,7 +123,9 @@ def compile_programs(config: Config, mesh: Mesh) -> Programs:
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def start() -> State:
-        return jax.jit(lambda: initial_state(config), out_shardings=everywhere)()
+        # It runs once: on a CPU, compiling it thoroughly would cost more than it saves.
+        quickly = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
+        return jax.jit(lambda: initial_state(config), out_shardings=everywhere, compiler_options=quickly)()
 
     shapes = jax.eval_shape(lambda: initial_state(config))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)

@@ -1,0 +1,131 @@
+"""The registry: unknown names, implementations that cannot serve, and what "auto" and "fastest" choose."""
+
+import attention_cases as cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attn
+from attn.functional import implementations, reference
+from attn.functional.implementations import DERIVATIVES, FEATURES, IMPLEMENTATIONS, Implementation
+
+ONE, MANY = [(3, 2), (5, 2), (5, 7)], [(3, 4, 2), (5, 2, 2), (5, 2, 7)]
+CALLS = ((attn.attention, ONE), (attn.multi_head_attention, MANY))
+
+
+def constant(number):
+    """An implementation that can be told by its output."""
+
+    def attend(query, key, value, *, mask, score, scale, dropout):
+        out, logsumexp = reference.attend(query, key, value, mask=mask, score=score, scale=scale, dropout=dropout)
+        return jnp.full_like(out, number), logsumexp
+
+    return attend
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """An empty registry to fill."""
+    for name in list(IMPLEMENTATIONS):
+        monkeypatch.delitem(IMPLEMENTATIONS, name)
+
+    def add(name, number, **what):
+        monkeypatch.setitem(IMPLEMENTATIONS, name, Implementation(constant(number), **what))
+
+    return add
+
+
+def used(name, **options) -> float:
+    return float(attn.attention(*cases.normal(*ONE), implementation=name, **options)[0, 0])
+
+
+@pytest.mark.parametrize("call, shapes", CALLS, ids=["one", "many"])
+@pytest.mark.parametrize("name", ["", "flash", "Reference", "auto "])
+def test_an_unknown_name_is_answered_with_the_known(call, shapes, name):
+    with pytest.raises(ValueError, match="unknown implementation") as caught:
+        call(*cases.normal(*shapes), implementation=name)
+    for known in ("auto", "fastest", *IMPLEMENTATIONS):
+        assert repr(known) in str(caught.value)
+    assert repr(name) in str(caught.value)
+
+
+OPTIONS = {
+    "mask": {"mask": lambda i, j: j <= i},
+    "score": {"score": lambda s, i, j: s},
+    "dropout": {"dropout": attn.Dropout(0.5, jax.random.key(0))},
+    "logsumexp": {"return_logsumexp": True},
+}
+
+
+@pytest.mark.parametrize("call, shapes", CALLS, ids=["one", "many"])
+@pytest.mark.parametrize("feature", FEATURES)
+def test_a_limited_implementation_says_what_it_lacks_and_who_can(registry, call, shapes, feature):
+    registry("limited", 1.0, features=frozenset(FEATURES) - {feature})
+    registry("able", 2.0)
+    registry("also able", 3.0, features=frozenset({feature}))
+    with pytest.raises(attn.Unsupported, match=f"'limited' does not support {feature}") as caught:
+        call(*cases.normal(*shapes), implementation="limited", **OPTIONS[feature])
+    _, who = str(caught.value).split("these do:")
+    assert "able" in who and "also able" in who and "limited" not in who
+    assert isinstance(caught.value, NotImplementedError)
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_a_limited_implementation_serves_what_it_can(registry, feature):
+    registry("limited", 1.0, features=frozenset({feature}))
+    registry("able", 2.0)
+    out = attn.attention(*cases.normal(*ONE), implementation="limited", **OPTIONS[feature])
+    assert np.all(np.asarray(out[0] if feature == "logsumexp" else out) == 1.0)
+    assert used("limited", dropout=attn.Dropout(0.0)) == 1.0  # a rate of 0 asks for nothing
+    assert used("limited") == 1.0
+
+
+def test_an_implementation_of_another_backend_says_so(registry):
+    registry("elsewhere", 1.0, backends=frozenset({"nowhere"}))
+    registry("here", 2.0, backends=frozenset({jax.default_backend()}))
+    with pytest.raises(attn.Unsupported, match=rf"'elsewhere' .*backend '{jax.default_backend()}'.*here"):
+        used("elsewhere")
+    assert used("here") == used("auto") == used("fastest") == 2.0
+
+
+def test_auto_wants_every_derivative_and_fastest_reverse_mode(registry):
+    registry("forward only", 1.0, derivatives=frozenset({"forward"}))
+    registry("reverse only", 2.0, derivatives=frozenset({"reverse"}))
+    registry("first order", 3.0, derivatives=frozenset({"reverse", "forward"}))
+    registry("all", 4.0, derivatives=frozenset(DERIVATIVES))
+    registry("all as well", 5.0)
+    assert used("auto") == 4.0 and used("fastest") == 2.0 and used("all as well") == 5.0
+
+
+@pytest.mark.parametrize("feature", ["mask", "score", "dropout"])
+def test_auto_and_fastest_pass_over_what_cannot_serve(registry, feature):
+    registry("limited", 1.0, features=frozenset(FEATURES) - {feature})
+    registry("reverse only", 2.0, derivatives=frozenset({"reverse"}))
+    registry("able", 3.0)
+    assert used("auto") == used("fastest") == 1.0
+    assert used("auto", **OPTIONS[feature]) == 3.0 and used("fastest", **OPTIONS[feature]) == 2.0
+
+
+def test_auto_is_the_default(registry):
+    registry("only", 6.0)
+    assert attn.attention(*cases.normal(*ONE))[0, 0] == 6.0
+    assert attn.multi_head_attention(*cases.normal(*MANY))[0, 0, 0] == 6.0
+
+
+def test_the_registry_declares_known_features_and_derivatives():
+    assert implementations.IMPLEMENTATIONS["reference"].features == set(FEATURES)
+    for one in IMPLEMENTATIONS.values():
+        assert one.features <= set(FEATURES) and one.derivatives <= set(DERIVATIVES)
+
+
+@pytest.mark.parametrize("name", cases.able_implementations())
+def test_declared_derivatives_exist(name):
+    query, key, value = cases.normal(*ONE)
+    objective = lambda q: jnp.sum(attn.attention(q, key, value, implementation=name) ** 2)  # noqa: E731
+    reverse = jax.jit(jax.grad(objective))(query)
+    assert np.any(reverse)
+    if "forward" in IMPLEMENTATIONS[name].derivatives:
+        np.testing.assert_allclose(jax.jit(jax.jacfwd(objective))(query), reverse, rtol=1e-4, atol=1e-5)
+    if "second" in IMPLEMENTATIONS[name].derivatives:
+        assert np.all(np.isfinite(jax.jit(jax.hessian(objective))(query)))
