@@ -1,6 +1,9 @@
 """Copy strings of 1 to 32 symbols: "3 1 4 1 5" -> "3 1 4 1 5". All but the task is as in reverse.py.
 
 python train.py --config=configs/copy.py
+
+On two CPU cores: 25 to 27 seconds from start to final line, exact match 100.00 % of 10,000 held-out strings
+(seeds 0, 1 and 2; benchmarks/results/default_run.json).
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,9 @@
 """Reverse strings of 1 to 32 symbols: "3 1 4 1 5" -> "5 1 4 1 3".
 
 python train.py --config=configs/reverse.py
+
+On two CPU cores: 25 to 26 seconds from start to final line, exact match 100.00 % of 10,000 held-out strings
+(seeds 0, 1 and 2; benchmarks/results/default_run.json).
 """
 
 from ml_collections import ConfigDict
