@@ -73,6 +73,10 @@ def run(request: Request) -> int:
         return fail(error, 2)
     except TrainingError as error:
         return fail(error, 1)
+    except OSError as error:  # a full disk, a folder that may not be written
+        return fail(f"{error.filename or folder.path}: {error.strerror or error}", 2)
+    except KeyboardInterrupt:
+        return fail(f"stopped; go on with: python train.py --resume --workdir={folder.path}", 130)
     except Interrupted as error:
         return fail(f"{error}; go on with: python train.py --resume --workdir={folder.path}", 130)
 
@@ -90,9 +94,9 @@ def prepare(request: Request) -> tuple[Folder, Config]:
       ConfigError, RunError: what cannot be.
     """
     if not request.resume:
-        path = request.config or DEFAULT_CONFIG
+        path = DEFAULT_CONFIG if request.config is None else request.config
         config = flags.load_config(path, request.overrides)
-        folder = Folder(request.workdir) if request.workdir else new_folder(pathlib.Path(path).stem)
+        folder = Folder(request.workdir) if request.workdir is not None else new_folder(pathlib.Path(path).stem)
         folder.check_new()
         return folder, config
     folder = Folder(request.workdir) if request.workdir else newest_folder()

@@ -14,6 +14,7 @@ from jaxtyping import Int
 
 from attn.inspection import pictures
 from attn.inspection.capture import Maps, capture
+from attn.nn.encodings import ENCODINGS
 from attn.tasks.evaluation import strings_of_each_length
 from attn.tasks.vocabulary import InputError, answer_text, parse
 from attn.training import checkpoints, meshes
@@ -122,7 +123,7 @@ class Run:
     def longest_input(self) -> int | None:
         """How many symbols the positions can encode; None for any number."""
         model = self.config.model
-        return (model.max_length - 1) // self.config.task.kind.times if model.positions == "learned" else None
+        return (model.max_length - 1) // self.config.task.kind.times if ENCODINGS[model.positions].learned else None
 
     def parse(self, text: str, number: int = 1) -> Int[np.ndarray, "n"]:
         """The symbols of input number `number`.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Create a Cloud TPU VM (or a slice of a pod), install the project on every host of it, and train.
 #
-#   PROJECT=my-project ZONE=us-central2-b launch/tpu_vm.sh --dry_run     print the commands
-#   PROJECT=my-project ZONE=us-central2-b launch/tpu_vm.sh               run them
+#   PROJECT=my-project ZONE=us-central1-a launch/tpu_vm.sh --dry_run     print the commands
+#   PROJECT=my-project ZONE=us-central1-a launch/tpu_vm.sh               run them
 #
 # Variables: PROJECT, ZONE                       required
 #            NAME=attn                           of the TPU VM

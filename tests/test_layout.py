@@ -1,4 +1,4 @@
-"""The house: floors, what `import attn` costs, and that no new room needs a list to be edited."""
+"""The house: floors, and what `import attn` costs."""
 
 import subprocess
 import sys

@@ -308,4 +308,4 @@ def _check_rows(rows, T: int) -> Int[Array, "R"]:
         known = np.asarray(rows)  # in NumPy, since under jit even a comparison of known arrays is traced
         if (known < 0).any() or (known >= T).any():
             raise ValueError(f"rows must lie in 0..{T - 1}, got {known}")
-    return jnp.asarray(rows)
+    return jnp.asarray(rows, jnp.int32)  # a narrow integer could not hold row + offset

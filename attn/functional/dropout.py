@@ -1,6 +1,7 @@
 """Dropout of attention weights, with bits that every implementation can recompute for any tile."""
 
 import dataclasses
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ class Dropout:
     head: int | Array = 0
 
     def __post_init__(self):
-        if isinstance(self.rate, bool) or not isinstance(self.rate, (int, float)):
+        if isinstance(self.rate, bool) or not isinstance(self.rate, numbers.Real):
             raise TypeError(f"Dropout: rate must be a Python number, got {self.rate!r}")
         if not 0 <= self.rate < 1:
             raise ValueError(f"Dropout: rate must lie in [0, 1), got {self.rate}")

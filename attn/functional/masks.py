@@ -93,13 +93,22 @@ def evaluate(mask: Mask, i: Int[Array, "T 1"], j: Int[Array, "1 S"]) -> Bool[Arr
       TypeError: the mask returns anything but bools.
       ValueError: what it returns does not broadcast to the tile.
     """
+    return mods.as_tile("mask", mask, _bools(mask, i, j), i, j)
+
+
+def _bools(mask, i, j):
+    """What a mask returns, which must be bool.
+
+    Raises:
+      TypeError: it is not.
+    """
     visible = mask(i, j)
     if jnp.result_type(visible) != jnp.bool_:
         raise TypeError(
             f"mask {mods.describe(mask)} must return bool (True = may attend), got {jnp.result_type(visible)}: "
             "additive values belong in score="
         )
-    return mods.as_tile("mask", mask, visible, i, j)
+    return visible
 
 
 @register
@@ -125,7 +134,7 @@ class both(Mask):
     right: Callable
 
     def __call__(self, i: Positions, j: Positions):
-        return self.left(i, j) & self.right(i, j)
+        return _bools(self.left, i, j) & _bools(self.right, i, j)
 
     def expression(self) -> str:
         return f"({mods.describe(self.left)} & {mods.describe(self.right)})"
@@ -140,7 +149,7 @@ class either(Mask):
     right: Callable
 
     def __call__(self, i: Positions, j: Positions):
-        return self.left(i, j) | self.right(i, j)
+        return _bools(self.left, i, j) | _bools(self.right, i, j)
 
     def expression(self) -> str:
         return f"({mods.describe(self.left)} | {mods.describe(self.right)})"
@@ -154,7 +163,7 @@ class negation(Mask):
     mask: Callable
 
     def __call__(self, i: Positions, j: Positions):
-        return jnp.logical_not(self.mask(i, j))
+        return jnp.logical_not(_bools(self.mask, i, j))
 
     def expression(self) -> str:
         return f"~{mods.describe(self.mask)}"
@@ -250,7 +259,8 @@ class sliding_window(Mask):
 
     def __call__(self, i: Positions, j: Positions):
         distance = j - mods.place(i, self.offset)
-        return (-self.left <= distance) & (distance <= self.right)
+        # Not -left: an unsigned one would wrap around.
+        return (distance + self.left >= 0) & (distance <= self.right)
 
 
 @register

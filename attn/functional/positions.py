@@ -88,7 +88,7 @@ def rotary(
         raise ValueError(f"rotary: x {tuple(x.shape)} and positions {tuple(positions.shape)} differ in length")
     if not 0 < fraction <= 1:
         raise ValueError(f"rotary: fraction must lie in (0, 1], got {fraction}")
-    if not scale > 0:
+    if isinstance(scale, (int, float)) and not scale > 0:
         raise ValueError(f"rotary: scale must be positive, got {scale}")
     turned = int(x.shape[-1] * fraction) // 2 * 2
     angles = (positions / scale)[:, None] * _frequencies(turned, base)[None, :]

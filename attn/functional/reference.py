@@ -58,7 +58,7 @@ def masked_scores(query, key, rows, mask, score, scale) -> tuple[Float[Array, "R
     if score is not None:
         # -inf from a score counts as masked, so what only such scores would read must not be read either. That is
         # found out with finite numbers, since NaN - inf is NaN.
-        alive = scores.evaluate(score, jnp.where(jnp.isfinite(s), s, 0), i, j) != -jnp.inf
+        alive = scores.evaluate(score, jnp.nan_to_num(s), i, j) != -jnp.inf
         visible = alive if visible is None else visible & alive
         s = scores.evaluate(score, products(visible), i, j)
     return (s if visible is None else jnp.where(visible, s, -jnp.inf)), visible

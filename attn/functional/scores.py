@@ -99,13 +99,13 @@ class PerHeadScore(PerHead, Score):
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class softcap(Score):
-    """Bound the scores smoothly: cap tanh(s / cap).
+    """Bound the scores smoothly: cap tanh(s / cap). It bounds -inf as well: hide keys after it, or by a mask.
 
     Args:
       cap: positive scalar, may be traced.
 
     Raises:
-      ValueError: a number that is not positive.
+      ValueError: a number that is not positive and finite.
 
     Source: Gemma Team 2024 (Gemma 2), section 2.
     """
@@ -114,8 +114,8 @@ class softcap(Score):
 
     def __post_init__(self):
         mods.check_real("softcap: cap", self.cap)
-        if isinstance(self.cap, (int, float)) and not self.cap > 0:
-            raise ValueError(f"softcap: cap must be positive, got {self.cap}")
+        if isinstance(self.cap, (int, float)) and not 0 < self.cap < float("inf"):
+            raise ValueError(f"softcap: cap must be positive and finite, got {self.cap}")
 
     def _at(self, T, S):
         mods.check_scalar("softcap: cap", self.cap)

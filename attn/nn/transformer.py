@@ -256,6 +256,7 @@ class Transformer(nnx.Module):
         return logits, cache, jax.tree.map(lambda *w: jnp.stack(w), *weights) if return_weights else None
 
     def _embed(self, embed: nnx.Embed, tokens, positions, key) -> Float[Array, "T D"]:
+        # Not multiplied by sqrt(D), unlike section 3.4 of the source: next to small embeddings positions stand out.
         table = None if self.table is None else self.table[...]
         x = embed(tokens) + self.encoding.add(positions, self.width, table)
         return dropout(x.astype(self.dtype), self.dropout, key)

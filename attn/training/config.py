@@ -214,7 +214,8 @@ def _check(path: str, hint, value):
     if value is None and optional:
         return None
     right_type = isinstance(value, (int, float) if kind is float else kind)
-    if not right_type or (isinstance(value, bool) and kind is not bool) or value != value:
+    wild = isinstance(value, float) and not math.isfinite(value)
+    if not right_type or (isinstance(value, bool) and kind is not bool) or wild:
         raise ConfigError(f"{path}: got {value!r}, must be {_describe(kind, optional, rule)}")
     if rule and not rule.accepts(value):
         near = nearest(value, rule.allowed.removeprefix("one of ").split(", ")) if kind is str else ""
@@ -265,7 +266,7 @@ def _check_together(config: Config):
     if model.positions == "rotary" and head_width < 2:
         raise ConfigError(f"config.model.positions: got 'rotary', must have heads of width 2 or more, not {head_width}")
     needed = max(task.max_length + 1, task.target_length)
-    if model.positions == "learned" and model.max_length < needed:
+    if ENCODINGS[model.positions].learned and model.max_length < needed:
         raise ConfigError(
             f"config.model.max_length: got {model.max_length}, must be at least {needed} for learned positions and "
             f"config.task.max_length = {task.max_length}"

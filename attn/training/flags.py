@@ -48,6 +48,7 @@ def override(settings: dict, overrides: dict[str, str]) -> Config:
     Raises:
       ConfigError: as `load_config`.
     """
+    from_mapping(settings)  # the file's own mistakes first
     for key, text in overrides.items():
         value = parse(key, text)
         *sections, name = key.split(".")
@@ -75,7 +76,7 @@ def _run(path: pathlib.Path) -> ConfigDict:
         raise
     except SyntaxError as error:
         raise ConfigError(f"--config={path}: line {error.lineno}: {error.msg}") from None
-    except Exception as error:  # the file is the user's: whatever it raises is reported as theirs
+    except (Exception, SystemExit) as error:  # the file is the user's: whatever it raises is reported as theirs
         words = " ".join(str(error).split())
         raise ConfigError(f"--config={path}: {type(error).__name__}: {words}") from None
     finally:

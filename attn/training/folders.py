@@ -45,6 +45,8 @@ class Folder:
         Raises:
           RunError: the path is a file or leads through one, or holds a run already.
         """
+        if not self.path.name:
+            raise RunError(f"--workdir={self.path}: must name the run's folder")
         for part in (self.path, *self.path.parents):
             if part.exists() and not part.is_dir():
                 raise RunError(f"--workdir={self.path}: {part} is a file, must be a folder")
@@ -103,7 +105,8 @@ class Folder:
     def forget_metrics_after(self, step: int):
         """Drop rows of steps that a resumed run is about to do again."""
         if self.metrics.exists():
-            rows = [row for row in self.metrics.read_text().splitlines() if json.loads(row)["step"] <= step]
+            whole = self.metrics.read_text().rpartition("\n")[0]  # a killed run may have left half a row
+            rows = [row for row in whole.splitlines() if json.loads(row)["step"] <= step]
             self._replace("metrics.jsonl", "".join(row + "\n" for row in rows))
 
     def summary(self) -> dict | None:

@@ -97,10 +97,13 @@ def _run(config, state, programs, mesh, folder, display, clock, stop) -> State:
             state, report = programs.dispatch(state, replicate(np.int32(until), mesh))
             report = jax.device_get(report)
         step, loss = until, float(report.loss.value())
-        if not math.isfinite(loss):
+        # The last update of a dispatch comes after its last loss.
+        sound = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))
+        if not math.isfinite(loss) or not sound:
             saved = folder and folder.newest_step()
+            what = f"the loss is {loss}" if sound else f"parameters are not finite (the loss is {loss})"
             raise TrainingError(
-                f"the loss is {loss} at step {step:,}: stopped"
+                f"{what} at step {step:,}: stopped"
                 + (f"; the newest checkpoint is of step {saved:,}" if saved else "")
                 + "; a lower config.optimizer.learning_rate or config.optimizer.clip_norm may help"
             )

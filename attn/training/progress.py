@@ -35,7 +35,7 @@ class Clock:
 
 
 class Row(NamedTuple):
-    """One row of the metrics; exact match is the newest known."""
+    """One row of the metrics; exact match and token accuracy where the step was judged."""
 
     step: int
     loss: float
