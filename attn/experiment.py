@@ -182,7 +182,7 @@ def report(summary: dict, folder: Folder):
         print(f"  {sample['input']}  ->  {sample['answer']}   ({verdict})")
     print(f"run                   {folder.path}")
     print(f"what it looks at      {folder.picture}")
-    print(f'next                  {_command()} predict {folder.path} "3 1 4 1 5"')
+    print(f'next                  {_command()} predict {folder.path} "{summary["samples"][0]["input"]}"')
 
 
 def _command() -> str:
