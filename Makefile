@@ -6,13 +6,17 @@ BIN := .venv/bin
 # What to train and how: `make train ARGS="--config=configs/copy.py --config.training.seed=1"`.
 ARGS ?=
 
-.PHONY: train test lint lock notebooks clean
+.PHONY: train test nightly lint lock notebooks clean
 
 train: .venv/installed
 	$(BIN)/python train.py $(ARGS)
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+# Three times as many cases for every property of the attention functions, over a thousand an implementation.
+nightly: .venv/installed
+	$(BIN)/python -m pytest -n auto tests/functional --hypothesis-profile=nightly $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ The axes, in every signature and docstring:
 `B` appears in tasks, training, decoding and metrics; the functions and the model are written for one example.
 """
 
+from attn import interop
 from attn.functional import (
     Dropout,
     Unsupported,
@@ -48,6 +49,7 @@ __all__ = [
     "Unsupported",
     "attention",
     "attention_weights",
+    "interop",
     "load",
     "masks",
     "multi_head_attention",

@@ -11,10 +11,11 @@ Source: Vaswani et al. 2017, section 3.2.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
-from attn.functional import implementations, mods, reference
+from attn.functional import mods, reference
 from attn.functional.dropout import Dropout
+from attn.functional.implementations import Call, choose
 from attn.functional.masks import Mask, PerHeadMask, as_mask
 from attn.functional.mods import PerHead
 from attn.functional.scores import PerHeadScore, Score, as_score
@@ -61,8 +62,10 @@ def attention(
     """
     query, key, value = _check_arrays(("T H", query), ("S H", key), ("S Hv", value))
     mask, score = _without_marks(as_mask(mask)), _without_marks(as_score(score))
-    scale = _check_scale(scale, query)
-    attend = _implementation(implementation, mask, score, dropout, return_logsumexp).attend
+    scale = _check_scale(scale, query.shape[-1])
+    _check_dropout(dropout)
+    call = Call(query, key, value, mask, score, scale, dropout, return_logsumexp)
+    attend = choose(implementation, call).attend
     mask, score = _at(mask, score, query.shape[0], key.shape[0])
     out, logsumexp = attend(query, key, value, mask=mask, score=score, scale=scale, dropout=dropout)
     out = out.astype(value.dtype)
@@ -94,7 +97,7 @@ def attention_weights(
     """
     query, key = _check_arrays(("T H", query), ("S H", key))
     mask, score = _without_marks(as_mask(mask)), _without_marks(as_score(score))
-    scale = _check_scale(scale, query)
+    scale = _check_scale(scale, query.shape[-1])
     mask, score = _at(mask, score, query.shape[0], key.shape[0])
     rows = _check_rows(rows, query.shape[0])
     return reference.weights(query[rows], key, rows, mask=mask, score=score, scale=scale)
@@ -147,7 +150,11 @@ def multi_head_attention(
         )
 
     _check_dropout(dropout)
-    return _over_heads(one_head, query, (key, value), as_mask(mask), as_score(score), axis=1)
+    mask, score = as_mask(mask), as_score(score)
+    (one_mask, one_score), _ = mods.split_heads((mask, score), query.shape[1])
+    one = as_mask(one_mask), as_score(one_score)
+    chosen = choose(implementation, Call(query, key, value, *one, scale, dropout, return_logsumexp))
+    return _over_heads(one_head, query, (key, value), mask, score, axis=1, in_turn=chosen.heads_in_turn())
 
 
 def multi_head_attention_weights(
@@ -208,35 +215,30 @@ class PerHeadCallable(PerHeadMask, PerHeadScore):
     """A marked callable of the user's own, which may turn out to be a mask (`&`, `|`, `~`) or a score (`>>`)."""
 
 
-def _over_heads(one_head, query, memory: tuple, mask, score, *, axis: int):
-    """Run `one_head(query, mask, score, head, *memory)` for every head: K groups of N/K heads.
+def _over_heads(one_head, query, memory: tuple, mask, score, *, axis: int, in_turn: bool = False):
+    """Run `one_head(query, mask, score, head, *memory)` for every head; head n reads group n // (N/K) of the memory.
 
     Args:
       query: `[T N H]`.
-      memory: arrays `[S K ...]` that the heads of a group share.
+      memory: arrays `[S K ...]`.
       axis: where the axis of heads goes in the results.
+      in_turn: one head after another instead of all at once.
     """
-    T, N, H = query.shape
-    K = memory[0].shape[1]
-    bare, marked = mods.split_heads((mask, score), N)
+    N = query.shape[1]
+    memory = [x if x.shape[1] == N else jnp.repeat(x, N // x.shape[1], axis=1) for x in memory]
+    bare, is_marked = mods.split_heads((mask, score), N)
     leaves, structure = jax.tree.flatten(bare)
-    leaves = [jnp.reshape(x, (K, N // K, *x.shape[1:])) if m else x for x, m in zip(leaves, marked, strict=True)]
 
-    def one(query, leaves, head, *memory):
-        return one_head(query, *structure.unflatten(leaves), head, *memory)
+    def one(of_head):
+        head, query, *memory, marked = of_head
+        marked = iter(marked)
+        its_leaves = [next(marked) if m else leaf for m, leaf in zip(is_marked, leaves, strict=True)]
+        return one_head(query, *structure.unflatten(its_leaves), head, *memory)
 
-    per_leaf = [0 if m else None for m in marked]
-    group = jax.vmap(one, in_axes=(1, per_leaf, 0) + (None,) * len(memory), out_axes=axis)
-    groups = jax.vmap(group, in_axes=(1, per_leaf, 0) + (1,) * len(memory), out_axes=axis)
-    results = groups(query.reshape(T, K, N // K, H), leaves, jnp.arange(N).reshape(K, N // K), *memory)
-    return jax.tree.map(lambda x: x.reshape(*x.shape[:axis], N, *x.shape[axis + 2 :]), results)
-
-
-def _implementation(name, mask, score, dropout, return_logsumexp) -> implementations.Implementation:
-    _check_dropout(dropout)
-    used = {"mask": mask is not None, "score": score is not None, "logsumexp": return_logsumexp}
-    used["dropout"] = dropout is not None and dropout.rate > 0
-    return implementations.choose(name, frozenset(feature for feature, is_used in used.items() if is_used))
+    marked = [leaf for m, leaf in zip(is_marked, leaves, strict=True) if m]
+    of_heads = jnp.arange(N), *(jnp.moveaxis(x, 1, 0) for x in (query, *memory)), marked
+    results = jax.lax.map(one, of_heads) if in_turn else jax.vmap(one)(of_heads)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), results)
 
 
 def _at(mask: Mask | None, score: Score | None, T: int, S: int):
@@ -281,14 +283,13 @@ def _check_arrays(*arguments: tuple[str, object]) -> list[Array]:
     return arrays
 
 
-def _check_scale(scale, query) -> Float[Array, ""]:
-    dtype = jnp.promote_types(query.dtype, jnp.float32)
+def _check_scale(scale, width: int) -> float | Num[Array, ""]:
     if scale is None:
-        return jnp.asarray(query.shape[-1] ** -0.5, dtype)
+        return width**-0.5
     mods.check_real("scale", scale)
     if jnp.shape(scale) != ():
         raise TypeError(f"scale must be a scalar, got shape {jnp.shape(scale)}; use score= for more")
-    return jnp.asarray(scale, dtype)
+    return scale if isinstance(scale, (int, float)) else jnp.asarray(scale)
 
 
 def _check_dropout(dropout):

@@ -8,8 +8,12 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+from jaxtyping import Array
 
-from attn.functional import reference
+from attn.functional import blockwise, cudnn, reference
+from attn.functional.dropout import Dropout
+from attn.functional.masks import Mask
+from attn.functional.scores import Score
 
 FEATURES = ("mask", "score", "dropout", "logsumexp")
 DERIVATIVES = ("reverse", "forward", "second")
@@ -17,6 +21,35 @@ DERIVATIVES = ("reverse", "forward", "second")
 
 class Unsupported(NotImplementedError):
     """A named implementation cannot serve a call; the message says which feature, and who can."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """What decides who can serve: the arguments of `attention`, or those of `multi_head_attention` without marks."""
+
+    query: Array
+    key: Array
+    value: Array
+    mask: Mask | None
+    score: Score | None
+    scale: object
+    dropout: Dropout | None
+    return_logsumexp: bool
+
+    @property
+    def T(self) -> int:
+        return self.query.shape[0]
+
+    @property
+    def S(self) -> int:
+        return self.key.shape[0]
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Those of `FEATURES` that the call uses."""
+        used = {"mask": self.mask is not None, "score": self.score is not None, "logsumexp": self.return_logsumexp}
+        used["dropout"] = self.dropout is not None and self.dropout.rate > 0
+        return frozenset(feature for feature, is_used in used.items() if is_used)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,17 +61,26 @@ class Implementation:
       features: those of `FEATURES` that it serves.
       derivatives: those of `DERIVATIVES` that it has.
       backends: those of `jax.default_backend()` that it runs on; None for all.
+      refuses: what of a call it does not serve for another reason, in words; None if nothing.
+      pays: whether the unnamed choices should take it for a call, where it serves.
+      heads_in_turn: whether many heads had better go one after another than all at once.
     """
 
     attend: Callable
     features: frozenset[str] = frozenset(FEATURES)
     derivatives: frozenset[str] = frozenset(DERIVATIVES)
     backends: frozenset[str] | None = None
+    refuses: Callable[[Call], str | None] = lambda call: None
+    pays: Callable[[Call], bool] = lambda call: True
+    heads_in_turn: Callable[[], bool] = lambda: False
 
-    def lacks(self, needs: frozenset[str], backend: str) -> list[str]:
-        """What keeps this implementation from serving a call that needs these features on this backend."""
-        elsewhere = [] if self.backends is None or backend in self.backends else [f"backend {backend!r}"]
-        return sorted(needs - self.features) + elsewhere
+    def lacks(self, call: Call, backend: str) -> list[str]:
+        """What keeps this implementation from serving a call on a backend."""
+        missing = sorted(call.features - self.features)
+        if self.backends is not None and backend not in self.backends:
+            missing.append(f"backend {backend!r}")
+        refused = None if missing else self.refuses(call)
+        return missing if refused is None else [refused]
 
 
 # Which derivatives the unnamed choices insist on.
@@ -46,33 +88,37 @@ _WANTED = {"auto": DERIVATIVES, "fastest": ("reverse",)}
 
 # In the order in which "auto" and "fastest" prefer them.
 IMPLEMENTATIONS = {
+    "cudnn": Implementation(
+        cudnn.attend, frozenset({"mask"}), frozenset({"reverse"}), frozenset({"gpu"}), refuses=cudnn.refuses
+    ),
+    "blockwise": Implementation(blockwise.attend, pays=blockwise.pays, heads_in_turn=blockwise.heads_in_turn),
     "reference": Implementation(reference.attend),
 }
 
 
-def choose(name: str, needs: frozenset[str]) -> Implementation:
+def choose(name: str, call: Call) -> Implementation:
     """The implementation that serves a call.
 
     Args:
       name: a key of `IMPLEMENTATIONS`; "auto", the first that serves with every derivative; or "fastest", the
         first that serves with reverse mode at least.
-      needs: the features that the call uses.
 
     Raises:
       ValueError: an unknown name.
       Unsupported: the named implementation cannot serve the call.
     """
     backend = jax.default_backend()
-    able = {key: found for key, found in IMPLEMENTATIONS.items() if not found.lacks(needs, backend)}
+    able = {key: found for key, found in IMPLEMENTATIONS.items() if not found.lacks(call, backend)}
     if name in _WANTED:
         serving = [found for found in able.values() if found.derivatives.issuperset(_WANTED[name])]
         if not serving:
-            raise Unsupported(f"no implementation on backend {backend!r} supports {', '.join(sorted(needs))} together")
-        return serving[0]
+            used = ", ".join(sorted(call.features)) or "such a call"
+            raise Unsupported(f"no implementation on backend {backend!r} supports {used}")
+        return next((found for found in serving if found.pays(call)), serving[-1])
     if name not in IMPLEMENTATIONS:
         known = ", ".join(repr(key) for key in (*_WANTED, *IMPLEMENTATIONS))
         raise ValueError(f"unknown implementation {name!r}; known: {known}")
     if name not in able:
-        lacking = ", ".join(IMPLEMENTATIONS[name].lacks(needs, backend))
+        lacking = ", ".join(IMPLEMENTATIONS[name].lacks(call, backend))
         raise Unsupported(f"implementation {name!r} does not support {lacking}; these do: {', '.join(able)}")
     return able[name]

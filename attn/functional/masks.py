@@ -20,11 +20,12 @@ from attn.functional import mods
 from attn.functional.mods import Mod, PerHead, register
 
 Positions = Int[Array, "..."] | Int[np.ndarray, "..."] | int
+Bounds = Bool[Array, "..."] | bool | np.bool_ | Bool[np.ndarray, "..."]
 _PICTURE = 8  # rows and columns of the matrix in a repr
 
 
 class Mask(Mod):
-    """Base of the masks: combination with `&`, `|`, `~`, and a picture as `repr`."""
+    """Base of the masks: combination with `&`, `|`, `~`, bounds of blocks, and a picture as `repr`."""
 
     # NumPy would otherwise take `array & mask` apart element by element.
     __array_ufunc__ = None
@@ -43,6 +44,25 @@ class Mask(Mod):
 
     def __invert__(self):
         return negation(self)
+
+    def bounds(self, rows: Int[np.ndarray, "q r"], columns: Int[np.ndarray, "k c"]) -> tuple[Bounds, Bounds]:
+        """What a mask shows of each block of queries by each block of keys, without looking at every pair if it can.
+
+        Args:
+          rows: `[q r]`, the positions in each of q blocks of queries, ascending.
+          columns: `[k c]`, those in each of k blocks of keys.
+
+        Returns:
+          (some, every): bools that broadcast to `[q k]`. Whether some pair of the block is visible, True where that is
+          not known; and whether every pair is, False where that is not known.
+        """
+
+        def block(row, column):
+            visible = evaluate(self, row[:, None], column[None, :])
+            return visible.any(), visible.all()
+
+        rows, columns = jnp.asarray(rows), jnp.asarray(columns)
+        return jax.lax.map(lambda row: jax.lax.map(lambda column: block(row, column), columns), rows)
 
     def __repr__(self) -> str:
         """The expression, and below it rows of queries by columns of keys: ■ may attend, · may not."""
@@ -96,6 +116,22 @@ def evaluate(mask: Mask, i: Int[Array, "T 1"], j: Int[Array, "1 S"]) -> Bool[Arr
     return mods.as_tile("mask", mask, _bools(mask, i, j), i, j)
 
 
+def blockwise(reduce: Callable, array: Bool[Array, "T_or_1 S_or_1"], rows, columns) -> Bool[Array, "q_or_1 k_or_1"]:
+    """`jnp.any` or `jnp.all` over each block of queries by each block of keys; an axis of length 1 stays."""
+    if array.shape[0] > 1:
+        array = reduce(array[rows], axis=1)
+    return reduce(array[:, columns], axis=2) if array.shape[1] > 1 else array
+
+
+def _bounds(mask, rows, columns):
+    return as_mask(mask).bounds(rows, columns)
+
+
+def _ends(rows, columns):
+    """First and last position of each block, to be broadcast: those of queries `[q 1]`, those of keys `[1 k]`."""
+    return rows[:, :1], rows[:, -1:], columns[None, :, 0], columns[None, :, -1]
+
+
 def _bools(mask, i, j):
     """What a mask returns, which must be bool.
 
@@ -136,6 +172,10 @@ class both(Mask):
     def __call__(self, i: Positions, j: Positions):
         return _bools(self.left, i, j) & _bools(self.right, i, j)
 
+    def bounds(self, rows, columns):
+        (some, every), (also_some, also_every) = _bounds(self.left, rows, columns), _bounds(self.right, rows, columns)
+        return some & also_some, every & also_every
+
     def expression(self) -> str:
         return f"({mods.describe(self.left)} & {mods.describe(self.right)})"
 
@@ -151,6 +191,10 @@ class either(Mask):
     def __call__(self, i: Positions, j: Positions):
         return _bools(self.left, i, j) | _bools(self.right, i, j)
 
+    def bounds(self, rows, columns):
+        (some, every), (also_some, also_every) = _bounds(self.left, rows, columns), _bounds(self.right, rows, columns)
+        return some | also_some, every | also_every
+
     def expression(self) -> str:
         return f"({mods.describe(self.left)} | {mods.describe(self.right)})"
 
@@ -164,6 +208,10 @@ class negation(Mask):
 
     def __call__(self, i: Positions, j: Positions):
         return jnp.logical_not(_bools(self.mask, i, j))
+
+    def bounds(self, rows, columns):
+        some, every = _bounds(self.mask, rows, columns)
+        return every ^ True, some ^ True  # Python's ~True is -2
 
     def expression(self) -> str:
         return f"~{mods.describe(self.mask)}"
@@ -196,6 +244,10 @@ class causal(Mask):
     def __call__(self, i: Positions, j: Positions):
         return j <= mods.place(i, self.offset)
 
+    def bounds(self, rows, columns):
+        first_i, last_i, first_j, last_j = _ends(rows, columns)
+        return self(last_i, first_j), self(first_i, last_j)
+
 
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -217,6 +269,10 @@ class padding(Mask):
 
     def __call__(self, i: Positions, j: Positions):
         return j < self.length
+
+    def bounds(self, rows, columns):
+        _, _, first_j, last_j = _ends(rows, columns)
+        return first_j < self.length, last_j < self.length
 
 
 @register
@@ -262,6 +318,12 @@ class sliding_window(Mask):
         # Not -left: an unsigned one would wrap around.
         return (distance + self.left >= 0) & (distance <= self.right)
 
+    def bounds(self, rows, columns):
+        first_i, last_i, first_j, last_j = _ends(rows, columns)
+        nearest, farthest = first_j - mods.place(last_i, self.offset), last_j - mods.place(first_i, self.offset)
+        some = (farthest + self.left >= 0) & (nearest <= self.right)
+        return some, (nearest + self.left >= 0) & (farthest <= self.right)
+
 
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -290,6 +352,12 @@ class segments(Mask):
     def __call__(self, i: Positions, j: Positions):
         return jnp.asarray(self.query_ids)[i] == jnp.asarray(self.key_ids)[j]
 
+    def bounds(self, rows, columns):
+        queries, keys = jnp.asarray(self.query_ids)[rows], jnp.asarray(self.key_ids)[columns]
+        low, high = queries.min(axis=1)[:, None], queries.max(axis=1)[:, None]
+        least, most = keys.min(axis=1)[None, :], keys.max(axis=1)[None, :]
+        return (low <= most) & (least <= high), (low == most) & (least == high)
+
     def _picture_shape(self):
         return self.query_ids.shape[0], self.key_ids.shape[0]
 
@@ -317,6 +385,9 @@ class dense(Mask):
 
     def __call__(self, i: Positions, j: Positions):
         return jnp.asarray(self.array)[i, j]
+
+    def bounds(self, rows, columns):
+        return tuple(blockwise(reduce, jnp.asarray(self.array), rows, columns) for reduce in (jnp.any, jnp.all))
 
     def _picture_shape(self):
         return self.array.shape

@@ -7,6 +7,7 @@ functions are static, so that an implementation can reason about them before any
 """
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +147,10 @@ def as_tile(kind: str, mod, value, i, j):
     """
     shape, tile = jnp.shape(value), (i.shape[0], j.shape[1])
     if len(shape) > 2 or any(n not in (1, full) for n, full in zip(shape[::-1], tile[::-1])):
-        raise ValueError(f"{kind} {describe(mod)} returned shape {shape}, which does not broadcast to (T, S) = {tile}")
+        raise ValueError(
+            f"{kind} {describe(mod)} returned shape {shape} for a tile of {tile[0]} by {tile[1]} positions, to which "
+            "it does not broadcast: index arrays by the positions, as in array[i, j]"
+        )
     return jnp.reshape(value, (1,) * (2 - len(shape)) + shape)
 
 
@@ -217,6 +221,15 @@ def check_per_head(mod):
             f"per_head: {describe(mod)} holds no array that could differ between heads; give one with a leading "
             "axis of heads, such as masks.padding(jnp.array([3, 5])) for two heads"
         )
+
+
+def captures(mod) -> bool:
+    """Whether a plain function in a mod holds on to something of the scope where it was written, a tracer perhaps."""
+    if isinstance(mod, Mod):
+        return any(captures(getattr(mod, field.name)) for field in dataclasses.fields(mod))
+    if isinstance(mod, types.FunctionType):
+        return mod.__closure__ is not None or mod.__defaults__ is not None or mod.__kwdefaults__ is not None
+    return callable(mod)  # an object or a method: it may hold anything
 
 
 def parts(mod) -> list:

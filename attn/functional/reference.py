@@ -5,9 +5,9 @@ Source: Vaswani et al. 2017, equation 1.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
-from attn.functional import masks, scores
+from attn.functional import masks, scores, tiles
 from attn.functional.dropout import Dropout
 
 
@@ -18,16 +18,15 @@ def attend(
     *,
     mask: masks.Mask | None,
     score: scores.Score | None,
-    scale: Float[Array, ""],
+    scale: float | Num[Array, ""],
     dropout: Dropout | None,
 ) -> tuple[Float[Array, "T Hv"], Float[Array, "T"]]:
     """Weigh the values: out = softmax(scores) value, and logsumexp(scores)."""
-    i = jnp.arange(query.shape[0])
-    s, visible = masked_scores(query, key, i, mask, score, scale)
-    p, logsumexp = softmax(s)
+    i, j = jnp.arange(query.shape[0]), jnp.arange(key.shape[0])
+    value, tainted = tiles.set_aside(value)
+    p, logsumexp = softmax(masked_scores(query, key, i, tainted, mask, score, scale))
     if dropout is not None:
-        p = dropout(p, i[:, None], jnp.arange(key.shape[0])[None, :])
-    value = _where_seen(visible, value, queries=False)
+        p = dropout(p, i[:, None], j[None, :])
     out = jnp.matmul(p, value.astype(jnp.promote_types(value.dtype, p.dtype)))
     return out, logsumexp
 
@@ -39,29 +38,19 @@ def weights(
     *,
     mask: masks.Mask | None,
     score: scores.Score | None,
-    scale: Float[Array, ""],
+    scale: float | Num[Array, ""],
 ) -> Float[Array, "R S"]:
     """What each query, at position `rows`, gives to each key: softmax(scores)."""
-    return softmax(masked_scores(query, key, rows, mask, score, scale)[0])[0]
+    return softmax(masked_scores(query, key, rows, jnp.zeros(len(key), bool), mask, score, scale))[0]
 
 
-def masked_scores(query, key, rows, mask, score, scale) -> tuple[Float[Array, "R S"], Bool[Array, "_ _"] | None]:
-    """The scores, -inf where masked, and where they are not (None for everywhere)."""
-    i, j = rows[:, None], jnp.arange(key.shape[0])[None, :]
-
-    def products(visible):
-        q, k = _where_seen(visible, query, queries=True), _where_seen(visible, key, queries=False)
-        return jnp.matmul(q, k.T, preferred_element_type=scale.dtype) * scale
-
-    visible = None if mask is None else masks.evaluate(mask, i, j)
-    s = products(visible)
-    if score is not None:
-        # -inf from a score counts as masked, so what only such scores would read must not be read either. That is
-        # found out with finite numbers, since NaN - inf is NaN.
-        alive = scores.evaluate(score, jnp.nan_to_num(s), i, j) != -jnp.inf
-        visible = alive if visible is None else visible & alive
-        s = scores.evaluate(score, products(visible), i, j)
-    return (s if visible is None else jnp.where(visible, s, -jnp.inf)), visible
+def masked_scores(query, key, rows, tainted_values, mask, score, scale) -> Float[Array, "R S"]:
+    """The scores of the queries at positions `rows`: -inf where masked."""
+    (query, tainted_queries), (key, tainted_keys) = tiles.set_aside(query), tiles.set_aside(key)
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    s = jnp.matmul(query, key.T, preferred_element_type=wide) * jnp.asarray(scale, wide)
+    tainted = tainted_queries[:, None] | (tainted_keys | tainted_values)[None, :]
+    return tiles.modified(s, rows[:, None], jnp.arange(len(key))[None, :], tainted, mask=mask, score=score)
 
 
 @jax.custom_jvp
@@ -84,10 +73,3 @@ def _softmax_jvp(primals, tangents):
     weighted = p * ds
     r = weighted.sum(axis=-1, keepdims=True)
     return (p, logsumexp), (weighted - p * r, r[:, 0])
-
-
-def _where_seen(visible, x, *, queries: bool):
-    """Rows of `x` that take part in some visible pair; 0 for the rest, since 0 * NaN is NaN."""
-    if visible is None:
-        return x
-    return jnp.where(visible.any(axis=1 if queries else 0)[:, None], x, 0)

@@ -16,7 +16,7 @@ import attn
 BOUND = 4  # in units of eps (1 + max|s|) max(oracle on absolute values)
 drawn = settings(
     deadline=None,
-    max_examples=10,  # for each of twelve signatures in each dtype
+    max_examples=settings.default.max_examples // 10,  # for each of twelve signatures in each of four dtypes
     derandomize="CI" in os.environ,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -1,0 +1,72 @@
+"""cuDNN's fused attention kernel through `jax.nn.dot_product_attention`: half precision on NVIDIA GPUs, reverse mode.
+
+It knows no functions of positions, so that a mask must be one of those that it can name. What it does differently
+is set right around it: a query that may attend to nothing gets 0, and what lies behind the padding is never read.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from attn.functional import masks
+
+
+def attend(
+    query: Float[Array, "T H"],
+    key: Float[Array, "S H"],
+    value: Float[Array, "S Hv"],
+    *,
+    mask: masks.Mask | None,
+    score: None,
+    scale: float,
+    dropout: None,
+) -> tuple[Float[Array, "T Hv"], None]:
+    """Weigh the values as `reference.attend` does; without the logsumexp, of which the kernel has no derivative."""
+    options = _named(mask, query.shape[0], key.shape[0])
+    length = options.pop("length", None)
+    if length is not None:
+        real = jnp.arange(len(key))[:, None] < length
+        key, value = jnp.where(real, key, 0), jnp.where(real, value, 0)
+        # The kernel wants at least one key; the output is set to 0 below where there is none.
+        options["key_value_seq_lengths"] = jnp.clip(length, 1, len(key)).astype(jnp.int32)[None]
+    arrays = (x[None, :, None, :] for x in (query, key, value))
+    out = jax.nn.dot_product_attention(*arrays, scale=scale, implementation="cudnn", **options)[0, :, 0, :]
+    return (out if length is None else jnp.where(length > 0, out, 0)), None
+
+
+def refuses(call) -> str | None:
+    """What of a call (`implementations.Call`) keeps the kernel from serving it, in words."""
+    dtypes = {str(x.dtype) for x in (call.query, call.key, call.value)}
+    widths = {x.shape[-1] for x in (call.query, call.key, call.value)}
+    if len(dtypes) > 1 or not dtypes <= {"float16", "bfloat16"}:
+        return f"dtypes {', '.join(sorted(dtypes))} (one of float16 and bfloat16)"
+    if len(widths) > 1 or max(widths) % 8 or max(widths) > 128:
+        return f"widths {', '.join(map(str, sorted(widths)))} (one multiple of 8 up to 128)"
+    if call.scale is not None and not isinstance(call.scale, (int, float)):
+        return "a scale that is an array (a Python number)"
+    if _named(call.mask, call.T, call.S) is None:
+        return f"mask {call.mask.expression()} (causal, padding, or a window without a right side, joined by &)"
+    return None
+
+
+def _named(mask: masks.Mask | None, T: int, S: int) -> dict | None:
+    """The mask as arguments of the kernel (`length` for a padding); None where it has no name there."""
+    if mask is None:
+        return {}
+    if isinstance(mask, masks.both):
+        left, right = _named(mask.left, T, S), _named(mask.right, T, S)
+        if left is None or right is None or any(left[name] != right[name] for name in left.keys() & right.keys()):
+            return None
+        return left | right
+    if isinstance(mask, masks.padding):
+        return {"length": mask.length}
+    aligned = T == S and isinstance(getattr(mask, "offset", None), (int, type(None))) and not mask.offset
+    if isinstance(mask, masks.causal) and aligned:
+        return {"is_causal": True}
+    if isinstance(mask, masks.sliding_window) and aligned and isinstance(mask.left, int) and mask.left >= 0:
+        return (
+            {"is_causal": True, "local_window_size": (mask.left, 0)}
+            if isinstance(mask.right, int) and mask.right == 0
+            else None
+        )
+    return None

@@ -1,0 +1,185 @@
+"""The `attention_fn` of Flax's attention layers, computed by `attn.multi_head_attention`."""
+
+import contextlib
+import numbers
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from attn.functional import Dropout, Unsupported, masks, mods, multi_head_attention, multi_head_attention_weights
+from attn.interop import arrays
+
+_AXES = "[batch... N T S]"
+
+
+def flax_attention_fn(
+    query: Float[ArrayLike, "... T N H"],
+    key: Float[ArrayLike, "... S K H"],
+    value: Float[ArrayLike, "... S K Hv"],
+    bias: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    broadcast_dropout: bool = True,
+    dropout_rng: Array | None = None,
+    dropout_rate: float = 0.0,
+    deterministic: bool = False,
+    dtype=None,
+    precision=None,
+    module=None,
+    *,
+    promote_dtype=None,
+    is_causal: bool = False,
+    force_fp32_for_softmax: bool = False,
+    einsum_dot_general=None,
+    qk_attn_weights_einsum=None,
+    attn_weights_value_einsum=None,
+    implementation: str = "auto",
+) -> Float[Array, "... T N Hv"]:
+    """A drop-in for Flax's `dot_product_attention`, to be the `attention_fn` of its attention layers.
+
+        nnx.MultiHeadAttention(8, 64, attention_fn=flax_attention_fn, rngs=rngs)
+        linen.MultiHeadDotProductAttention(8, attention_fn=partial(flax_attention_fn, implementation="fastest"))
+
+    It takes every argument of `dot_product_attention` in either of Flax's two worlds. It differs in this: a query
+    that may attend to nothing gets 0, and its weights are 0 (there: the mean of the values); NaN in what no query may
+    attend to reaches nothing; the softmax is never computed below float32; dropout draws other bits.
+
+    Args:
+      query: `[batch... T N H]`, with any number of batch axes.
+      key, value: `[batch... S K H]` and `[batch... S K Hv]`, where K divides N.
+      bias: real numbers to add to the scaled scores; broadcasts to `[batch... N T S]`.
+      mask: bools or numbers, attended to where not 0; broadcasts to `[batch... N T S]`.
+      broadcast_dropout: all heads and examples drop the same weights.
+      dropout_rng: JAX random key, needed where weights are dropped.
+      dropout_rate: number in [0, 1): the probability to drop a weight.
+      deterministic: drop nothing.
+      dtype: to compute in, and of the result; that of query, key and value together unless given.
+      precision: of the matrix products: a string, `jax.lax.Precision` or `jax.lax.DotAlgorithmPreset`.
+      module: a Flax module into which to sow the weights, `[batch... N T S]` in `dtype`, before dropout, as
+        `attention_weights` of its intermediates.
+      promote_dtype: function of ((query, key, value), dtype=) that brings them to one dtype.
+      is_causal: no query looks ahead, j <= i. Query 0 stands at key 0, also where T != S.
+      force_fp32_for_softmax: return, and sow, float32 where `dtype` is narrower.
+      einsum_dot_general, qk_attn_weights_einsum, attn_weights_value_einsum: must be None.
+      implementation: a name of ours, see `attn.multi_head_attention`; not one of Flax's arguments.
+
+    Returns:
+      `[batch... T N Hv]`.
+
+    Raises:
+      TypeError: something that is not an array, or of the wrong dtype.
+      ValueError: shapes that do not fit together, a rate outside [0, 1), dropout without a key.
+      attn.Unsupported: an einsum of the caller's own, or a precision that differs between operands.
+
+    Source: `flax.nnx.dot_product_attention`, `flax.linen.dot_product_attention`; Vaswani et al. 2017, section 3.2.
+    """
+    _refuse(
+        einsum_dot_general=einsum_dot_general,
+        qk_attn_weights_einsum=qk_attn_weights_einsum,
+        attn_weights_value_einsum=attn_weights_value_einsum,
+    )
+    query, key, value = _promote(query, key, value, dtype, promote_dtype)
+    dtype = query.dtype
+    if arrays.as_flag("force_fp32_for_softmax", force_fp32_for_softmax):
+        dtype = jnp.promote_types(dtype, jnp.float32)
+    batch, (T, N, _), S = query.shape[:-3], query.shape[-3:], key.shape[-3]
+    bias, mask = arrays.as_bias(bias, _AXES, (*batch, N, T, S)), _as_mask(mask, (*batch, N, T, S))
+    causal = masks.causal(offset=0) if arrays.as_flag("is_causal", is_causal) else None
+    keys, dropout = _dropout(batch, broadcast_dropout, dropout_rng, dropout_rate, deterministic)
+
+    def change(bias, mask):
+        return {"mask": arrays.all_of(causal, arrays.mask_from(mask, T, S)), "score": arrays.score_from(bias, T, S)}
+
+    def one_example(query, key, value, bias, mask, rng):
+        drop = None if rng is None else dropout(dropout_rate, rng)
+        changes = change(bias, mask)
+        return multi_head_attention(query, key, value, dropout=drop, implementation=implementation, **changes)
+
+    def weights_of_one(query, key, bias, mask):
+        return multi_head_attention_weights(query, key, **change(bias, mask))
+
+    with _matmul_precision(precision):
+        out = arrays.over_batch(one_example, batch, query, key, value.astype(dtype), bias, mask, keys)
+        if module is not None:
+            weights = arrays.over_batch(weights_of_one, batch, query, key, bias, mask)
+            module.sow("intermediates", "attention_weights", weights.astype(dtype))
+    return out
+
+
+@mods.register
+class BroadcastDropout(Dropout):
+    """Dropout that drops the same weights in every head."""
+
+    def for_head(self, head):
+        return self
+
+
+def _refuse(**arguments):
+    for name, value in arguments.items():
+        if value is not None:
+            raise Unsupported(
+                f"flax_attention_fn does not support {name}, got {mods.describe(value)}: its products are those of "
+                "attn's implementations; Flax's own dot_product_attention does"
+            )
+
+
+def _promote(query, key, value, dtype, promote_dtype) -> tuple[Array, Array, Array]:
+    """Bring query, key and value to one dtype, and check their batch axes."""
+    named = {"query": query, "key": key, "value": value}
+    found = tuple(arrays.as_array(name, array) for name, array in named.items())
+    if promote_dtype is not None:
+        found = promote_dtype(found, dtype=dtype)
+    else:
+        dtype = jnp.result_type(*found) if dtype is None else dtype
+        found = tuple(array.astype(dtype) for array in found)
+    for name, array in zip(named, found, strict=True):
+        if array.ndim < 3:
+            raise ValueError(f"{name} must have shape [batch... length heads width], got {array.shape}")
+    if len({array.shape[:-3] for array in found}) > 1:
+        shapes = ", ".join(str(array.shape) for array in found)
+        raise ValueError(f"query, key and value must agree on their batch axes, got {shapes}")
+    return found
+
+
+def _as_mask(mask, shape) -> Array | None:
+    """Take Flax's masks, which often are floats: nonzero = may attend."""
+    return None if mask is None else arrays.fit("mask", arrays.as_array("mask", mask).astype(bool), _AXES, shape)
+
+
+def _dropout(batch, broadcast, rng, rate, deterministic) -> tuple[Array | None, type[Dropout]]:
+    """The random keys, one for all examples or one for each, or None; and the kind of dropout that takes one."""
+    broadcast = arrays.as_flag("broadcast_dropout", broadcast)
+    kind = BroadcastDropout if broadcast else Dropout
+    if not isinstance(rate, numbers.Real):
+        raise TypeError(f"dropout_rate must be a Python number, got {mods.describe(rate)}")
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout_rate must lie in [0, 1), got {rate}")
+    if arrays.as_flag("deterministic", deterministic) or rate == 0:
+        return None, kind
+    if rng is None:
+        raise ValueError(f"dropout_rng must be a random key where the dropout_rate is {rate}, got None")
+    return (jnp.expand_dims(rng, range(len(batch))) if broadcast else jax.random.split(rng, batch)), kind
+
+
+def _matmul_precision(precision):
+    """A context in which the matrix products have this precision.
+
+    Raises:
+      ValueError: JAX knows no such precision.
+      attn.Unsupported: one for each operand, or an algorithm without a name.
+    """
+    if precision is None:
+        return contextlib.nullcontext()
+    if isinstance(precision, (tuple, list)):
+        raise Unsupported(f"precision must be one for both operands, and have a name, got {precision!r}")
+    try:
+        name = jax.lax.Precision(precision).name.lower()  # of the many names, the one that the context knows
+    except ValueError:
+        name = getattr(precision, "name", precision)  # a preset, or its name
+    try:
+        return jax.default_matmul_precision(name)
+    except ValueError as error:
+        raise ValueError(
+            "precision must be a jax.lax.Precision, a jax.lax.DotAlgorithmPreset other than DEFAULT, or the name of "
+            f"one, got {precision!r}"
+        ) from error

@@ -1,0 +1,145 @@
+"""`jax.nn.dot_product_attention`, computed by `attn.multi_head_attention`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from attn.functional import masks, mods, multi_head_attention
+from attn.interop import arrays
+
+_AXES = {"query": "T N H", "key": "S K H", "value": "S K Hv"}
+
+
+def dot_product_attention(
+    query: Float[ArrayLike, "... T N H"],
+    key: Float[ArrayLike, "... S K H"],
+    value: Float[ArrayLike, "... S K Hv"],
+    bias: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    *,
+    scale: float | Array | None = None,
+    is_causal: bool = False,
+    query_seq_lengths: ArrayLike | None = None,
+    key_value_seq_lengths: ArrayLike | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+    implementation: str | None = None,
+    return_residual: bool = False,
+) -> Float[Array, "... T N Hv"] | tuple[Float[Array, "... T N Hv"], Float[Array, "... T N"]]:
+    """A drop-in for `jax.nn.dot_product_attention`: the same call, the same results, our implementations.
+
+        out[b, i, n] = sum_j softmax_j(scale q[b, i, n] . k[b, j, n // (N/K)] + bias[b, n, i, j]) v[b, j, n // (N/K)]
+
+    It differs in this alone: a query that may attend to nothing gets 0 and the residual -inf (there: the mean of the
+    values); NaN in what no query may attend to, or in queries past their length, reaches nothing; float64 is
+    computed in float64; values may be wider or narrower than keys; any integers will do for lengths.
+
+    Args:
+      query: `[B T N H]` or `[T N H]`.
+      key, value: `[B S K H]` and `[B S K Hv]`, or without B, where K divides N; in the query's dtype.
+      bias: real numbers to add to the scaled scores; broadcasts to `[B N T S]`.
+      mask: bools, True = may attend; broadcasts to `[B N T S]`.
+      scale: real scalar; 1 / sqrt(H) unless given.
+      is_causal: no query looks ahead, j <= i. Query 0 stands at key 0, also where T != S.
+      query_seq_lengths: `[B]` integers (`[1]` without a batch axis). Later queries get 0, and the residual -inf.
+      key_value_seq_lengths: `[B]` integers. Later keys are not attended to.
+      local_window_size: (left, right), or one number for both: -left <= j - i <= right.
+      implementation: a name of ours ("auto", "fastest", "reference", ...). None and "xla" mean "auto".
+      return_residual: also return the logsumexp of the scores, through which no gradient flows.
+
+    Returns:
+      `[B T N Hv]` or `[T N Hv]`; with `return_residual` also `[B T N]` or `[T N]`; both in the query's dtype.
+
+    Raises:
+      TypeError: something that is not an array, or of the wrong dtype.
+      ValueError: shapes that do not fit together, an unknown implementation.
+      attn.Unsupported: the named implementation cannot serve the call.
+
+    Source: `jax.nn.dot_product_attention`; Vaswani et al. 2017, section 3.2.
+    """
+    query = arrays.as_array("query", query)
+    has_batch = query.ndim == 4
+    query, key, value = _with_batch_axis(query, key, value)
+    (B, T, N, _), S = query.shape, key.shape[1]
+    positional = _positional_mask(is_causal, local_window_size)
+    implementation = "auto" if implementation in (None, "xla") else implementation
+    return_residual = arrays.as_flag("return_residual", return_residual)
+
+    def one_example(query, key, value, bias, mask, num_queries, num_keys):
+        padding = None if num_keys is None else masks.padding(num_keys)
+        real = None if num_queries is None else arrays.query_padding(num_queries)
+        return multi_head_attention(
+            query,
+            key,
+            value,
+            mask=arrays.all_of(positional, padding, real, arrays.mask_from(mask, T, S)),
+            score=arrays.score_from(bias, T, S),
+            scale=scale,
+            implementation=implementation,
+            return_logsumexp=return_residual,
+        )
+
+    results = arrays.over_batch(
+        one_example,
+        (B,),
+        query,
+        key,
+        value,
+        arrays.as_bias(bias, "[B N T S]", (B, N, T, S)),
+        _check_mask(mask, (B, N, T, S)),
+        _check_lengths("query_seq_lengths", query_seq_lengths, B),
+        _check_lengths("key_value_seq_lengths", key_value_seq_lengths, B),
+    )
+    results = results if has_batch else jax.tree.map(lambda x: x[0], results)
+    if not return_residual:
+        return results
+    out, logsumexp = results
+    return out, jax.lax.stop_gradient(logsumexp.astype(out.dtype))
+
+
+def _with_batch_axis(*given) -> list[Array]:
+    """Query, key and value as `[B ...]`, after the checks that `multi_head_attention` does not make."""
+    found = [arrays.as_array(name, array) for name, array in zip(_AXES, given, strict=True)]
+    for (name, axes), array in zip(_AXES.items(), found, strict=True):
+        if array.ndim not in (3, 4):
+            raise ValueError(f"{name} must have shape [B {axes}] or [{axes}], got {array.shape}")
+        if array.dtype != found[0].dtype:
+            raise TypeError(f"{name} must have the query's dtype {found[0].dtype}, got {array.dtype}")
+    found = [array if array.ndim == 4 else array[None] for array in found]
+    if len({len(array) for array in found}) > 1:
+        sizes = ", ".join(str(len(array)) for array in found)
+        raise ValueError(f"query, key and value must agree on the batch size B, got {sizes}")
+    return found
+
+
+def _check_mask(mask, shape) -> Array | None:
+    if mask is None:
+        return None
+    mask = arrays.as_array("mask", mask)
+    if mask.dtype != jnp.bool_:
+        raise TypeError(f"mask must be bool (True = may attend), got {mask.dtype}: additive values belong in bias")
+    return arrays.fit("mask", mask, "[B N T S]", shape)
+
+
+def _check_lengths(name, lengths, B: int) -> Array | None:
+    if lengths is None:
+        return None
+    lengths = arrays.as_array(name, lengths)
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers, got {lengths.dtype}")
+    if lengths.shape != (B,):
+        raise ValueError(f"{name} must have shape [B] = ({B},), got {lengths.shape}")
+    return lengths
+
+
+def _positional_mask(is_causal, local_window_size) -> masks.Mask | None:
+    causal = masks.causal(offset=0) if arrays.as_flag("is_causal", is_causal) else None
+    if local_window_size is None:
+        return causal
+    pair = isinstance(local_window_size, (tuple, list))
+    sizes = tuple(local_window_size) if pair else (local_window_size, local_window_size)
+    for size in sizes:
+        mods.check_integer("local_window_size", size)
+    if len(sizes) != 2 or any(np.shape(size) for size in sizes):
+        raise ValueError(f"local_window_size must be one integer or (left, right), got {local_window_size!r}")
+    return arrays.all_of(causal, masks.sliding_window(*sizes, offset=0))
