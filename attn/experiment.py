@@ -56,6 +56,13 @@ def run(request: Request) -> int:
     try:
         folder, config = prepare(request)
         finished = folder.summary() if request.resume else None
+    except (ConfigError, RunError) as error:
+        return fail(error, 2)
+    except OSError as error:
+        return fail(f"{error.filename}: {error.strerror or error}", 2)
+    except KeyboardInterrupt:
+        return fail("stopped before anything was written", 130)
+    try:
         if finished and finished["steps"] >= config.training.steps:
             print(f"{folder.path} is finished already; more steps: --config.training.steps=N")
             report(finished, folder)

@@ -41,7 +41,7 @@ _COMPILED = {}  # what each text was compiled to, and the seconds
 # Where the contestants differ, for whoever reads the figures.
 DIFFERENCES = {
     "arrays": "each gets contiguous arrays in its own order: attn, jax.nn and flax [B T N H], torch [B N T H]",
-    "batch": "attn has no batch axis and is called under jax.vmap, also for a batch of one",
+    "batch": "attn has no batch axis: it is called plainly for a batch of one, under jax.vmap for more",
     "backward": "attn, jax.nn and flax run one compiled program that returns the output and three gradients; torch "
     "runs forward and torch.autograd.grad and records the graph in every call; forward alone is under torch.no_grad",
     "flax": "flax.nnx.dot_product_attention without dropout or a module to record into calls jax.nn; programs that are "
@@ -186,7 +186,10 @@ def ours(implementation: str, mask=None, score=None) -> Callable:
     def attend(query, key, value):
         return attn.multi_head_attention(query, key, value, mask=mask, score=score, implementation=implementation)
 
-    return jax.vmap(attend)
+    def attend_all(*arrays):
+        return attend(*(x[0] for x in arrays))[None] if len(arrays[0]) == 1 else jax.vmap(attend)(*arrays)
+
+    return attend_all
 
 
 def our(mask: str):

@@ -32,9 +32,9 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from attn.functional import masks, mods, scores, tiles
 from attn.functional.dropout import Dropout
 
-BLOCK = 512  # at most so many queries, and so many keys, make a tile; benchmarks/README.md has the comparison
-WORTHWHILE = 512 * 512  # pairs of a query and a key
-_BAND = 1 / 4  # at most this share of all blocks of keys makes a narrow band
+BLOCK = 512  # at most so many queries, and so many keys, make a tile: 1 MiB of float32, which a core's cache holds
+WORTHWHILE = 512 * 512  # from so many pairs of a query and a key on, no implementation with T x S in memory is faster
+_BAND = 4  # at most so many blocks of keys make a narrow band
 
 
 class Positions(NamedTuple):
@@ -51,6 +51,7 @@ class Fixed(NamedTuple):
     i: Positions
     j: Positions
     needed: Bool[Array | np.ndarray, "row_blocks column_blocks"] | None  # None for all of them
+    captured_by_mask: list[Array]
     captured_by_dropout: list[Array]
 
 
@@ -84,23 +85,27 @@ def _attend(query, key, value, *, mask, score, scale, dropout):
 
     def scores_of(query, key, i: Positions, j: Positions):
         s = scale * jnp.matmul(query, key)
+        return s if score is None else scores.evaluate(score, s, i.index[:, None], j.index[None, :])
+
+    def masked(s, i: Positions, j: Positions):
         tainted = i.tainted[:, None] | j.tainted[None, :]
         real = None if j.real is None else j.real[None, :]
-        return tiles.modified(s, i.index[:, None], j.index[None, :], tainted, mask=mask, score=score, real=real)
+        return tiles.masked(s, i.index[:, None], j.index[None, :], tainted, mask, real)
 
     def dropped(p, i: Positions, j: Positions):
         return p if dropout is None else dropout(p, i.index[:, None], j.index[None, :])
 
     query, key, first_i, first_j = jax.tree.map(lambda x: x[0], (queries, keys, i, j))
     scores_of, captured = _explicit(scores_of, query, key, first_i, first_j)
+    masked, captured_by_mask = _explicit(masked, query @ key, first_i, first_j)
     dropped, captured_by_dropout = _explicit(dropped, query @ key, first_i, first_j)
     needed = None if mask is None else survey(mask, T, S)
     if isinstance(needed, np.ndarray):
         needed, (keys, values, j) = _banded(needed, (keys, values, j))
     elif needed is not None:
         needed = _any_of_batch(needed)
-    fixed = Fixed(i, j, needed, captured_by_dropout)
-    out, logsumexp = _online(scores_of, dropped, queries, keys, values, captured, fixed)
+    fixed = Fixed(i, j, needed, captured_by_mask, captured_by_dropout)
+    out, logsumexp = _online(scores_of, masked, dropped, queries, keys, values, captured, fixed)
     return out.reshape(-1, out.shape[-1])[:T], logsumexp.reshape(-1)[:T]
 
 
@@ -123,15 +128,16 @@ def heads_in_turn() -> bool:
     return jax.default_backend() == "cpu" and is_alone
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _online(scores_of, dropped, queries, keys, values, captured, fixed):
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _online(scores_of, masked, dropped, queries, keys, values, captured, fixed):
     """Output and logsumexp of every block of queries: the first recurrence above.
 
     Args:
-      scores_of, dropped: `(captured, query, key, i, j) -> s` and `(captured, p, i, j) -> p` of one tile.
+      scores_of, masked, dropped: `(captured, query, key, i, j) -> s`, `(captured, s, i, j) -> s` and
+        `(captured, p, i, j) -> p` of one tile.
       queries, keys, values: `[row_blocks r H]`, `[column_blocks H c]`, `[column_blocks Hv c]`; keys and values with
         another leading axis, row_blocks, where they are banded.
-      captured: the arrays of masks and scores, which may be differentiated.
+      captured: the arrays of the score, and the scale, which may be differentiated.
     """
     # An exact factor, by which sums of the largest values stay in range: a / l is at most the largest value, a is not.
     small = 2.0 ** -math.ceil(math.log2(math.prod(fixed.j.index.shape[-2:])))
@@ -142,7 +148,7 @@ def _online(scores_of, dropped, queries, keys, values, captured, fixed):
         def step(carry, block):
             largest, total, weighted = carry
             key, value, j = block
-            s = scores_of(captured, query, key, i, j)
+            s = masked(fixed.captured_by_mask, scores_of(captured, query, key, i, j), i, j)
             new = jnp.maximum(largest, s.max(axis=1))
             finite = jnp.where(new == -jnp.inf, 0, new)  # -inf - -inf would be NaN
             p, shrink = jnp.exp(s - finite[:, None]), jnp.exp(largest - finite)
@@ -161,12 +167,12 @@ def _online(scores_of, dropped, queries, keys, values, captured, fixed):
 
 
 @functools.partial(_online.defjvp, symbolic_zeros=True)
-def _online_jvp(scores_of, dropped, primals, tangents):
+def _online_jvp(scores_of, masked, dropped, primals, tangents):
     """The second recurrence above. A tangent is None where it is known to be zero."""
     queries, keys, values, captured, fixed = primals
     tangents = jax.tree.map(lambda t: None if isinstance(t, SymbolicZero) else t, tangents[:4], is_leaf=_is_symbolic)
     dqueries, dkeys, dvalues, dcaptured = tangents
-    outs, logsumexps = _online(scores_of, dropped, *primals)
+    outs, logsumexps = _online(scores_of, masked, dropped, *primals)
 
     def row(queries, blocks):
         query, dquery, out, logsumexp, i, needed = queries
@@ -177,7 +183,8 @@ def _online_jvp(scores_of, dropped, primals, tangents):
             key, dkey, value, dvalue, j = block
             of_tile = lambda captured, query, key: scores_of(captured, query, key, i, j)  # noqa: E731
             s, ds = _jvp(of_tile, (captured, query, key), (dcaptured, dquery, dkey))
-            p = jnp.exp(s - finite[:, None])
+            # Where hidden, p is 0 whatever ds is: the mask need not be differentiated.
+            p = jnp.exp(masked(fixed.captured_by_mask, s, i, j) - finite[:, None])
             kept = dropped(fixed.captured_by_dropout, p, i, j)
             if ds is not None:
                 a, r = a + _times(kept * ds, value), r + (p * ds).sum(axis=1)
@@ -233,13 +240,13 @@ def _banded(needed: Bool[np.ndarray, "row_blocks column_blocks"], blocks):
     """For each block of queries those blocks of keys that it needs, if these are few: a window passes over nothing.
 
     Even a block that is passed over is read, and written to by the backward pass. The price is memory: a block of
-    keys is there once for each block of queries that needs it, so that it pays for narrow bands alone.
+    keys is there once for each block of queries that needs it.
 
     Returns:
       (needed, blocks) as given, or with `[row_blocks width]` in the place of `[row_blocks column_blocks]`.
     """
     width = max(1, needed.sum(axis=1).max())
-    if width > _BAND * needed.shape[1]:
+    if width > min(_BAND, needed.shape[1] // 2):
         return needed, blocks
     band = np.argsort(~needed, axis=1, kind="stable")[:, :width]
     return np.take_along_axis(needed, band, axis=1), jax.tree.map(lambda x: x[band], blocks)

@@ -50,7 +50,9 @@ def masked_scores(query, key, rows, tainted_values, mask, score, scale) -> Float
     wide = jnp.promote_types(query.dtype, jnp.float32)
     s = jnp.matmul(query, key.T, preferred_element_type=wide) * jnp.asarray(scale, wide)
     tainted = tainted_queries[:, None] | (tainted_keys | tainted_values)[None, :]
-    return tiles.modified(s, rows[:, None], jnp.arange(len(key))[None, :], tainted, mask=mask, score=score)
+    i, j = rows[:, None], jnp.arange(len(key))[None, :]
+    s = s if score is None else scores.evaluate(score, s, i, j)
+    return tiles.masked(s, i, j, tainted, mask)
 
 
 @jax.custom_jvp

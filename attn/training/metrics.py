@@ -13,9 +13,6 @@ class Mean(NamedTuple):
     sum: Float[Array, "..."] | float = 0.0
     count: Float[Array, "..."] | float = 0.0
 
-    def __add__(self, other: "Mean") -> "Mean":
-        return Mean(self.sum + other.sum, self.count + other.count)
-
     def value(self):
         """The mean so far; NaN of nothing."""
         return self.sum / self.count if jnp.ndim(self.count) or self.count else float("nan")
