@@ -89,9 +89,9 @@ def jobs(args: argparse.Namespace, kind: str) -> list[Job]:
         contestants = tuple(args.contestants or DEFAULT_CONTESTANTS[kind])
         found = [Job("speed", setup, contestants, **common) for setup in args.setups or SETUPS[kind]]
     for section, (shape, quick_lengths) in SHAPES.items():
-        if section in args.only:
-            shape = shape | ({"lengths": quick_lengths} if args.quick else {})
-            found.append(Job(section, "gpu" if kind == "gpu" else "one_process", **(common | shape)))
+        shape = shape | ({"lengths": quick_lengths} if args.quick else {})
+        setups = SETUPS["gpu"] if kind == "gpu" else (*(PINNED if section == "skipping" else ()), "one_process")
+        found += [Job(section, setup, **(common | shape)) for setup in setups if section in args.only]
     return found
 
 
@@ -173,7 +173,8 @@ def figures(sections: dict[str, list[dict]]) -> list[dict]:
     for row in sections["skipping"]:
         limit = {"window": "<= 0.167", "causal": "<= 0.6"}.get(row["variant"].split(",")[0].split()[0])
         if limit and "prefix" not in row["variant"]:
-            add(f"time over full attention's: {row['variant']}, T {row['T']:,}, one head", row["ratio"], limit)
+            where = f"{row['setup']}, T {row['T']:,}, one head"
+            add(f"time over full attention's: {row['variant']}, {where}", row["ratio"], limit)
     return found
 
 
@@ -252,7 +253,7 @@ def variant_table(section: str, rows: list[dict]) -> Table:
     lines = []
     for row in rows:
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.3f}"
-        extra = row["mask"] if "mask" in row else f"{row['visible']:.1%} visible"
+        extra = row["mask"] if "mask" in row else f"{row['setup']}, {row['visible']:.1%} visible"
         lines.append((f"{row['T']:,}", row["variant"], extra, milliseconds(row), ratio))
     return grid(f"{section}: forward+backward", ["T", "", "", "ms", "ratio"], lines)
 

@@ -352,7 +352,8 @@ def skipping(job: Job) -> Iterator[dict]:
             programs[name] = variant(job, T, lambda operand, mask=mask: {"mask": mask(operand)}, operand)
         for row in compare(job, f"T {T:,}", programs, "full"):
             mask, operand = chosen[row["variant"]]
-            yield {"T": T, "heads": job.heads, "visible": visible_share(mask(operand), T), **row}
+            visible = visible_share(mask(operand), T)
+            yield {"setup": job.setup, "T": T, "heads": job.heads, "visible": visible, **row}
 
 
 def variant(job: Job, T: int, mods: Callable, operand) -> Callable:

@@ -33,7 +33,7 @@ from attn.functional import masks, mods, scores, tiles
 from attn.functional.dropout import Dropout
 
 BLOCK = 512  # at most so many queries, and so many keys, make a tile: 1 MiB of float32, which a core's cache holds
-WORTHWHILE = 512 * 512  # from so many pairs of a query and a key on, no implementation with T x S in memory is faster
+WORTHWHILE = 512 * 512  # with more pairs of a query and a key, none with T x S in memory is faster (measured on a CPU)
 _BAND = 4  # at most so many blocks of keys make a narrow band
 
 
@@ -66,9 +66,9 @@ def attend(
     dropout: Dropout | None,
 ) -> tuple[Float[Array, "T Hv"], Float[Array, "T"]]:
     """Weigh the values as `reference.attend` does, without its T x S scores."""
-    # Outside of any jit, equal shapes and structure compile once. Not with a function that captures something: the
-    # cache would keep alive what it captures, the values of a trace that is over among it.
-    run = _attend if mods.captures(mask) or mods.captures(score) else _attend_compiled
+    # Outside of any jit, equal shapes and structure compile once. Not with a function that reads its surroundings:
+    # the cache would not notice a change, and would keep alive what was read, the values of a finished trace among it.
+    run = _attend if mods.depends_on_scope(mask) or mods.depends_on_scope(score) else _attend_compiled
     return run(query, key, value, mask=mask, score=score, scale=scale, dropout=dropout)
 
 
@@ -100,7 +100,9 @@ def _attend(query, key, value, *, mask, score, scale, dropout):
     masked, captured_by_mask = _explicit(masked, query @ key, first_i, first_j)
     dropped, captured_by_dropout = _explicit(dropped, query @ key, first_i, first_j)
     needed = None if mask is None else survey(mask, T, S)
-    if isinstance(needed, np.ndarray):
+    if isinstance(needed, np.ndarray) and needed.all():
+        needed = None
+    elif isinstance(needed, np.ndarray):
         needed, (keys, values, j) = _banded(needed, (keys, values, j))
     elif needed is not None:
         needed = _any_of_batch(needed)
@@ -114,7 +116,7 @@ _attend_compiled = jax.jit(_attend)
 
 def pays(call) -> bool:
     """Whether a call (`implementations.Call`) is long enough for blocks to be faster than all at once."""
-    return call.T * call.S >= WORTHWHILE
+    return call.T * call.S > WORTHWHILE
 
 
 def heads_in_turn() -> bool:
@@ -221,7 +223,8 @@ def _fold(step, start, blocks, needed):
             return step(carry, block), None
         return lax.cond(is_needed, jax.checkpoint(step, prevent_cse=False), lambda carry, _: carry, carry, block), None
 
-    return lax.scan(jax.checkpoint(body, prevent_cse=False), start, (blocks, needed))[0]
+    # Two at a time: on two threads what one of them must do alone runs beside the other.
+    return lax.scan(jax.checkpoint(body, prevent_cse=False), start, (blocks, needed), unroll=2)[0]
 
 
 def _times(p: Float[Array, "r c"], value: Float[Array, "Hv c"]) -> Float[Array, "r Hv"]:

@@ -223,13 +223,27 @@ def check_per_head(mod):
         )
 
 
-def captures(mod) -> bool:
-    """Whether a plain function in a mod holds on to something of the scope where it was written, a tracer perhaps."""
+def depends_on_scope(mod, seen: tuple = ()) -> bool:
+    """Whether a plain function in a mod reads more than its arguments: a closure's or an object's values, globals.
+
+    They may be tracers, and they may change between two calls.
+    """
     if isinstance(mod, Mod):
-        return any(captures(getattr(mod, field.name)) for field in dataclasses.fields(mod))
-    if isinstance(mod, types.FunctionType):
-        return mod.__closure__ is not None or mod.__defaults__ is not None or mod.__kwdefaults__ is not None
-    return callable(mod)  # an object or a method: it may hold anything
+        return any(depends_on_scope(getattr(mod, field.name)) for field in dataclasses.fields(mod))
+    if not isinstance(mod, types.FunctionType):
+        return callable(mod)  # an object or a method: it may hold anything
+    if mod.__closure__ or mod.__defaults__ or mod.__kwdefaults__:
+        return True
+    read = [mod.__globals__[name] for name in _names(mod.__code__) if name in mod.__globals__]
+    data = [value for value in read if not isinstance(value, (types.ModuleType, types.FunctionType, type))]
+    others = [value for value in read if isinstance(value, types.FunctionType) and value not in (mod, *seen)]
+    return bool(data) or any(depends_on_scope(other, (mod, *seen)) for other in others)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Every name that a function's code, or a function inside it, looks up."""
+    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return set(code.co_names).union(*inner)
 
 
 def parts(mod) -> list:

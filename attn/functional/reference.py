@@ -23,7 +23,10 @@ def attend(
 ) -> tuple[Float[Array, "T Hv"], Float[Array, "T"]]:
     """Weigh the values: out = softmax(scores) value, and logsumexp(scores)."""
     i, j = jnp.arange(query.shape[0]), jnp.arange(key.shape[0])
-    value, tainted = tiles.set_aside(value)
+    if mask is None and score is None:  # nothing is hidden, so that everybody sees a NaN
+        tainted = None
+    else:
+        value, tainted = tiles.set_aside(value)
     p, logsumexp = softmax(masked_scores(query, key, i, tainted, mask, score, scale))
     if dropout is not None:
         p = dropout(p, i[:, None], j[None, :])
@@ -46,13 +49,19 @@ def weights(
 
 def masked_scores(query, key, rows, tainted_values, mask, score, scale) -> Float[Array, "R S"]:
     """The scores of the queries at positions `rows`: -inf where masked."""
+    if mask is None and score is None:
+        return _scaled_products(query, key, scale)
     (query, tainted_queries), (key, tainted_keys) = tiles.set_aside(query), tiles.set_aside(key)
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    s = jnp.matmul(query, key.T, preferred_element_type=wide) * jnp.asarray(scale, wide)
+    s = _scaled_products(query, key, scale)
     tainted = tainted_queries[:, None] | (tainted_keys | tainted_values)[None, :]
     i, j = rows[:, None], jnp.arange(len(key))[None, :]
     s = s if score is None else scores.evaluate(score, s, i, j)
     return tiles.masked(s, i, j, tainted, mask)
+
+
+def _scaled_products(query, key, scale) -> Float[Array, "R S"]:
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    return jnp.matmul(query, key.T, preferred_element_type=wide) * jnp.asarray(scale, wide)
 
 
 @jax.custom_jvp

@@ -1,0 +1,19 @@
+"""What JAX has traced: every equation of a function's jaxpr, and what it is nested in."""
+
+from collections.abc import Iterator
+
+import jax
+
+
+def equations(call, *arguments) -> list[tuple[object, tuple[str, ...]]]:
+    """(equation, names of the primitives around it, outermost first), inner jaxprs included."""
+    return list(_nested(jax.make_jaxpr(call)(*arguments).jaxpr, ()))
+
+
+def _nested(jaxpr, around) -> Iterator:
+    for equation in jaxpr.eqns:
+        yield equation, around
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from _nested(inner, (*around, equation.primitive.name))

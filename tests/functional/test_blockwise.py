@@ -1,0 +1,438 @@
+"""Blockwise attention: which tiles it computes, that nothing grows with T x S, lengths, and calls outside of jit."""
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import re
+
+import attention_cases as cases
+import attention_oracle as oracle
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attention_traces import equations
+
+import attn
+from attn import masks, per_head, scores
+from attn.functional import blockwise
+from attn.functional.implementations import IMPLEMENTATIONS, Call, choose
+
+H, HV = 2, 3
+BOUND = 4  # in units of eps (1 + max|s|) max(oracle on absolute values)
+REAL = 512  # the size of a block outside of the tests; shapes that meet it appear once only, since jit remembers them
+
+
+def head(T, S, width=HV, dtype="float32", seed=0):
+    return cases.normal((T, H), (S, H), (S, width), dtype=dtype, seed=seed)
+
+
+def blocked(query, key, value, **options):
+    return attn.attention(query, key, value, **options, implementation="blockwise")
+
+
+def with_pullback(call):
+    """`call` and its gradients for its own output as the cotangent."""
+
+    def both(*arrays):
+        out, pullback = jax.vjp(call, *arrays)
+        return out, pullback(out)
+
+    return both
+
+
+# Which tiles are computed
+
+
+class Tiles:
+    """Counts tiles at run time, by a score that calls back: the compiler drops it where nobody uses the result."""
+
+    def __init__(self, T, S):
+        self.sizes = [blockwise._indices(length).shape[1] for length in (T, S)]
+        self.counts = collections.Counter()
+
+    def score(self, s, i, j):
+        return s + jax.pure_callback(self._note, jax.ShapeDtypeStruct((), s.dtype), i, j)
+
+    def _note(self, i, j):
+        self.counts[tuple(int(np.min(x)) // size for x, size in zip((i, j), self.sizes))] += 1
+        return np.zeros((), np.float32)
+
+    def taken(self, results) -> collections.Counter:
+        """What was computed since the last call, once `results` are there."""
+        jax.block_until_ready(results)
+        taken, self.counts = self.counts, collections.Counter()
+        return taken
+
+    def holding(self, visible) -> list[tuple[int, int]]:
+        """The blocks with a visible pair, by a look at every pair."""
+        i, j = np.nonzero(visible)
+        return sorted(set(zip((i // self.sizes[0]).tolist(), (j // self.sizes[1]).tolist())))
+
+
+def each(blocks, times=1) -> dict:
+    return dict.fromkeys(blocks, times)
+
+
+IDS = np.repeat([0, 1, 2, 5, 6], [3, 7, 2, 6, 3])
+# T, S, a mask, and what it shows; more blocks than one always.
+TILES = {
+    "nothing masked": (5, 6, lambda: None, lambda i, j: (i >= 0) & (j >= 0)),
+    "causal": (21, 21, masks.causal, lambda i, j: j <= i),
+    "narrow window": (45, 45, lambda: masks.sliding_window(2, 0), lambda i, j: (i - 2 <= j) & (j <= i)),
+    "wide window": (21, 21, lambda: masks.sliding_window(6, 3), lambda i, j: (i - 6 <= j) & (j <= i + 3)),
+    "traced length": (9, 21, lambda: masks.padding(jnp.int32(9)), lambda i, j: (j < 9) & (i >= 0)),
+    "nothing visible": (9, 21, lambda: masks.padding(0), lambda i, j: (j < 0) & (i >= 0)),
+    "prefix-LM": (21, 21, lambda: masks.causal() | masks.prefix(6), lambda i, j: (j <= i) | (j < 6)),
+    "segments": (21, 21, lambda: masks.segments(jnp.array(IDS), jnp.array(IDS)), lambda i, j: IDS[i] == IDS[j]),
+    "a plain function": (21, 14, lambda: lambda i, j: (i // 8) == (j // 5), lambda i, j: (i // 8) == (j // 5)),
+    "composed": (
+        21,
+        21,
+        lambda: masks.causal() & masks.padding(jnp.uint8(9)) | ~masks.causal(11) | (lambda i, j: i == j),
+        lambda i, j: (j <= i) & (j < 9) | (j > i + 11) | (i == j),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TILES)
+def test_only_tiles_with_a_visible_pair_are_computed_once_forward_and_once_backward(name):
+    T, S, mask, visible = TILES[name]
+    tiles = Tiles(T, S)
+    expected = tiles.holding(np.broadcast_to(visible(*cases.positions(T, S)), (T, S)))
+    call = with_pullback(lambda *arrays: blocked(*arrays, mask=mask(), score=tiles.score))
+    assert tiles.taken(jax.jit(call)(*head(T, S))) == each(expected, 2)
+    assert name == "nothing masked" or len(expected) < len(blockwise._indices(T)) * len(blockwise._indices(S))
+
+
+def test_a_narrow_window_passes_over_nothing():
+    band = lambda left: blockwise._banded(blockwise.survey(masks.sliding_window(left, 0, 0), 45, 45), ())[0]  # noqa: E731
+    assert band(2).shape == (12, 2) and band(30).shape == (12, 12)
+    assert band(2).sum() == 12 + 11
+
+
+@pytest.mark.parametrize(
+    "mode, nested",
+    [("forward", False), ("gradient of each", False), ("gradient of all", True)],
+)
+def test_examples_of_a_batch_skip_what_none_of_them_needs(mode, nested):
+    T, lengths = 21, jnp.array([2, 9, 6])
+    tiles = Tiles(T, T)
+    i, j = cases.positions(T, T)
+    arrays = [jnp.stack([x, 2 * x, -x]) for x in head(T, T)]
+
+    def call(length, *arrays):
+        return blocked(*arrays, mask=masks.causal() & masks.padding(length), score=tiles.score)
+
+    def batch(call):
+        once = jax.vmap(call)
+        return jax.vmap(once) if nested else once
+
+    if nested:  # the shortest apart from the others
+        lengths, *arrays = (jnp.stack([x[:2], x[1:]]) for x in (lengths, *arrays))
+    of_all = lambda f: lambda *a: jnp.sum(batch(f)(*a) ** 2)  # noqa: E731
+    gradient = jax.grad(lambda length, *a: jnp.sum(call(length, *a) ** 2), argnums=1)
+    run = {
+        "forward": batch(call),
+        "gradient of each": batch(gradient),
+        "gradient of all": jax.grad(of_all(call), argnums=1),
+    }[mode]
+    expected = tiles.holding((j <= i) & (j < 9))
+    assert tiles.taken(jax.jit(run)(lengths, *arrays)) == each(expected, 1 if mode == "forward" else 2)
+
+
+def test_a_batch_of_plain_functions_skips_what_none_of_them_needs():
+    T, tiles = 21, Tiles(21, 21)
+    arrays = head(T, T)
+    call = lambda n: blocked(*arrays, mask=lambda i, j: (i // n) == (j // n), score=tiles.score)  # noqa: E731
+    out = jax.jit(jax.vmap(call))(jnp.array([4, 7]))
+    i, j = cases.positions(T, T)
+    assert tiles.taken(out) == each(tiles.holding(((i // 4) == (j // 4)) | ((i // 7) == (j // 7))))
+
+
+def test_heads_in_turn_skip_each_its_own():
+    T, tiles = 21, Tiles(21, 21)
+    arrays = cases.normal((T, 2, H), (T, 2, H), (T, 2, HV))
+    mask = masks.causal() & per_head(masks.padding(jnp.array([3, 14])))
+    call = lambda *a: attn.multi_head_attention(*a, mask=mask, score=tiles.score, implementation="blockwise")  # noqa: E731
+    i, j = cases.positions(T, T)
+    with heads_in_turn(True):
+        taken = tiles.taken(jax.jit(call)(*arrays))
+    both = (each(tiles.holding((j <= i) & (j < n))) for n in (3, 14))
+    assert taken == sum(map(collections.Counter, both), collections.Counter())
+
+
+@contextlib.contextmanager
+def heads_in_turn(whether: bool):
+    with pytest.MonkeyPatch.context() as patch:
+        changed = dataclasses.replace(IMPLEMENTATIONS["blockwise"], heads_in_turn=lambda: whether)
+        patch.setitem(IMPLEMENTATIONS, "blockwise", changed)
+        yield
+
+
+def conditionals(call, *arguments) -> int:
+    return sum(equation.primitive.name == "cond" for equation, _ in equations(call, *arguments))
+
+
+def test_a_batch_keeps_every_conditional():
+    T, lengths = 21, jnp.array([2, 9, 6])
+    arrays = head(T, T)
+    call = lambda n, *a: blocked(*a, mask=masks.causal() & masks.padding(n))  # noqa: E731
+    gradient = jax.grad(lambda *a: jnp.sum(call(*a) ** 2), argnums=(1, 2, 3))
+    for one in (call, gradient):
+        batched = [jnp.stack([x] * 3) for x in arrays]
+        assert conditionals(one, lengths[0], *arrays) > 0
+        assert conditionals(jax.vmap(one), lengths, *batched) == conditionals(one, lengths[0], *arrays)
+    # The count would notice: a conditional whose predicate has a batch axis is none any more.
+    plain = lambda n: jax.lax.cond(n > 3, jnp.sin, jnp.cos, 1.0)  # noqa: E731
+    assert (conditionals(plain, lengths[0]), conditionals(jax.vmap(plain), lengths)) == (1, 0)
+
+
+# Nothing of T x S
+
+LONG, LONGER = 61, 67  # primes, which blocks of four fill up to 64 and 68
+
+
+def sizes_in_trace(call, *arguments) -> list[int]:
+    variables = [v for equation, _ in equations(call, *arguments) for v in (*equation.invars, *equation.outvars)]
+    return [np.prod(v.aval.shape, dtype=int) for v in variables if hasattr(v.aval, "shape")]
+
+
+def sizes_in_program(call, *arguments) -> list[int]:
+    text = jax.jit(call).lower(*arguments).compile().as_text()
+    shapes = re.findall(r"\b(?:pred|bf16|[fsu]\d+)\[([\d,]+)\]", text)
+    assert shapes
+    return [np.prod([int(n) for n in shape.split(",")], dtype=int) for shape in shapes]
+
+
+def user_call(implementation):
+    """A user's own mask and score, with a table as argument that the score captures."""
+
+    def call(query, key, value, table, shift):
+        mask = masks.causal(LONGER - LONG) & (lambda i, j: (i + j + shift) % 7 != 0)
+        score = lambda s, i, j: s * 0.9 + table[j - i + LONG - 1]  # noqa: E731
+        options = {"mask": mask, "score": score, "return_logsumexp": True}
+        return attn.attention(query, key, value, **options, implementation=implementation)
+
+    return call
+
+
+def in_mode(call, mode):
+    """`call(*floats, shift)`, or a derivative of it in all of its floats."""
+
+    def derived(*arguments):
+        *floats, shift = arguments
+        of_floats = lambda *floats: call(*floats, shift)  # noqa: E731
+        objective = lambda *floats: sum(jnp.sum(jnp.sin(x)) for x in of_floats(*floats))  # noqa: E731
+        gradient = jax.grad(objective, argnums=tuple(range(len(floats))))
+        if mode == "forward":
+            return of_floats(*floats)
+        if mode == "reverse":
+            return gradient(*floats)
+        return jax.jvp(of_floats if mode == "forward mode" else gradient, floats, floats)
+
+    return derived
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse", "forward mode", "second order"])
+def test_no_array_is_as_large_as_all_pairs(mode):
+    arguments = *head(LONG, LONGER), *cases.normal((LONG + LONGER - 1,)), jnp.int32(3)
+    call = in_mode(user_call("blockwise"), mode)
+    assert max(sizes_in_trace(call, *arguments)) < LONG * LONGER / 4
+    assert max(sizes_in_program(call, *arguments)) < LONG * LONGER / 4
+
+
+def test_arrays_as_large_as_all_pairs_would_be_found():
+    arguments = *head(LONG, LONGER), *cases.normal((LONG + LONGER - 1,)), jnp.int32(3)
+    call = in_mode(user_call("reference"), "forward")
+    assert max(sizes_in_trace(call, *arguments)) >= LONG * LONGER
+    assert max(sizes_in_program(call, *arguments)) >= LONG * LONGER
+
+
+def memory(call, T) -> int:
+    """Bytes that the compiled program needs beside its arguments and results. It is never run."""
+    arrays = [jax.ShapeDtypeStruct((T, 64), jnp.float32)] * 3
+    return jax.jit(call).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+
+
+def causal_in_mode(mode, implementation="blockwise"):
+    call = lambda q, k, v: attn.attention(q, k, v, mask=masks.causal(), implementation=implementation)  # noqa: E731
+    gradient = jax.grad(lambda *a: jnp.sum(jnp.sin(call(*a))), argnums=(0, 1, 2))
+    return {
+        "forward and backward": with_pullback(call),
+        "forward mode": lambda *a: jax.jvp(call, a, a),
+        "second order": lambda *a: jax.jvp(gradient, a, a),
+    }[mode]
+
+
+def is_linear(found: list[int]) -> bool:
+    """Of lengths that double: at most twice as much memory, and at most twice the increase."""
+    doubled = [large / small for growing in (found, np.diff(found)) for small, large in itertools.pairwise(growing)]
+    return max(doubled) <= 2.1
+
+
+LENGTHS = {
+    "forward and backward": (4096, 8192, 16384),
+    "forward mode": (4096, 8192),
+    "second order": (4096, 8192),
+}
+
+
+@pytest.mark.parametrize("mode", LENGTHS)
+def test_memory_grows_with_the_length_and_not_with_its_square(monkeypatch, mode):
+    monkeypatch.setattr(blockwise, "BLOCK", REAL)
+    found = [memory(causal_in_mode(mode), T) for T in LENGTHS[mode]]
+    assert is_linear(found), found
+    if mode == "forward and backward":
+        assert found[-1] < 64 * 2**20, "the scores alone would be 1024 MiB"
+
+
+def test_memory_that_grows_with_the_square_would_be_found():
+    found = [memory(causal_in_mode("forward and backward", "reference"), T) for T in (512, 1024, 2048)]
+    assert not is_linear(found)
+
+
+# Lengths
+
+
+def oracle_errors(arrays, mask_values, score_values, got, gradients, cotangents, scale) -> list[float]:
+    """C of out, logsumexp and the three gradients, for the mask "prefix" and the score "lambda"."""
+    i, j = cases.positions(len(arrays[0]), len(arrays[1]))
+    score = lambda s, i, j: cases.SCORES["lambda"].numpy(score_values, s, i, j)  # noqa: E731
+    exact = oracle.Head(*arrays, cases.MASKS["prefix"].numpy(mask_values, i, j), score, scale)
+    g, gl = (np.asarray(x).astype(oracle.WIDE) for x in cotangents)
+    expected = *oracle.forward(exact), *oracle.backward(exact, g, gl)
+    sizes = *oracle.forward(exact, absolute=True), *oracle.backward(exact, g, gl, absolute=True)
+    sizes = [max(1, size.max()) if n == 1 else size.max() for n, size in enumerate(sizes)]
+    results = zip((*got, *gradients), expected, sizes)
+    return [oracle.error(ours, exactly, size, exact, "float32") for ours, exactly, size in results]
+
+
+@pytest.mark.parametrize(
+    "T, S, H, width",
+    [(1, 1, 3, 2), (8, 12, 1, 1), (10, 23, 2, 7)],
+)
+def test_every_relation_of_lengths_to_blocks_agrees_with_the_oracle(T, S, H, width):
+    arrays = cases.normal((T, H), (S, H), (S, width))
+    g, gl, bias = cases.normal((T, width), (T,), (S,), seed=1)
+    mask_values = [np.int32(S - 3), np.int32(min(2, S))]
+    score_values = [np.float32(0.75), np.asarray(bias), np.int32(2)]
+    call = cases.value_and_gradient("blockwise", "prefix", "lambda")
+    got, gradients = call(*arrays, mask_values, score_values, np.float32(0.5), (g, gl))
+    found = oracle_errors(arrays, mask_values, score_values, got, gradients, (g, gl), 0.5)
+    assert max(found) <= BOUND, found
+
+
+def in_float64(query, key, value, visible, bias, cotangent) -> tuple[tuple, tuple]:
+    """(out, dq, dk, dv) of softmax(q k^T / sqrt(H) + bias) v in NumPy, and the sizes that their rounding goes by."""
+    query, key, value, g = (np.asarray(x, np.float64) for x in (query, key, value, cotangent))
+    scale = query.shape[1] ** -0.5
+    s = np.where(visible, query @ key.T * scale + bias, -np.inf)
+    p = np.exp(s - s.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    dp = g @ value.T
+    ds = p * (dp - (p * dp).sum(axis=1, keepdims=True)) * scale
+    absolute = p * (abs(g) @ abs(value).T + (p * abs(dp)).sum(axis=1, keepdims=True)) * scale
+    sizes = p @ abs(value), absolute @ abs(key), absolute.T @ abs(query), p.T @ abs(g)
+    largest = np.abs(s[visible]).max()
+    return (p @ value, ds @ key, ds.T @ query, p.T @ g), [(1 + largest) * size.max() for size in sizes]
+
+
+def test_blocks_of_the_real_size_agree_with_float64(monkeypatch):
+    monkeypatch.setattr(blockwise, "BLOCK", REAL)
+    T, S = 600, 1100  # two blocks by three, the last ones filled up
+    query, key, value, g = cases.normal((T, 8), (S, 8), (S, 5), (T, 5))
+    call = lambda *a: blocked(*a, mask=masks.causal(500), score=scores.alibi(0.01, 500))  # noqa: E731
+    out, pullback = jax.vjp(jax.jit(call), query, key, value)
+    i, j = cases.positions(T, S)
+    expected, sizes = in_float64(query, key, value, j <= i + 500, -0.01 * abs(i + 500 - j), g)
+    for ours, exactly, size in zip((out, *pullback(g)), expected, sizes):
+        assert ours.shape == exactly.shape
+        assert np.abs(ours - exactly).max() <= BOUND * 2.0**-24 * size
+
+
+def test_long_inputs_go_by_blocks_and_short_ones_all_at_once():
+    def chosen(T, S):
+        return choose("auto", Call(*cases.normal((T, 1), (S, 1), (S, 1)), None, None, 1.0, None, False))
+
+    assert chosen(513, 512) is chosen(129, 2048) is IMPLEMENTATIONS["blockwise"]
+    assert chosen(512, 512) is chosen(4, 2048) is IMPLEMENTATIONS["reference"]
+
+
+# Calls outside of jit
+
+
+@contextlib.contextmanager
+def compilations():
+    """A list that grows with each program that is compiled."""
+    found = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def module_score(s, i, j):
+    return s - 0.1 * abs(i - j)
+
+
+def test_new_values_outside_of_jit_compile_nothing_new():
+    T, S = 6, 10
+
+    def objective(query, key, value, offset, length, table):
+        mask = masks.causal(offset) & masks.padding(length) | masks.segments(offset + jnp.zeros(T, int), jnp.arange(S))
+        score = scores.relative_bias(table, 0) >> module_score
+        return jnp.sum(blocked(query, key, value, mask=mask, score=score) ** 2)
+
+    def arguments(n):
+        return *head(T, S, seed=n), jnp.int32(n), jnp.uint8(n + 3), *cases.normal((T + S - 1,), seed=n)
+
+    gradient = jax.value_and_grad(objective, argnums=(0, 1, 2, 5))
+    with compilations() as found:
+        first = objective(*arguments(0)), gradient(*arguments(0))
+    assert found  # the count would notice
+    given = [arguments(n) for n in (1, 2)]
+    with compilations() as found:
+        for a in given:
+            results = objective(*a), gradient(*a)
+            jax.block_until_ready(results)
+    assert not found
+    np.testing.assert_allclose(results[0], results[1][0], rtol=1e-5)
+    assert not np.allclose(results[0], first[0])
+
+
+# Under everything at once
+
+
+def test_a_stack_of_models_under_checkpoint_and_strict_settings(strict):
+    models, examples, T, N, D = 3, 2, 7, 2, 4
+    shapes = [(models, D, N, H)] * 2 + [(models, D, N, HV), (models, 2 * T - 1), (examples, T, D)]
+    *params, x = cases.normal(*shapes, dtype="float64")
+    lengths = jnp.array([5, 7])
+
+    def gradients(implementation):
+        def loss(params, x, length):
+            *projections, table = params
+            heads = (jnp.einsum("td,dnh->tnh", x, w) for w in projections)
+            mask = masks.causal() & masks.padding(length) & per_head(masks.padding(jnp.array([6, 4])))
+            dropout = attn.Dropout(0.2, jax.random.key(0))
+            options = {"mask": mask, "score": lambda s, i, j: s + table[j - i + T - 1], "dropout": dropout}
+            return jnp.sum(jnp.sin(attn.multi_head_attention(*heads, **options, implementation=implementation)))
+
+        def of_batch(params, x):
+            return jnp.sum(jax.vmap(jax.checkpoint(loss), in_axes=(None, 0, 0))(params, x, lengths))
+
+        return jax.jit(jax.vmap(jax.grad(of_batch), in_axes=(0, None)))(params, x)
+
+    with heads_in_turn(True):  # those at once are vmap, of which the batch is another
+        found = gradients("blockwise")
+    for ours, expected in zip(found, gradients("reference"), strict=True):
+        assert ours.dtype == np.float64 and np.all(np.any(ours != 0, axis=tuple(range(1, ours.ndim))))
+        np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-14)
