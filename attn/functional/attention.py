@@ -135,7 +135,20 @@ def multi_head_attention(
     Source: Vaswani et al. 2017, section 3.2.2; grouped queries: Ainslie et al. 2023.
     """
     query, key, value = _check_arrays(("T N H", query), ("S K H", key), ("S K Hv", value))
+    _check_dropout(dropout)
+    mask, score = as_mask(mask), as_score(score)
+    (one_mask, one_score), _ = mods.split_heads((mask, score), query.shape[1])
+    one = as_mask(one_mask), as_score(one_score)
+    chosen = choose(implementation, Call(query, key, value, *one, scale, dropout, return_logsumexp))
+    settings = {"implementation": implementation, "return_logsumexp": return_logsumexp}
+    if not chosen.heads_in_turn():
+        return _all_heads(query, key, value, mask, score, scale, dropout, **settings, in_turn=False)
+    is_ours = not mods.holds_function(mask) and not mods.holds_function(score)
+    all_heads = _all_heads_compiled if is_ours else _all_heads  # a loop outside of any jit compiles at each call
+    return all_heads(query, key, value, mask, score, scale, dropout, **settings, in_turn=True)
 
+
+def _all_heads(query, key, value, mask, score, scale, dropout, *, implementation, return_logsumexp, in_turn):
     def one_head(query, mask, score, head, key, value):
         return attention(
             query,
@@ -149,12 +162,10 @@ def multi_head_attention(
             return_logsumexp=return_logsumexp,
         )
 
-    _check_dropout(dropout)
-    mask, score = as_mask(mask), as_score(score)
-    (one_mask, one_score), _ = mods.split_heads((mask, score), query.shape[1])
-    one = as_mask(one_mask), as_score(one_score)
-    chosen = choose(implementation, Call(query, key, value, *one, scale, dropout, return_logsumexp))
-    return _over_heads(one_head, query, (key, value), mask, score, axis=1, in_turn=chosen.heads_in_turn())
+    return _over_heads(one_head, query, (key, value), mask, score, axis=1, in_turn=in_turn)
+
+
+_all_heads_compiled = jax.jit(_all_heads, static_argnames=("implementation", "return_logsumexp", "in_turn"))
 
 
 def multi_head_attention_weights(

@@ -66,9 +66,9 @@ def attend(
     dropout: Dropout | None,
 ) -> tuple[Float[Array, "T Hv"], Float[Array, "T"]]:
     """Weigh the values as `reference.attend` does, without its T x S scores."""
-    # Outside of any jit, equal shapes and structure compile once. Not with a function that reads its surroundings:
-    # the cache would not notice a change, and would keep alive what was read, the values of a finished trace among it.
-    run = _attend if mods.depends_on_scope(mask) or mods.depends_on_scope(score) else _attend_compiled
+    # Outside of any jit, equal shapes and structure compile once. Not with a function of the user's: the cache would
+    # not notice that what it reads has changed, and would keep that alive, the values of a finished trace among it.
+    run = _attend if mods.holds_function(mask) or mods.holds_function(score) else _attend_compiled
     return run(query, key, value, mask=mask, score=score, scale=scale, dropout=dropout)
 
 
@@ -141,8 +141,10 @@ def _online(scores_of, masked, dropped, queries, keys, values, captured, fixed):
         another leading axis, row_blocks, where they are banded.
       captured: the arrays of the score, and the scale, which may be differentiated.
     """
-    # An exact factor, by which sums of the largest values stay in range: a / l is at most the largest value, a is not.
+    # a / l is at most the largest value, but a is not: where it could leave the range, all values are made smaller, by
+    # a power of two, which is exact.
     small = 2.0 ** -math.ceil(math.log2(math.prod(fixed.j.index.shape[-2:])))
+    small = jnp.where(jnp.abs(values).max() > jnp.finfo(values.dtype).max * small, small, 1).astype(values.dtype)
 
     def row(queries, blocks):
         query, i, needed = queries
@@ -183,7 +185,10 @@ def _online_jvp(scores_of, masked, dropped, primals, tangents):
         def step(carry, block):
             a, r = carry
             key, dkey, value, dvalue, j = block
-            of_tile = lambda captured, query, key: scores_of(captured, query, key, i, j)  # noqa: E731
+
+            def of_tile(captured, query, key):
+                return scores_of(captured, query, key, i, j)
+
             s, ds = _jvp(of_tile, (captured, query, key), (dcaptured, dquery, dkey))
             # Where hidden, p is 0 whatever ds is: the mask need not be differentiated.
             p = jnp.exp(masked(fixed.captured_by_mask, s, i, j) - finite[:, None])
@@ -223,7 +228,7 @@ def _fold(step, start, blocks, needed):
             return step(carry, block), None
         return lax.cond(is_needed, jax.checkpoint(step, prevent_cse=False), lambda carry, _: carry, carry, block), None
 
-    # Two at a time: on two threads what one of them must do alone runs beside the other.
+    # Two steps in one body: the second's work on one thread, such as copies, can run beside the first's.
     return lax.scan(jax.checkpoint(body, prevent_cse=False), start, (blocks, needed), unroll=2)[0]
 
 
@@ -268,6 +273,8 @@ def _any_of_batch_vmap(axis_size, is_batched, needed):
 
 def _explicit(function, *examples):
     """`function` with everything that it captures as an argument of its own: custom derivatives need it so.
+
+    `jax.closure_convert` would leave captured integers and bools where they are.
 
     Returns:
       (function of (captured, *arguments), captured).

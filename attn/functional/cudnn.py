@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from attn.functional import masks
+from attn.functional import masks, mods
 
 
 def attend(
@@ -26,6 +26,7 @@ def attend(
     length = options.pop("length", None)
     if length is not None:
         real = jnp.arange(len(key))[:, None] < length
+        query = jnp.where(length > 0, query, 0)
         key, value = jnp.where(real, key, 0), jnp.where(real, value, 0)
         # The kernel wants at least one key; the output is set to 0 below where there is none.
         options["key_value_seq_lengths"] = jnp.clip(length, 1, len(key)).astype(jnp.int32)[None]
@@ -49,18 +50,26 @@ def refuses(call) -> str | None:
     return None
 
 
+def _same(left, right) -> bool:
+    """Whether two arguments are known to be equal."""
+    return left is right or (not mods.is_array(left) and not mods.is_array(right) and left == right)
+
+
 def _named(mask: masks.Mask | None, T: int, S: int) -> dict | None:
     """The mask as arguments of the kernel (`length` for a padding); None where it has no name there."""
     if mask is None:
         return {}
     if isinstance(mask, masks.both):
         left, right = _named(mask.left, T, S), _named(mask.right, T, S)
-        if left is None or right is None or any(left[name] != right[name] for name in left.keys() & right.keys()):
+        if left is None or right is None or not all(_same(left[n], right[n]) for n in left.keys() & right.keys()):
             return None
-        return left | right
+        named = left | right
+        # Queries far behind the padding would see nothing, and the kernel does not say what they get.
+        return None if {"length", "local_window_size"} <= named.keys() else named
     if isinstance(mask, masks.padding):
         return {"length": mask.length}
-    aligned = T == S and isinstance(getattr(mask, "offset", None), (int, type(None))) and not mask.offset
+    offset = getattr(mask, "offset", None)
+    aligned = T == S and (offset is None or (isinstance(offset, int) and offset == 0))
     if isinstance(mask, masks.causal) and aligned:
         return {"is_causal": True}
     if isinstance(mask, masks.sliding_window) and aligned and isinstance(mask.left, int) and mask.left >= 0:

@@ -101,8 +101,9 @@ def as_mask(mask) -> Mask | None:
         )
     if isinstance(mask, Mod):
         raise TypeError(f"{mods.describe(mask)} is a score: give it as score=, not as mask=")
-    if not callable(mask):
-        raise TypeError(f"a mask is a function (i, j) -> bool, got {mask!r}")
+    if not callable(mask) or isinstance(mask, type):
+        hint = f": call it, as in {mask.__name__}(...)" if isinstance(mask, type) else ""
+        raise TypeError(f"a mask is a function (i, j) -> bool, got {mask!r}{hint}")
     return function(mask)
 
 
@@ -116,7 +117,7 @@ def evaluate(mask: Mask, i: Int[Array, "T 1"], j: Int[Array, "1 S"]) -> Bool[Arr
     return mods.as_tile("mask", mask, _bools(mask, i, j), i, j)
 
 
-def blockwise(reduce: Callable, array: Bool[Array, "T_or_1 S_or_1"], rows, columns) -> Bool[Array, "q_or_1 k_or_1"]:
+def over_blocks(reduce: Callable, array: Bool[Array, "T_or_1 S_or_1"], rows, columns) -> Bool[Array, "q_or_1 k_or_1"]:
     """`jnp.any` or `jnp.all` over each block of queries by each block of keys; an axis of length 1 stays."""
     if array.shape[0] > 1:
         array = reduce(array[rows], axis=1)
@@ -139,6 +140,8 @@ def _bools(mask, i, j):
       TypeError: it is not.
     """
     visible = mask(i, j)
+    if not mods.is_array(visible) and not isinstance(visible, (bool, int, float)):
+        raise TypeError(f"mask {mods.describe(mask)} must return an array of bools, got {type(visible).__name__}")
     if jnp.result_type(visible) != jnp.bool_:
         raise TypeError(
             f"mask {mods.describe(mask)} must return bool (True = may attend), got {jnp.result_type(visible)}: "
@@ -237,6 +240,7 @@ class causal(Mask):
 
     def __post_init__(self):
         mods.integer_or_none("causal: offset", self.offset)
+        object.__setattr__(self, "offset", mods.within_reach(self.offset))
 
     def _at(self, T, S):
         return causal(mods.resolve_offset("causal", self.offset, T, S))
@@ -262,6 +266,7 @@ class padding(Mask):
 
     def __post_init__(self):
         mods.check_integer(f"{type(self).__name__}: length", self.length)
+        object.__setattr__(self, "length", mods.within_reach(self.length))
 
     def _at(self, T, S):
         mods.check_scalar(f"{type(self).__name__}: length", self.length)
@@ -307,6 +312,8 @@ class sliding_window(Mask):
         for name in ("left", "right"):
             mods.check_integer(f"sliding_window: {name}", getattr(self, name))
         mods.integer_or_none("sliding_window: offset", self.offset)
+        for name in ("left", "right", "offset"):
+            object.__setattr__(self, name, mods.within_reach(getattr(self, name)))
 
     def _at(self, T, S):
         for name in ("left", "right"):
@@ -387,7 +394,7 @@ class dense(Mask):
         return jnp.asarray(self.array)[i, j]
 
     def bounds(self, rows, columns):
-        return tuple(blockwise(reduce, jnp.asarray(self.array), rows, columns) for reduce in (jnp.any, jnp.all))
+        return tuple(over_blocks(reduce, jnp.asarray(self.array), rows, columns) for reduce in (jnp.any, jnp.all))
 
     def _picture_shape(self):
         return self.array.shape

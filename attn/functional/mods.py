@@ -7,11 +7,12 @@ functions are static, so that an implementation can reason about them before any
 """
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import GetAttrKey, all_leaves, register_pytree_with_keys
+
+_FAR = 2**30  # farther than any position
 
 
 def is_array(x) -> bool:
@@ -223,27 +224,16 @@ def check_per_head(mod):
         )
 
 
-def depends_on_scope(mod, seen: tuple = ()) -> bool:
-    """Whether a plain function in a mod reads more than its arguments: a closure's or an object's values, globals.
-
-    They may be tracers, and they may change between two calls.
-    """
+def holds_function(mod) -> bool:
+    """Whether a mod holds a function or an object of the user's: it may read variables that change, or tracers."""
     if isinstance(mod, Mod):
-        return any(depends_on_scope(getattr(mod, field.name)) for field in dataclasses.fields(mod))
-    if not isinstance(mod, types.FunctionType):
-        return callable(mod)  # an object or a method: it may hold anything
-    if mod.__closure__ or mod.__defaults__ or mod.__kwdefaults__:
-        return True
-    read = [mod.__globals__[name] for name in _names(mod.__code__) if name in mod.__globals__]
-    data = [value for value in read if not isinstance(value, (types.ModuleType, types.FunctionType, type))]
-    others = [value for value in read if isinstance(value, types.FunctionType) and value not in (mod, *seen)]
-    return bool(data) or any(depends_on_scope(other, (mod, *seen)) for other in others)
+        return any(holds_function(getattr(mod, field.name)) for field in dataclasses.fields(mod))
+    return callable(mod)
 
 
-def _names(code: types.CodeType) -> set[str]:
-    """Every name that a function's code, or a function inside it, looks up."""
-    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return set(code.co_names).union(*inner)
+def within_reach(value):
+    """A Python integer no larger than any sum of positions in 32 bits needs; arrays and None as they are."""
+    return max(-_FAR, min(value, _FAR)) if isinstance(value, int) else value
 
 
 def parts(mod) -> list:

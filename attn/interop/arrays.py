@@ -130,7 +130,7 @@ class spread_mask(Mask):
         return _at(self.array, i, j)
 
     def bounds(self, rows, columns):
-        return tuple(masks.blockwise(reduce, self.array, rows, columns) for reduce in (jnp.any, jnp.all))
+        return tuple(masks.over_blocks(reduce, self.array, rows, columns) for reduce in (jnp.any, jnp.all))
 
 
 @mods.register

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import jax
 
 
-def equations(call, *arguments) -> list[tuple[object, tuple[str, ...]]]:
-    """(equation, names of the primitives around it, outermost first), inner jaxprs included."""
+def equations(call, *arguments) -> list[tuple[object, tuple]]:
+    """(equation, the equations that it is nested in, outermost first), inner jaxprs included."""
     return list(_nested(jax.make_jaxpr(call)(*arguments).jaxpr, ()))
 
 
@@ -16,4 +16,4 @@ def _nested(jaxpr, around) -> Iterator:
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
-                yield from _nested(inner, (*around, equation.primitive.name))
+                yield from _nested(inner, (*around, equation))

@@ -379,16 +379,12 @@ def compilations():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def module_score(s, i, j):
-    return s - 0.1 * abs(i - j)
-
-
 def test_new_values_outside_of_jit_compile_nothing_new():
     T, S = 6, 10
 
     def objective(query, key, value, offset, length, table):
         mask = masks.causal(offset) & masks.padding(length) | masks.segments(offset + jnp.zeros(T, int), jnp.arange(S))
-        score = scores.relative_bias(table, 0) >> module_score
+        score = scores.relative_bias(table, 0) >> scores.alibi(0.1, 0)
         return jnp.sum(blocked(query, key, value, mask=mask, score=score) ** 2)
 
     def arguments(n):

@@ -204,9 +204,11 @@ def test_a_gradient_through_a_method_reaches_what_its_object_holds(implementatio
         bias.table = values
         return jnp.sum(jnp.sin(attn.attention(*head(), score=bias.score, implementation=implementation)))
 
+    def pure(values):
+        score = lambda s, i, j: s + values[j - i + T - 1]  # noqa: E731
+        return jnp.sum(jnp.sin(attn.attention(*head(), score=score, implementation="reference")))
+
     objective(2 * table())  # leaves nothing behind
-    found, expected = jax.grad(objective)(table()), jax.jit(jax.grad(objective))(table())
+    found, expected = jax.grad(objective)(table()), jax.grad(pure)(table())
+    assert np.any(expected)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    direction = table()[::-1]
-    ahead, behind = (objective(table() + step * direction) for step in (1e-2, -1e-2))
-    np.testing.assert_allclose(found @ direction, (ahead - behind) / 2e-2, rtol=1e-2)

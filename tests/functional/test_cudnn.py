@@ -54,6 +54,7 @@ REFUSED = {
     "a window, placed": (call(mask=masks.sliding_window(2, 0, 1)), "mask sliding_window"),
     "a negative window": (call(mask=masks.sliding_window(-1, 0)), "mask sliding_window"),
     "two lengths": (call(mask=masks.padding(3) & masks.padding(4)), "mask .*padding"),
+    "a window and padding": (call(mask=masks.sliding_window(3, 0) & masks.padding(6)), "mask .*padding"),
     "two windows": (call(mask=masks.sliding_window(2, 0) & masks.sliding_window(3, 0)), "mask .*sliding_window"),
 }
 
@@ -78,14 +79,6 @@ SERVED = {
     "window": (T, T, masks.sliding_window(3, 0), (I - 3 <= J) & (J <= I)),
     "window of nothing but the query's place": (T, T, masks.sliding_window(0, 0), I == J),
     "causal and padding": (T, T, masks.causal() & masks.padding(jnp.int32(6)), (J <= I) & (J < 6)),
-    "window and padding": (T, T, masks.sliding_window(3, 0) & masks.padding(6), (I - 3 <= J) & (J <= I) & (J < 6)),
-    "all of them": (
-        T,
-        T,
-        (masks.padding(jnp.int32(11)) & masks.causal()) & masks.sliding_window(4, 0),
-        (I - 4 <= J) & (J <= I) & (J < 11),
-    ),
-    "one length twice": (T, T, masks.padding(6) & masks.causal() & masks.padding(6), (J <= I) & (J < 6)),
 }
 
 
