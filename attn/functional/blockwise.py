@@ -74,10 +74,11 @@ def attend(
 
 def _attend(query, key, value, *, mask, score, scale, dropout):
     T, S = len(query), len(key)
-    (query, bad_queries), (key, bad_keys), (value, bad_values) = map(tiles.set_aside, (query, key, value))
-    i, j = _positions(T, bad_queries), _positions(S, bad_keys | bad_values)
     wide = jnp.promote_types(query.dtype, jnp.float32)
     scale = jnp.asarray(scale, wide)
+    query, key, value, scale, mask, score = _varying_alike((query, key, value, scale, mask, score))
+    (query, bad_queries), (key, bad_keys), (value, bad_values) = map(tiles.set_aside, (query, key, value))
+    i, j = _positions(T, bad_queries), _positions(S, bad_keys | bad_values)
     # Positions of keys and values come last, so that every product of a tile, transposed too, has a fast layout.
     queries = _in_blocks(query.astype(wide))
     keys = _in_blocks(key.astype(wide)).swapaxes(1, 2)
@@ -105,7 +106,7 @@ def _attend(query, key, value, *, mask, score, scale, dropout):
     elif isinstance(needed, np.ndarray):
         needed, (keys, values, j) = _banded(needed, (keys, values, j))
     elif needed is not None:
-        needed = _any_of_batch(needed)
+        needed = _any_of_batch(_any_of_devices(needed, (queries, keys, values, captured)))
     fixed = Fixed(i, j, needed, captured_by_mask, captured_by_dropout)
     out, logsumexp = _online(scores_of, masked, dropped, queries, keys, values, captured, fixed)
     return out.reshape(-1, out.shape[-1])[:T], logsumexp.reshape(-1)[:T]
@@ -269,6 +270,36 @@ def _any_of_batch(needed):
 @_any_of_batch.def_vmap
 def _any_of_batch_vmap(axis_size, is_batched, needed):
     return _any_of_batch(needed.any(axis=0)), False
+
+
+def _varying_alike(tree):
+    """Under `shard_map`, make every float vary over the mesh as any array of the tree does.
+
+    The gradient of what all devices share is a sum over devices: thus taken here once, and not in every tile.
+    """
+    axes = _varying_over(tree)
+
+    def vary(x):
+        missing = tuple(axes - _varying_over(x))
+        is_float = mods.is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
+        return lax.pcast(x, missing, to="varying") if missing and is_float else x
+
+    return jax.tree.map(vary, tree) if axes else tree
+
+
+def _any_of_devices(needed, floats):
+    """What any of the devices needs that share one of these floats (a function may still capture such).
+
+    Its gradient is summed over them in every tile: were one of them to skip a tile, the others would wait forever.
+    """
+    own = [_varying_over(x) for x in jax.tree.leaves(floats)]
+    shared = _varying_over(needed) - own[0].intersection(*own)
+    return lax.pmax(needed, tuple(shared)) if shared else needed
+
+
+def _varying_over(tree) -> frozenset[str]:
+    """The axes of the mesh over which, inside `shard_map`, any of these arrays differs by device."""
+    return frozenset().union(*(jax.typeof(x).mat.varying for x in jax.tree.leaves(tree) if mods.is_array(x)))
 
 
 def _explicit(function, *examples):
