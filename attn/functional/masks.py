@@ -322,14 +322,14 @@ class sliding_window(Mask):
 
     def __call__(self, i: Positions, j: Positions):
         distance = j - mods.place(i, self.offset)
-        # Not -left: an unsigned one would wrap around.
-        return (distance + self.left >= 0) & (distance <= self.right)
+        # Not distance >= -left: an unsigned left would wrap around. Nor distance + left >= 0: a large one would.
+        return (-distance <= self.left) & (distance <= self.right)
 
     def bounds(self, rows, columns):
         first_i, last_i, first_j, last_j = _ends(rows, columns)
         nearest, farthest = first_j - mods.place(last_i, self.offset), last_j - mods.place(first_i, self.offset)
-        some = (farthest + self.left >= 0) & (nearest <= self.right)
-        return some, (nearest + self.left >= 0) & (farthest <= self.right)
+        some = (-farthest <= self.left) & (nearest <= self.right)
+        return some, (-nearest <= self.left) & (farthest <= self.right)
 
 
 @register

@@ -51,11 +51,22 @@ def register(cls):
         return self
 
     register_pytree_with_keys(cls, flatten_with_keys, unflatten)
+    cls._registered = cls
     return cls
 
 
 class Mod:
     """Base of masks and scores."""
+
+    _registered: type | None = None
+
+    def __new__(cls, *_, **__):
+        if cls._registered is not cls:
+            raise TypeError(
+                f"{cls.__name__} derives from {cls.__base__.__name__}, which needs a registered dataclass: "
+                "leave the base class out, any callable can be a mask or a score"
+            )
+        return super().__new__(cls)
 
     def at(self, T: int, S: int) -> "Mod":
         """This mod for T queries and S keys: unset offsets are filled in and array shapes checked.

@@ -62,6 +62,9 @@ def integers(least: int, most: int):
     return st.integers(least, most).flatmap(forms)
 
 
+LARGEST = 2**31 - 1
+ENDLESS = st.sampled_from([10 * LARGEST, np.int32(LARGEST), jnp.int32(LARGEST)])
+
 PLAIN = {
     "parity": (lambda i, j: (i + 2 * j) % 3 == 0),
     "one key": (lambda i, j: j == 2),
@@ -100,6 +103,7 @@ def leaf(kind: str, T: int, S: int):
         "padding": integers(-2, S + 2).map(lambda n: Drawn(masks.padding(n), all_of(j < int(n)))),
         "prefix": integers(-2, S + 2).map(lambda n: Drawn(masks.prefix(n), all_of(j < int(n)))),
         "window": st.builds(window, integers(-3, 5), integers(-3, 5), offsets),
+        "endless window": st.builds(window, ENDLESS | integers(0, 2), ENDLESS, offsets),
         "segments": st.builds(segments, ids(T), ids(S), st.booleans()),
         "sorted segments": st.builds(segments, ids(T).map(np.sort), ids(S).map(np.sort), st.booleans()),
         "dense": st.builds(dense, st.integers(0, 99), st.sampled_from([0.0, 0.1, 0.9, 1.0])),
@@ -107,7 +111,7 @@ def leaf(kind: str, T: int, S: int):
     }[kind]
 
 
-KINDS = ("causal", "padding", "prefix", "window", "segments", "sorted segments", "dense", "plain")
+KINDS = ("causal", "padding", "prefix", "window", "endless window", "segments", "sorted segments", "dense", "plain")
 lengths, sizes = st.sampled_from([1, 7, 10]), st.sampled_from([1, 3])  # few, so that little is compiled
 
 

@@ -288,6 +288,12 @@ def test_a_score_beside_a_mask_is_refused(untyped):
         masks.causal() & attn.scores.softcap(2.0)
 
 
+def test_a_base_class_without_a_registered_dataclass_is_refused():
+    for base in (masks.Mask, masks.causal, attn.scores.Score):
+        with pytest.raises(TypeError, match=f"own derives from {base.__name__}.*any callable"):
+            type("own", (base,), {"__call__": lambda self, i, j: j <= i})()
+
+
 def test_a_repr_of_a_deleted_array_never_fails():
     length = jnp.int32(3) + 0
     mask = masks.causal() & masks.padding(length)
