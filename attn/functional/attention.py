@@ -141,14 +141,14 @@ def multi_head_attention(
     one = as_mask(one_mask), as_score(one_score)
     chosen = choose(implementation, Call(query, key, value, *one, scale, dropout, return_logsumexp))
     settings = {"implementation": implementation, "return_logsumexp": return_logsumexp}
-    if not chosen.heads_in_turn():
-        return _all_heads(query, key, value, mask, score, scale, dropout, **settings, in_turn=False)
+    settings["at_once"] = chosen.heads_at_once(query.shape[1])
     is_ours = not mods.holds_function(mask) and not mods.holds_function(score)
-    all_heads = _all_heads_compiled if is_ours else _all_heads  # a loop outside of any jit compiles at each call
-    return all_heads(query, key, value, mask, score, scale, dropout, **settings, in_turn=True)
+    is_loop = settings["at_once"] < query.shape[1]  # which outside of any jit compiles at each call
+    all_heads = _all_heads_compiled if is_ours and is_loop else _all_heads
+    return all_heads(query, key, value, mask, score, scale, dropout, **settings)
 
 
-def _all_heads(query, key, value, mask, score, scale, dropout, *, implementation, return_logsumexp, in_turn):
+def _all_heads(query, key, value, mask, score, scale, dropout, *, implementation, return_logsumexp, at_once):
     def one_head(query, mask, score, head, key, value):
         return attention(
             query,
@@ -162,10 +162,10 @@ def _all_heads(query, key, value, mask, score, scale, dropout, *, implementation
             return_logsumexp=return_logsumexp,
         )
 
-    return _over_heads(one_head, query, (key, value), mask, score, axis=1, in_turn=in_turn)
+    return _over_heads(one_head, query, (key, value), mask, score, axis=1, at_once=at_once)
 
 
-_all_heads_compiled = jax.jit(_all_heads, static_argnames=("implementation", "return_logsumexp", "in_turn"))
+_all_heads_compiled = jax.jit(_all_heads, static_argnames=("implementation", "return_logsumexp", "at_once"))
 
 
 def multi_head_attention_weights(
@@ -226,14 +226,14 @@ class PerHeadCallable(PerHeadMask, PerHeadScore):
     """A marked callable of the user's own, which may turn out to be a mask (`&`, `|`, `~`) or a score (`>>`)."""
 
 
-def _over_heads(one_head, query, memory: tuple, mask, score, *, axis: int, in_turn: bool = False):
+def _over_heads(one_head, query, memory: tuple, mask, score, *, axis: int, at_once: int | None = None):
     """Run `one_head(query, mask, score, head, *memory)` for every head; head n reads group n // (N/K) of the memory.
 
     Args:
       query: `[T N H]`.
       memory: arrays `[S K ...]`.
       axis: where the axis of heads goes in the results.
-      in_turn: one head after another instead of all at once.
+      at_once: how many heads run together, the others after them; all unless given.
     """
     N = query.shape[1]
     memory = [x if x.shape[1] == N else jnp.repeat(x, N // x.shape[1], axis=1) for x in memory]
@@ -248,7 +248,10 @@ def _over_heads(one_head, query, memory: tuple, mask, score, *, axis: int, in_tu
 
     marked = [leaf for m, leaf in zip(is_marked, leaves, strict=True) if m]
     of_heads = jnp.arange(N), *(jnp.moveaxis(x, 1, 0) for x in (query, *memory)), marked
-    results = jax.lax.map(one, of_heads) if in_turn else jax.vmap(one)(of_heads)
+    if at_once in (None, N):
+        results = jax.vmap(one)(of_heads)
+    else:
+        results = jax.lax.map(one, of_heads, batch_size=at_once if at_once > 1 else None)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), results)
 
 

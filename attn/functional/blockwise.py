@@ -19,6 +19,7 @@ Source: Milakov & Gimelshein 2018 (online softmax); Rabe & Staats 2021 (memory);
 
 import functools
 import math
+import os
 from typing import NamedTuple
 
 import jax
@@ -120,15 +121,24 @@ def pays(call) -> bool:
     return call.T * call.S > WORTHWHILE
 
 
-def heads_in_turn() -> bool:
-    """Whether heads should take turns: on one CPU device the tiles of one head stay in its cache, those of all do not.
+def heads_at_once(heads: int) -> int:
+    """How many heads should run together; it divides their number.
 
-    On several devices the heads may be sharded, and turns would then cost the parallelism; under `shard_map` with
-    every axis of the mesh manual, the code is one device's own.
+    As many as there are cores on one CPU device: with one head a core, the tiles stay in the caches. On several devices
+    the heads may be sharded, and turns would then cost the parallelism; under `shard_map` with every axis of the mesh
+    manual, the code is one device's own.
     """
     mesh = jax.sharding.get_abstract_mesh()
     is_alone = jax.device_count() == 1 or (not mesh.empty and mesh.are_all_axes_manual)
-    return jax.default_backend() == "cpu" and is_alone
+    if jax.default_backend() != "cpu" or not is_alone:
+        return heads
+    cores = _cores() // jax.local_device_count()
+    return max(n for n in range(1, heads + 1) if heads % n == 0 and n <= max(cores, 1))
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))

@@ -63,7 +63,7 @@ class Implementation:
       backends: those of `jax.default_backend()` that it runs on; None for all.
       refuses: what of a call it does not serve for another reason, in words; None if nothing.
       pays: whether the unnamed choices should take it for a call, where it serves.
-      heads_in_turn: whether many heads had better go one after another than all at once.
+      heads_at_once: how many of so many heads should run together, the others after them; a divisor.
     """
 
     attend: Callable
@@ -72,7 +72,7 @@ class Implementation:
     backends: frozenset[str] | None = None
     refuses: Callable[[Call], str | None] = lambda call: None
     pays: Callable[[Call], bool] = lambda call: True
-    heads_in_turn: Callable[[], bool] = lambda: False
+    heads_at_once: Callable[[int], int] = lambda heads: heads
 
     def lacks(self, call: Call, backend: str) -> list[str]:
         """What keeps this implementation from serving a call on a backend."""
@@ -91,7 +91,7 @@ IMPLEMENTATIONS = {
     "cudnn": Implementation(
         cudnn.attend, frozenset({"mask"}), frozenset({"reverse"}), frozenset({"gpu"}), refuses=cudnn.refuses
     ),
-    "blockwise": Implementation(blockwise.attend, pays=blockwise.pays, heads_in_turn=blockwise.heads_in_turn),
+    "blockwise": Implementation(blockwise.attend, pays=blockwise.pays, heads_at_once=blockwise.heads_at_once),
     "reference": Implementation(reference.attend),
 }
 

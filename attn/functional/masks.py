@@ -239,7 +239,7 @@ class causal(Mask):
     offset: int | Array | None = None
 
     def __post_init__(self):
-        mods.integer_or_none("causal: offset", self.offset)
+        mods.check_integer_or_none("causal: offset", self.offset)
         object.__setattr__(self, "offset", mods.within_reach(self.offset))
 
     def _at(self, T, S):
@@ -311,7 +311,7 @@ class sliding_window(Mask):
     def __post_init__(self):
         for name in ("left", "right"):
             mods.check_integer(f"sliding_window: {name}", getattr(self, name))
-        mods.integer_or_none("sliding_window: offset", self.offset)
+        mods.check_integer_or_none("sliding_window: offset", self.offset)
         for name in ("left", "right", "offset"):
             object.__setattr__(self, name, mods.within_reach(getattr(self, name)))
 

@@ -107,7 +107,7 @@ def describe(value) -> str:
     return f"{value.dtype}{list(value.shape)}"
 
 
-def integer_or_none(name: str, value):
+def check_integer_or_none(name: str, value):
     """Check an offset: an integer, an integer array, or None.
 
     Raises:

@@ -145,7 +145,7 @@ class alibi(Score):
 
     def __post_init__(self):
         mods.check_real("alibi: slope", self.slope)
-        mods.integer_or_none("alibi: offset", self.offset)
+        mods.check_integer_or_none("alibi: offset", self.offset)
 
     def _at(self, T, S):
         mods.check_scalar("alibi: slope", self.slope)
@@ -178,7 +178,7 @@ class relative_bias(Score):
 
     def __post_init__(self):
         mods.check_array("relative_bias: table", self.table, jnp.floating)
-        mods.integer_or_none("relative_bias: offset", self.offset)
+        mods.check_integer_or_none("relative_bias: offset", self.offset)
 
     def _at(self, T, S):
         if len(self.table.shape) != 1:

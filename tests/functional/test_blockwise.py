@@ -151,24 +151,33 @@ def test_a_batch_of_plain_functions_skips_what_none_of_them_needs():
     assert tiles.taken(out) == each(tiles.holding(((i // 4) == (j // 4)) | ((i // 7) == (j // 7))))
 
 
-def test_heads_in_turn_skip_each_its_own():
-    T, tiles = 21, Tiles(21, 21)
-    arrays = cases.normal((T, 2, H), (T, 2, H), (T, 2, HV))
-    mask = masks.causal() & per_head(masks.padding(jnp.array([3, 14])))
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_heads_that_run_together_skip_what_none_of_them_needs(at_once):
+    T, tiles, lengths = 21, Tiles(21, 21), [3, 14, 2, 9]
+    arrays = cases.normal((T, 4, H), (T, 2, H), (T, 2, HV))
+    mask = masks.causal() & per_head(masks.padding(jnp.array(lengths)))
     call = lambda *a: attn.multi_head_attention(*a, mask=mask, score=tiles.score, implementation="blockwise")  # noqa: E731
     i, j = cases.positions(T, T)
-    with heads_in_turn(True):
+    with heads_at_once(at_once):
         taken = tiles.taken(jax.jit(call)(*arrays))
-    both = (each(tiles.holding((j <= i) & (j < n))) for n in (3, 14))
-    assert taken == sum(map(collections.Counter, both), collections.Counter())
+    together = [max(lengths[n : n + at_once]) for n in range(0, 4, at_once)]
+    assert taken == sum((collections.Counter(tiles.holding((j <= i) & (j < n))) for n in together), start=taken - taken)
 
 
 @contextlib.contextmanager
-def heads_in_turn(whether: bool):
+def heads_at_once(number: int):
     with pytest.MonkeyPatch.context() as patch:
-        changed = dataclasses.replace(IMPLEMENTATIONS["blockwise"], heads_in_turn=lambda: whether)
+        changed = dataclasses.replace(IMPLEMENTATIONS["blockwise"], heads_at_once=lambda heads: number)
         patch.setitem(IMPLEMENTATIONS, "blockwise", changed)
         yield
+
+
+@pytest.mark.parametrize("cores, heads, expected", [(1, 8, 1), (2, 8, 2), (3, 8, 2), (4, 6, 3), (2, 7, 1), (64, 8, 8)])
+def test_one_head_a_core_runs_at_once_on_one_device(monkeypatch, cores, heads, expected):
+    monkeypatch.setattr(blockwise, "_cores", lambda: cores)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    assert blockwise.heads_at_once(heads) == expected
 
 
 def conditionals(call, *arguments) -> int:
@@ -419,7 +428,7 @@ def test_a_stack_of_models_under_checkpoint_and_strict_settings(strict):
 
         return jax.jit(jax.vmap(jax.grad(of_batch), in_axes=(0, None)))(params, x)
 
-    with heads_in_turn(True):  # those at once are vmap, of which the batch is another
+    with heads_at_once(1):  # those at once are vmap, of which the batch is another
         found = gradients("blockwise")
     for ours, expected in zip(found, gradients("reference"), strict=True):
         assert ours.dtype == np.float64 and np.all(np.any(ours != 0, axis=tuple(range(1, ours.ndim))))
