@@ -8,9 +8,12 @@ There is no batch axis: use `jax.vmap`. Nothing here is jitted: the caller jits.
 Source: Vaswani et al. 2017, section 3.2.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Num
 
 from attn.functional import mods, reference
@@ -135,6 +138,7 @@ def multi_head_attention(
     Source: Vaswani et al. 2017, section 3.2.2; grouped queries: Ainslie et al. 2023.
     """
     query, key, value = _check_arrays(("T N H", query), ("S K H", key), ("S K Hv", value))
+    scale = _check_scale(scale, query.shape[-1])
     _check_dropout(dropout)
     mask, score = as_mask(mask), as_score(score)
     (one_mask, one_score), _ = mods.split_heads((mask, score), query.shape[1])
@@ -149,20 +153,11 @@ def multi_head_attention(
 
 
 def _all_heads(query, key, value, mask, score, scale, dropout, *, implementation, return_logsumexp, at_once):
-    def one_head(query, mask, score, head, key, value):
-        return attention(
-            query,
-            key,
-            value,
-            mask=mask,
-            score=score,
-            scale=scale,
-            dropout=None if dropout is None else dropout.for_head(head),
-            implementation=implementation,
-            return_logsumexp=return_logsumexp,
-        )
+    def one_head(query, mask, score, dropout, key, value):
+        options = {"implementation": implementation, "return_logsumexp": return_logsumexp}
+        return attention(query, key, value, mask=mask, score=score, scale=scale, dropout=dropout, **options)
 
-    return _over_heads(one_head, query, (key, value), mask, score, axis=1, at_once=at_once)
+    return _over_heads(one_head, query, (key, value), mask, score, dropout, axis=1, at_once=at_once)
 
 
 _all_heads_compiled = jax.jit(_all_heads, static_argnames=("implementation", "return_logsumexp", "at_once"))
@@ -194,10 +189,10 @@ def multi_head_attention_weights(
     """
     query, key = _check_arrays(("T N H", query), ("S K H", key))
 
-    def one_head(query, mask, score, head, key):
+    def one_head(query, mask, score, dropout, key):
         return attention_weights(query, key, mask=mask, score=score, scale=scale, rows=rows)
 
-    return _over_heads(one_head, query, (key,), as_mask(mask), as_score(score), axis=0)
+    return _over_heads(one_head, query, (key,), as_mask(mask), as_score(score), None, axis=0)
 
 
 def per_head(mod):
@@ -226,8 +221,8 @@ class PerHeadCallable(PerHeadMask, PerHeadScore):
     """A marked callable of the user's own, which may turn out to be a mask (`&`, `|`, `~`) or a score (`>>`)."""
 
 
-def _over_heads(one_head, query, memory: tuple, mask, score, *, axis: int, at_once: int | None = None):
-    """Run `one_head(query, mask, score, head, *memory)` for every head; head n reads group n // (N/K) of the memory.
+def _over_heads(one_head, query, memory: tuple, mask, score, dropout, *, axis: int, at_once: int | None = None):
+    """Run `one_head(query, mask, score, dropout, *memory)` for every head; head n reads group n // (N/K) of the memory.
 
     Args:
       query: `[T N H]`.
@@ -235,24 +230,51 @@ def _over_heads(one_head, query, memory: tuple, mask, score, *, axis: int, at_on
       axis: where the axis of heads goes in the results.
       at_once: how many heads run together, the others after them; all unless given.
     """
-    N = query.shape[1]
-    memory = [x if x.shape[1] == N else jnp.repeat(x, N // x.shape[1], axis=1) for x in memory]
+    N, K = query.shape[1], memory[0].shape[1]
+    at_once = N if at_once is None else at_once
     bare, is_marked = mods.split_heads((mask, score), N)
     leaves, structure = jax.tree.flatten(bare)
 
-    def one(of_head):
-        head, query, *memory, marked = of_head
+    def one(of_head, memory):
+        query, head, marked = of_head
         marked = iter(marked)
         its_leaves = [next(marked) if m else leaf for m, leaf in zip(is_marked, leaves, strict=True)]
-        return one_head(query, *structure.unflatten(its_leaves), head, *memory)
+        its_dropout = None if dropout is None else dropout.for_head(head)
+        return one_head(query, *structure.unflatten(its_leaves), its_dropout, *memory)
 
     marked = [leaf for m, leaf in zip(is_marked, leaves, strict=True) if m]
-    of_heads = jnp.arange(N), *(jnp.moveaxis(x, 1, 0) for x in (query, *memory)), marked
-    if at_once in (None, N):
-        results = jax.vmap(one)(of_heads)
-    else:
-        results = jax.lax.map(one, of_heads, batch_size=at_once if at_once > 1 else None)
+    heads = None if dropout is None else jnp.arange(N)
+    of_heads = jnp.moveaxis(query, 1, 0), *_sharded_as(query, (heads, marked))
+    memory = [jnp.moveaxis(x, 1, 0) for x in memory]
+    if N == K:
+        results = _each(lambda both: one(*both), (of_heads, memory), at_once)
+    else:  # the memory is there once for all heads of a group
+        in_groups = jax.tree.map(lambda x: x.reshape(K, N // K, *x.shape[1:]), of_heads)
+        of_group = math.gcd(at_once, N // K)
+
+        def group(both):
+            of_heads, memory = both
+            return _each(lambda of_head: one(of_head, memory), of_heads, of_group)
+
+        results = _each(group, (in_groups, memory), math.gcd(at_once // of_group, K))
+        results = jax.tree.map(lambda x: x.reshape(N, *x.shape[2:]), results)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), results)
+
+
+def _each(function, xs, at_once: int):
+    """`function(x)` for each along the leading axis, so many at once."""
+    if at_once == len(jax.tree.leaves(xs)[0]):
+        return jax.vmap(function)(xs)
+    return jax.lax.map(function, xs, batch_size=at_once if at_once > 1 else None)
+
+
+def _sharded_as(query: Array, tree):
+    """Arrays with a leading axis of heads, sharded as the query's: on an explicit mesh `jax.vmap` needs it so."""
+    heads = jax.typeof(query).sharding.spec[1]
+    if heads is None:
+        return tree
+    rest = lambda x: jax.typeof(x).sharding.spec[1:]  # noqa: E731
+    return jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec(heads, *rest(x))), tree)
 
 
 def _at(mask: Mask | None, score: Score | None, T: int, S: int):
@@ -281,6 +303,8 @@ def _check_arrays(*arguments: tuple[str, object]) -> list[Array]:
             raise ValueError(f"{name} must have shape [{axes}] with no axis of length 0, got {tuple(array.shape)}")
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(f"{name} must be a real floating-point array, got {array.dtype}")
+        if array.dtype.itemsize < 2:
+            raise TypeError(f"{name} must have floats of 16 bits or more, got {array.dtype}: convert it first")
     query, key, *value = arrays = [jnp.asarray(array) for _, array in arguments]
     if query.dtype != key.dtype:
         raise TypeError(f"query and key must have one dtype, got {query.dtype} and {key.dtype}")

@@ -116,6 +116,12 @@ def _attend(query, key, value, *, mask, score, scale, dropout):
 _attend_compiled = jax.jit(_attend)
 
 
+def refuses(call) -> str | None:
+    """What of a call (`implementations.Call`) this implementation cannot do."""
+    known = isinstance(call.T, int) and isinstance(call.S, int)
+    return None if known else f"lengths that are symbols, here T = {call.T} and S = {call.S}"
+
+
 def pays(call) -> bool:
     """Whether a call (`implementations.Call`) is long enough for blocks to be faster than all at once."""
     return call.T * call.S > WORTHWHILE
@@ -365,7 +371,7 @@ def _positions(length: int, tainted: Bool[Array, "n"]) -> Positions:
 
 
 def _in_blocks(x: Array) -> Array:
-    """Split the leading axis into blocks, filled up with zeros."""
+    """Split the leading axis into blocks, filled up with its last entry: a score is sure to have seen the like."""
     count, size = _indices(len(x)).shape
     padding = [(0, count * size - len(x))] + [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(x, padding).reshape(count, size, *x.shape[1:])
+    return jnp.pad(x, padding, mode="edge").reshape(count, size, *x.shape[1:])

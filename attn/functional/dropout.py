@@ -28,6 +28,7 @@ class Dropout:
       head: index of the head; the multi-head functions set it.
 
     Raises:
+      TypeError: a rate that is no number, a key that is none.
       ValueError: rate outside [0, 1), or rate > 0 without a key.
 
     Source: Srivastava et al. 2014; on attention weights as in Vaswani et al. 2017, section 5.4.
@@ -44,6 +45,8 @@ class Dropout:
             raise ValueError(f"Dropout: rate must lie in [0, 1), got {self.rate}")
         if self.rate > 0 and self.key is None:
             raise ValueError(f"Dropout: rate {self.rate} needs a random key: Dropout({self.rate}, key)")
+        if self.key is not None and not _is_key(self.key):
+            raise TypeError(f"Dropout: key must be a random key of JAX, as of jax.random.key(0), got {self.key!r}")
 
     def for_head(self, head: Int[Array, ""]) -> "Dropout":
         """The same dropout, drawing the bits of head number `head`."""
@@ -62,3 +65,8 @@ class Dropout:
         if self.rate == 0:
             return weights
         return jnp.where(self.keep(i, j), weights / (1 - self.rate), 0)
+
+
+def _is_key(key) -> bool:
+    dtype = getattr(key, "dtype", None)
+    return dtype is not None and (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32)

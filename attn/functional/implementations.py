@@ -91,7 +91,9 @@ IMPLEMENTATIONS = {
     "cudnn": Implementation(
         cudnn.attend, frozenset({"mask"}), frozenset({"reverse"}), frozenset({"gpu"}), refuses=cudnn.refuses
     ),
-    "blockwise": Implementation(blockwise.attend, pays=blockwise.pays, heads_at_once=blockwise.heads_at_once),
+    "blockwise": Implementation(
+        blockwise.attend, refuses=blockwise.refuses, pays=blockwise.pays, heads_at_once=blockwise.heads_at_once
+    ),
     "reference": Implementation(reference.attend),
 }
 
@@ -104,9 +106,12 @@ def choose(name: str, call: Call) -> Implementation:
         first that serves with reverse mode at least.
 
     Raises:
+      TypeError: no string.
       ValueError: an unknown name.
       Unsupported: the named implementation cannot serve the call.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"implementation must be a string, got {name!r}")
     backend = jax.default_backend()
     able = {key: found for key, found in IMPLEMENTATIONS.items() if not found.lacks(call, backend)}
     if name in _WANTED:

@@ -246,7 +246,7 @@ class causal(Mask):
         return causal(mods.resolve_offset("causal", self.offset, T, S))
 
     def __call__(self, i: Positions, j: Positions):
-        return j <= mods.place(i, self.offset)
+        return j - i <= (0 if self.offset is None else self.offset)  # in this form a large offset cannot overflow
 
     def bounds(self, rows, columns):
         first_i, last_i, first_j, last_j = _ends(rows, columns)

@@ -68,6 +68,9 @@ class Mod:
             )
         return super().__new__(cls)
 
+    def __bool__(self):
+        raise TypeError(f"{describe(self)} is neither true nor false: combine masks by & | ~ and scores by >>")
+
     def at(self, T: int, S: int) -> "Mod":
         """This mod for T queries and S keys: unset offsets are filled in and array shapes checked.
 
@@ -236,8 +239,8 @@ def check_per_head(mod):
 
 
 def holds_function(mod) -> bool:
-    """Whether a mod holds a function or an object of the user's: it may read variables that change, or tracers."""
-    if isinstance(mod, Mod):
+    """Whether a mod is or holds a callable of the user's: it may read variables that change, or tracers."""
+    if isinstance(mod, Mod) and type(mod).__module__.startswith(__package__):
         return any(holds_function(getattr(mod, field.name)) for field in dataclasses.fields(mod))
     return callable(mod)
 

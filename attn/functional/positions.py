@@ -45,9 +45,14 @@ def learned(positions: Int[Array, "T"], table: Float[Array, "L D"]) -> Float[Arr
     Returns:
       `[T D]`.
 
+    Raises:
+      TypeError: positions that are no integers.
+
     Source: Gehring et al. 2017, section 3.1.
     """
-    _check_positions(positions)
+    positions = _check_positions(positions)
+    if not jnp.issubdtype(positions.dtype, jnp.integer):
+        raise TypeError(f"learned: positions must be integers, got {positions.dtype}")
     return jnp.asarray(table).at[positions].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
@@ -136,10 +141,13 @@ def alibi_slopes(num_heads: int) -> Float[Array, "N"]:
     """Slopes for `scores.alibi`, one a head: 2^(-8 n / N) for n = 1..N.
 
     Raises:
+      TypeError: no integer.
       ValueError: fewer than one head.
 
     Source: Press et al. 2022, section 3 (the geometric sequence also where N is no power of 2).
     """
+    if not isinstance(num_heads, int):
+        raise TypeError(f"alibi_slopes: num_heads must be an integer, got {num_heads!r}")
     if num_heads < 1:
         raise ValueError(f"alibi_slopes: num_heads must be at least 1, got {num_heads}")
     return 2.0 ** (-8.0 * jnp.arange(1, num_heads + 1) / num_heads)

@@ -23,10 +23,7 @@ def attend(
 ) -> tuple[Float[Array, "T Hv"], Float[Array, "T"]]:
     """Weigh the values: out = softmax(scores) value, and logsumexp(scores)."""
     i, j = jnp.arange(query.shape[0]), jnp.arange(key.shape[0])
-    if mask is None and score is None:  # nothing is hidden, so that everybody sees a NaN
-        tainted = None
-    else:
-        value, tainted = tiles.set_aside(value)
+    value, tainted = tiles.set_aside(value)
     p, logsumexp = softmax(masked_scores(query, key, i, tainted, mask, score, scale))
     if dropout is not None:
         p = dropout(p, i[:, None], j[None, :])
@@ -49,8 +46,8 @@ def weights(
 
 def masked_scores(query, key, rows, tainted_values, mask, score, scale) -> Float[Array, "R S"]:
     """The scores of the queries at positions `rows`: -inf where masked."""
-    if mask is None and score is None:
-        return _scaled_products(query, key, scale)
+    if mask is None and score is None:  # nothing is hidden
+        return _scaled_products(tiles.spoil(query), tiles.spoil(key, tainted_values), scale)
     (query, tainted_queries), (key, tainted_keys) = tiles.set_aside(query), tiles.set_aside(key)
     s = _scaled_products(query, key, scale)
     tainted = tainted_queries[:, None] | (tainted_keys | tainted_values)[None, :]
@@ -78,9 +75,9 @@ def softmax(s: Float[Array, "R S"]) -> tuple[Float[Array, "R S"], Float[Array, "
 
 @softmax.defjvp
 def _softmax_jvp(primals, tangents):
-    """With r = sum p ds: dp = p ds - p r and d logsumexp = r, from p alone instead of back through exp and sum."""
+    """With r = sum p ds: dp = p (ds - r) and d logsumexp = r, from p alone instead of back through exp and sum."""
     (s,), (ds,) = primals, tangents
     p, logsumexp = softmax(s)
-    weighted = p * ds
-    r = weighted.sum(axis=-1, keepdims=True)
-    return (p, logsumexp), (weighted - p * r, r[:, 0])
+    # Not (p * ds).sum(axis=1): jaxlib 0.10 compiles that wrongly for a CPU where ds is batched and p is not.
+    r = jnp.einsum("ij,ij->i", p, ds)
+    return (p, logsumexp), (p * (ds - r[:, None]), r)

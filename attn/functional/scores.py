@@ -152,7 +152,8 @@ class alibi(Score):
         return dataclasses.replace(self, offset=mods.resolve_offset("alibi", self.offset, T, S))
 
     def __call__(self, s: Array, i: Positions, j: Positions):
-        return s - self.slope * jnp.abs(mods.place(i, self.offset) - j)
+        distance = jnp.abs(mods.place(i, self.offset) - j)
+        return s - self.slope * distance.astype(s.dtype)
 
 
 @register

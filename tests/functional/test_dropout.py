@@ -167,3 +167,9 @@ def test_what_is_no_dropout_is_refused(untyped, dropout):
         attn.attention(*one, dropout=dropout)
     with pytest.raises(TypeError, match=r"attn\.Dropout"):
         attn.multi_head_attention(*many, dropout=dropout)
+
+
+@pytest.mark.parametrize("key", [3, "key", np.zeros(2), np.zeros(2, np.int32)])
+def test_a_key_is_a_random_key(untyped, key):
+    with pytest.raises(TypeError, match=r"random key.*jax\.random\.key"):
+        attn.Dropout(0.5, key)

@@ -145,3 +145,14 @@ def test_nan_reaches_every_row_that_sees_it_in_whatever_block(implementation, wh
         sees = at <= np.arange(T) + 3
         assert sees.any() and np.all(np.isnan(np.asarray(out)[sees]))
         assert where == "value" or np.all(np.isnan(np.asarray(logsumexp)[sees]))
+
+
+def test_a_score_is_differentiated_at_nothing_but_scores(implementation):
+    """What fills up the last block must not reach a kink: the derivative of a root is infinite at 0."""
+    arrays = head(9, 14)
+    root = lambda s, i, j: jnp.sign(s) * jnp.sqrt(jnp.abs(s))  # noqa: E731
+    call = lambda *a: jnp.sum(jnp.sin(attn.attention(*a, score=root, implementation=implementation)))  # noqa: E731
+    s = arrays[0] @ arrays[1].T
+    assert np.all(s != 0)
+    for gradient in jax.jit(jax.grad(call, argnums=(0, 1, 2)))(*arrays):
+        assert np.all(np.isfinite(gradient)) and np.any(gradient)

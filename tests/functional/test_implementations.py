@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 import attn
 from attn.functional import implementations, reference
@@ -105,6 +106,22 @@ def test_auto_and_fastest_pass_over_what_cannot_serve(registry, feature):
     registry("able", 3.0)
     assert used("auto") == used("fastest") == 1.0
     assert used("auto", **OPTIONS[feature]) == 3.0 and used("fastest", **OPTIONS[feature]) == 2.0
+
+
+def test_a_name_is_a_string(untyped):
+    with pytest.raises(TypeError, match=r"implementation must be a string.*\['auto'\]"):
+        attn.attention(*cases.normal(*ONE), implementation=["auto"])
+
+
+def test_lengths_may_be_symbols_where_nothing_is_in_blocks(untyped):
+    (length,) = export.symbolic_shape("t")
+    arrays = [jax.ShapeDtypeStruct((length, 4), jnp.float32)] * 3
+    exported = lambda **options: export.export(jax.jit(lambda *a: attn.attention(*a, **options)))(*arrays)  # noqa: E731
+    for query, key, value in (cases.normal((5, 4), (5, 4), (5, 4)), cases.normal((70, 4), (70, 4), (70, 4))):
+        found = exported().call(query, key, value)
+        np.testing.assert_allclose(found, attn.attention(query, key, value), rtol=1e-5, atol=1e-6)
+    with pytest.raises(attn.Unsupported, match=r"symbols.*T = t.*these do: reference"):
+        exported(implementation="blockwise")
 
 
 def test_auto_is_the_default(registry):

@@ -283,6 +283,12 @@ def test_an_array_beside_a_mask_is_sent_to_masks_dense(untyped, operation, other
             operation(*pair)
 
 
+def test_the_truth_of_a_mask_or_a_score_is_refused(untyped):
+    for build in (lambda: masks.causal() and masks.padding(3), lambda: not attn.scores.softcap(2.0)):
+        with pytest.raises(TypeError, match=r"neither true nor false.*&"):
+            build()
+
+
 def test_a_score_beside_a_mask_is_refused(untyped):
     with pytest.raises(TypeError, match="score="):
         masks.causal() & attn.scores.softcap(2.0)

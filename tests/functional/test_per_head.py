@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 import attn
 from attn import masks, per_head, positions, scores
@@ -200,3 +201,32 @@ def test_arrays_of_every_mod_may_carry_the_heads():
         for n in range(N):
             one = attn.attention(query[:, n], key[:, n // 2], value[:, n // 2], **{kind: build(arrays[n])})
             np.testing.assert_allclose(out[:, n], one, rtol=1e-5, atol=1e-6)
+
+
+def test_grouped_queries_share_their_keys_in_memory(implementation):
+    """One query of many heads reads a long memory, as in decoding: no array is as large as a copy for each head."""
+    S, N, K = 4096, 16, 2
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, N, 8), (S, K, 8), (S, K, 8))]
+    call = lambda *a: attn.multi_head_attention(*a, mask=masks.padding(S - 5), implementation=implementation)  # noqa: E731
+    temporary = jax.jit(call).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+    assert temporary < 4 * S * N * 8
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="one device")
+def test_heads_may_be_sharded_on_an_explicit_mesh(implementation):
+    N, K, T, H = 4, 2, 5, 3
+    arrays = cases.normal((T, N, H), (T, K, H), (T, K, H))
+
+    def call(query, key, value):
+        mask = masks.causal() & per_head(masks.padding(jnp.array([5, 3, 0, 4])))
+        dropout = attn.Dropout(0.3, jax.random.key(0))
+        return attn.multi_head_attention(query, key, value, mask=mask, dropout=dropout, implementation=implementation)
+
+    both = lambda *a: (call(*a), jax.grad(lambda *a: jnp.sum(call(*a) ** 2), argnums=(0, 1, 2))(*a))  # noqa: E731
+    expected = jax.tree.leaves(jax.jit(both)(*arrays))
+    with jax.set_mesh(jax.make_mesh((2,), ("heads",), axis_types=(AxisType.Explicit,))):
+        sharded = [jax.device_put(x, PartitionSpec(None, "heads")) for x in arrays]
+        found = jax.tree.leaves(jax.jit(both)(*sharded))
+        assert all(x.sharding.spec == PartitionSpec(None, "heads", None) for x in found)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(ours), theirs, rtol=1e-5, atol=1e-6)

@@ -295,3 +295,11 @@ def test_what_is_no_score_cannot_be_chained(untyped):
             scores.softcap(2.0) >> other
         with pytest.raises(TypeError):
             other >> scores.softcap(2.0)
+
+
+def test_alibi_needs_no_promotion_of_integers(untyped):
+    s = cases.normal((3, 4))[0]
+    with jax.numpy_dtype_promotion("strict"):
+        changed = scores.alibi(jnp.float32(0.5), 1)(s, jnp.arange(3)[:, None], jnp.arange(4)[None, :])
+    expected = s - 0.5 * np.abs(np.arange(3)[:, None] + 1 - np.arange(4))
+    np.testing.assert_allclose(changed, expected, rtol=1e-6)

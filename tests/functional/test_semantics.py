@@ -244,6 +244,20 @@ def test_nan_or_infinity_in_a_value_or_key_reaches_the_rows_that_see_it(implemen
     assert not np.any(np.isfinite(out[2]))
 
 
+@pytest.mark.parametrize("where", ["query", "key", "value"])
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_nan_or_infinity_reaches_all_who_see_it_where_nothing_is_hidden(implementation, where, poison):
+    arrays = dict(zip(("query", "key", "value"), head()))
+    arrays[where] = arrays[where].at[1, 0].set(poison)
+    out, logsumexp = attn.attention(**arrays, implementation=implementation, return_logsumexp=True)
+    expected = (np.arange(T) == 1) | (where != "query")
+    np.testing.assert_array_equal(np.isnan(out), np.broadcast_to(expected[:, None], out.shape))
+    np.testing.assert_array_equal(np.isnan(logsumexp), expected)
+    if where != "value":
+        weights = attn.attention_weights(arrays["query"], arrays["key"])
+        np.testing.assert_array_equal(np.isnan(weights).all(axis=1), expected)
+
+
 def test_nan_in_a_value_is_not_hidden_by_a_weight_that_rounds_to_zero(implementation):
     query, key, value = head()
     bias = jnp.zeros((T, S)).at[:, HIDDEN].set(-1e30)
@@ -284,6 +298,9 @@ def test_a_scale_that_is_no_real_scalar_is_refused(untyped, scale):
         attn.attention(query, key, value, scale=scale)
     with pytest.raises(TypeError, match="scale"):
         attn.attention_weights(query, key, scale=scale)
+    with pytest.raises(TypeError, match="^scale must be"):
+        many = (x[:, None] for x in (query, key, value))
+        attn.multi_head_attention(*many, scale=scale, implementation="blockwise")
 
 
 # Causal with other lengths

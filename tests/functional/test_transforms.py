@@ -146,3 +146,49 @@ def test_functions_of_integers_jit_and_vmap(strict, name):
 
 def test_alibi_slopes_under_jit(strict):
     np.testing.assert_allclose(jax.jit(lambda: positions.alibi_slopes(8))(), 2.0 ** -np.arange(1, 9), rtol=1e-7)
+
+
+LONG = 150  # from about 100 on XLA fuses a softmax and its derivative otherwise
+
+
+def jacobian(query, key, value) -> np.ndarray:
+    """d out[i, h] / d query[i, :] by hand, in float64: `[T Hv H]`."""
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    e = np.exp(query @ key.T / np.sqrt(H))
+    p = e / e.sum(axis=1, keepdims=True)
+    centred = value[None, :, :] - (p @ value)[:, None, :]
+    return np.einsum("ij,ijh,jd->ihd", p, centred, key) / np.sqrt(H)
+
+
+@pytest.mark.parametrize("implementation", complete_implementations())
+def test_compiled_cotangents_may_be_batched_where_the_weights_are_not(implementation):
+    query, key, value = cases.normal((LONG, H), (LONG, H), (LONG, HV))
+    call = lambda query, value: attn.attention(query, key, value, implementation=implementation)  # noqa: E731
+    expected = jacobian(query, key, value)
+    found = jax.jit(jax.jacrev(lambda query: call(query, value)[7]))(query)
+    np.testing.assert_allclose(found[:, 7], expected[7], rtol=1e-4, atol=1e-6)
+    assert not np.any(np.delete(found, 7, axis=1))
+
+    scales = jnp.array([1.0, -2.0, 0.5])
+    gradient = jax.grad(lambda query, value: call(query, value).sum())
+    found = jax.jit(jax.vmap(gradient, in_axes=(None, 0)))(query, scales[:, None, None] * value)
+    expected = np.asarray(scales)[:, None, None] * expected.sum(axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", complete_implementations())
+def test_a_compiled_hessian_is_the_same_in_three_modes(implementation):
+    """Not in reverse over forward: XLA of jaxlib 0.10 compiles that wrongly for a CPU, without attention too."""
+    query, key, value = cases.normal((LONG, H), (LONG, H), (LONG, HV))
+
+    def objective(x):
+        score = lambda s, i, j: x[0] * jnp.tanh(s / x[1]) - x[2] * abs(i - j) / LONG  # noqa: E731
+        out = attn.attention(query, key, value, mask=masks.causal(), score=score, implementation=implementation)
+        return jnp.sum(jnp.sin(out))
+
+    x = jnp.array([1.5, 2.0, 0.5])
+    modes = (jax.jacfwd, jax.jacfwd), (jax.jacfwd, jax.jacrev), (jax.jacrev, jax.jacrev)
+    first, *others = (jax.jit(outer(inner(objective)))(x) for outer, inner in modes)
+    assert np.all(first != 0)
+    for other in others:
+        np.testing.assert_allclose(other, first, rtol=1e-4, atol=1e-4)
