@@ -298,7 +298,7 @@ def test_a_scale_that_is_no_real_scalar_is_refused(untyped, scale):
         attn.attention(query, key, value, scale=scale)
     with pytest.raises(TypeError, match="scale"):
         attn.attention_weights(query, key, scale=scale)
-    with pytest.raises(TypeError, match="^scale must be"):
+    with pytest.raises(TypeError, match=r"^scale must be"):
         many = (x[:, None] for x in (query, key, value))
         attn.multi_head_attention(*many, scale=scale, implementation="blockwise")
 
