@@ -144,10 +144,10 @@ def multi_head_attention(
     (one_mask, one_score), _ = mods.split_heads((mask, score), query.shape[1])
     one = as_mask(one_mask), as_score(one_score)
     chosen = choose(implementation, Call(query, key, value, *one, scale, dropout, return_logsumexp))
-    settings = {"implementation": implementation, "return_logsumexp": return_logsumexp}
-    settings["at_once"] = chosen.heads_at_once(query.shape[1])
+    at_once = chosen.heads_at_once(query.shape[1])
+    settings = {"implementation": implementation, "return_logsumexp": return_logsumexp, "at_once": at_once}
     is_ours = not mods.holds_function(mask) and not mods.holds_function(score)
-    is_loop = settings["at_once"] < query.shape[1]  # which outside of any jit compiles at each call
+    is_loop = at_once < query.shape[1]  # which outside of any jit compiles at each call
     all_heads = _all_heads_compiled if is_ours and is_loop else _all_heads
     return all_heads(query, key, value, mask, score, scale, dropout, **settings)
 
