@@ -79,5 +79,5 @@ def _softmax_jvp(primals, tangents):
     (s,), (ds,) = primals, tangents
     p, logsumexp = softmax(s)
     # Not (p * ds).sum(axis=1): jaxlib 0.10 compiles that wrongly for a CPU where ds is batched and p is not.
-    r = jnp.einsum("ij,ij->i", p, ds)
+    r = jnp.einsum("ij,ij->i", p, ds, precision="highest")
     return (p, logsumexp), (p * (ds - r[:, None]), r)

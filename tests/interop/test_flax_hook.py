@@ -218,13 +218,19 @@ class TestDropout:
         np.testing.assert_allclose(np.vdot(gradient, value), out, rtol=1e-4)  # the output is linear in the values
 
 
+def is_matrix_product(dot_general) -> bool:
+    """Whether both factors have an axis of their own: a sum of products, one a row, is none."""
+    contracted, batch = dot_general.params["dimension_numbers"]
+    return all(x.aval.ndim > len(c) + len(b) for x, c, b in zip(dot_general.invars, contracted, batch))
+
+
 def dot_precisions(function, *arguments) -> set:
     """The precisions of all matrix products in a function, inner ones included."""
     found = set()
 
     def visit(program):
         for equation in program.eqns:
-            if equation.primitive.name == "dot_general":
+            if equation.primitive.name == "dot_general" and is_matrix_product(equation):
                 found.add(equation.params["precision"])
             for inner in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")):
                 if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
