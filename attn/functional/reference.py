@@ -23,7 +23,10 @@ def attend(
 ) -> tuple[Float[Array, "T Hv"], Float[Array, "T"]]:
     """Weigh the values: out = softmax(scores) value, and logsumexp(scores)."""
     i, j = jnp.arange(query.shape[0]), jnp.arange(key.shape[0])
-    value, tainted = tiles.set_aside(value)
+    if mask is None and score is None:  # nothing is hidden, so that everybody sees a NaN
+        tainted = None
+    else:
+        value, tainted = tiles.set_aside(value)
     p, logsumexp = softmax(masked_scores(query, key, i, tainted, mask, score, scale))
     if dropout is not None:
         p = dropout(p, i[:, None], j[None, :])
@@ -46,8 +49,8 @@ def weights(
 
 def masked_scores(query, key, rows, tainted_values, mask, score, scale) -> Float[Array, "R S"]:
     """The scores of the queries at positions `rows`: -inf where masked."""
-    if mask is None and score is None:  # nothing is hidden
-        return _scaled_products(tiles.spoil(query), tiles.spoil(key, tainted_values), scale)
+    if mask is None and score is None:
+        return _scaled_products(query, key, scale)
     (query, tainted_queries), (key, tainted_keys) = tiles.set_aside(query), tiles.set_aside(key)
     s = _scaled_products(query, key, scale)
     tainted = tainted_queries[:, None] | (tainted_keys | tainted_values)[None, :]

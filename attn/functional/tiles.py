@@ -16,12 +16,6 @@ def set_aside(x: Float[Array, "n width"]) -> tuple[Float[Array, "n width"], Bool
     return jnp.where(tainted[:, None], 0, x), tainted
 
 
-def spoil(x: Float[Array, "n width"], tainted: Bool[Array, "n"] | bool = False) -> Float[Array, "n width"]:
-    """NaN in rows with a NaN or an infinity, and in tainted ones: enough where everybody looks at everything."""
-    sound = jnp.isfinite(x).all(axis=1) & jnp.logical_not(tainted)
-    return jnp.where(sound[:, None], x, jnp.nan)
-
-
 def masked(
     s: Float[Array, "T S"],
     i: Int[Array, "T 1"],

@@ -245,17 +245,16 @@ def test_nan_or_infinity_in_a_value_or_key_reaches_the_rows_that_see_it(implemen
 
 
 @pytest.mark.parametrize("where", ["query", "key", "value"])
-@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
-def test_nan_or_infinity_reaches_all_who_see_it_where_nothing_is_hidden(implementation, where, poison):
+def test_nan_reaches_all_who_see_it_where_nothing_is_hidden(implementation, where):
     arrays = dict(zip(("query", "key", "value"), head()))
-    arrays[where] = arrays[where].at[1, 0].set(poison)
+    arrays[where] = arrays[where].at[1, 0].set(np.nan)
     out, logsumexp = attn.attention(**arrays, implementation=implementation, return_logsumexp=True)
-    expected = (np.arange(T) == 1) | (where != "query")
-    np.testing.assert_array_equal(np.isnan(out), np.broadcast_to(expected[:, None], out.shape))
-    np.testing.assert_array_equal(np.isnan(logsumexp), expected)
+    sees = (np.arange(T) == 1) | (where != "query")
+    np.testing.assert_array_equal(np.isnan(out[:, 0]), sees)
     if where != "value":
-        weights = attn.attention_weights(arrays["query"], arrays["key"])
-        np.testing.assert_array_equal(np.isnan(weights).all(axis=1), expected)
+        np.testing.assert_array_equal(np.isnan(out).all(axis=1), sees)
+        np.testing.assert_array_equal(np.isnan(logsumexp), sees)
+        np.testing.assert_array_equal(np.isnan(attn.attention_weights(arrays["query"], arrays["key"])).all(1), sees)
 
 
 def test_nan_in_a_value_is_not_hidden_by_a_weight_that_rounds_to_zero(implementation):
