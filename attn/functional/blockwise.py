@@ -54,6 +54,7 @@ class Fixed(NamedTuple):
     needed: Bool[Array | np.ndarray, "row_blocks column_blocks"] | None  # None for all of them
     captured_by_mask: list[Array]
     captured_by_dropout: list[Array]
+    headroom: Float[Array, ""]  # a power of two, by which any sum of weighted values stays in range
 
 
 def attend(
@@ -99,8 +100,10 @@ def _attend(query, key, value, *, mask, score, scale, dropout):
 
     query, key, first_i, first_j = jax.tree.map(lambda x: x[0], (queries, keys, i, j))
     scores_of, captured = _explicit(scores_of, query, key, first_i, first_j)
-    masked, captured_by_mask = _explicit(masked, query @ key, first_i, first_j)
-    dropped, captured_by_dropout = _explicit(dropped, query @ key, first_i, first_j)
+    s = scores_of(captured, query, key, first_i, first_j)
+    masked, captured_by_mask = _explicit(masked, s, first_i, first_j)
+    s = masked(captured_by_mask, s, first_i, first_j)
+    dropped, captured_by_dropout = _explicit(dropped, s, first_i, first_j)
     needed = None if mask is None else survey(mask, T, S)
     if isinstance(needed, np.ndarray) and needed.all():
         needed = None
@@ -108,7 +111,9 @@ def _attend(query, key, value, *, mask, score, scale, dropout):
         needed, (keys, values, j) = _banded(needed, (keys, values, j))
     elif needed is not None:
         needed = _any_of_batch(_any_of_devices(needed, (queries, keys, values, captured)))
-    fixed = Fixed(i, j, needed, captured_by_mask, captured_by_dropout)
+    sum_of_weights = math.prod(j.index.shape[-2:]) / (1 - (0 if dropout is None else dropout.rate))  # at most
+    headroom = jnp.asarray(2.0 ** -math.ceil(math.log2(sum_of_weights)), values.dtype)
+    fixed = Fixed(i, j, needed, captured_by_mask, captured_by_dropout, headroom)
     out, logsumexp = _online(scores_of, masked, dropped, queries, keys, values, captured, fixed)
     return out.reshape(-1, out.shape[-1])[:T], logsumexp.reshape(-1)[:T]
 
@@ -158,10 +163,9 @@ def _online(scores_of, masked, dropped, queries, keys, values, captured, fixed):
         another leading axis, row_blocks, where they are banded.
       captured: the arrays of the score, and the scale, which may be differentiated.
     """
-    # a / l is at most the largest value, but a is not: where it could leave the range, all values are made smaller, by
-    # a power of two, which is exact.
-    small = 2.0 ** -math.ceil(math.log2(math.prod(fixed.j.index.shape[-2:])))
-    small = jnp.where(jnp.abs(values).max() > jnp.finfo(values.dtype).max * small, small, 1).astype(values.dtype)
+    # a / l may be in range where a is not: then all values are made smaller, by a power of two, which is exact.
+    is_large = jnp.abs(values).max() > jnp.finfo(values.dtype).max * fixed.headroom
+    small = jnp.where(is_large, fixed.headroom, 1)
 
     def row(queries, blocks):
         query, i, needed = queries

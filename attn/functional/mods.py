@@ -240,7 +240,7 @@ def check_per_head(mod):
 
 def holds_function(mod) -> bool:
     """Whether a mod is or holds a callable of the user's: it may read variables that change, or tracers."""
-    if isinstance(mod, Mod) and type(mod).__module__.startswith(__package__):
+    if isinstance(mod, Mod) and type(mod).__module__.partition(".")[0] == __name__.partition(".")[0]:
         return any(holds_function(getattr(mod, field.name)) for field in dataclasses.fields(mod))
     return callable(mod)
 

@@ -53,11 +53,11 @@ def test_the_largest_values_of_both_signs_cancel(implementation, debug_nans):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_weights_of_thousands_of_keys_sum_to_one_in_half_precision(monkeypatch, dtype):
+def test_weights_of_thousands_of_keys_sum_to_one_in_half_precision(monkeypatch, implementation, dtype):
     monkeypatch.setattr(blockwise, "BLOCK", 512)
     T, S = 3, 8192
     query, key = (4 * x for x in cases.normal((T, 16), (S, 16), dtype=dtype))
-    call = with_gradients("blockwise", mask=masks.padding(8000))
+    call = with_gradients(implementation, mask=masks.padding(8000))
     (out, logsumexp), gradients = call(query, key, jnp.ones((S, HV), dtype))
     assert out.dtype == dtype and np.max(np.abs(out.astype(np.float32) - 1)) <= 2.0**-7
     query, key = (np.asarray(x).astype(float) for x in (query, key))
@@ -102,6 +102,17 @@ def with_bias(implementation):
         return *results, *pullback(jax.tree.map(jnp.ones_like, results))
 
     return jax.jit(call)
+
+
+def test_values_that_dropout_enlarges_do_not_overflow_on_the_way(implementation, debug_nans):
+    T, S, rate = 20, 8, 0.5
+    largest = np.float32(np.finfo(np.float32).max)
+    dropout = attn.Dropout(rate, jax.random.key(0))
+    value = jnp.full((S, 1), largest * 0.49)  # even a row that keeps everything has a mean in range
+    out = attn.attention(jnp.ones((T, 2)), jnp.zeros((S, 2)), value, dropout=dropout, implementation=implementation)
+    kept = np.asarray(dropout.keep(*map(jnp.asarray, cases.positions(T, S)))).sum(axis=1)
+    assert kept.max() > S * rate  # more than are kept on average
+    np.testing.assert_allclose(out[:, 0], kept / S / (1 - rate) * (largest * 0.49), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", LOGITS)

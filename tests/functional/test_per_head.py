@@ -174,14 +174,10 @@ def test_a_mark_cannot_be_called_by_hand():
 
 
 @pytest.mark.parametrize("extra", [2, 0.5])
-def test_a_marked_partial_may_hold_plain_numbers_or_says_why_not(extra):
+def test_a_marked_partial_may_hold_plain_numbers(extra):
     query, key, value = heads()
     mod = jax.tree_util.Partial(lambda n, extra, i, j: j < n + extra, LENGTHS, extra)
-    try:
-        out = attn.multi_head_attention(query, key, value, mask=per_head(mod))
-    except (TypeError, ValueError) as error:
-        assert "per_head" in str(error)
-        return
+    out = attn.multi_head_attention(query, key, value, mask=per_head(mod))
     for n in range(N):
         mask = lambda i, j, n=n: j < LENGTHS[n] + extra  # noqa: E731
         expected = attn.attention(query[:, n], key[:, n // 2], value[:, n // 2], mask=mask)

@@ -132,6 +132,28 @@ def test_keys_that_every_device_has_get_their_gradient_after_all_conditionals():
     assert not waiting_in_conditionals(gradient, query, key, value)
 
 
+@pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
+@pytest.mark.parametrize("mask", [None, masks.causal(S - T)], ids=["all", "causal"])
+def test_what_a_score_captures_may_alone_differ_by_device(implementation, mask, check_vma):
+    query, key, value, bias = cases.normal((T, H), (S, H), (S, HV), (DEVICES, S))
+
+    def call(query, key, value, bias):
+        score = lambda s, i, j: s + bias[0][j]  # noqa: E731
+        return attn.attention(query, key, value, mask=mask, score=score, implementation=implementation)[None]
+
+    sharded = jax.shard_map(call, mesh=mesh(), in_specs=(P(), P(), P(), P("x")), out_specs=P("x"), check_vma=check_vma)
+    plain = lambda *a: jnp.stack([call(*a[:3], one[None])[0] for one in a[3]])  # noqa: E731
+
+    def both(call):
+        objective = lambda *a: jnp.sum(jnp.sin(call(*a)))  # noqa: E731
+        return jax.jit(lambda *a: (call(*a), jax.grad(objective, argnums=(0, 1, 2, 3))(*a)))
+
+    found, expected = (jax.tree.leaves(both(f)(query, key, value, bias)) for f in (sharded, plain))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.any(theirs)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_a_window_and_arrays_that_lie_along_the_positions_in_a_mesh():
     arrays = cases.normal((2, 20, H), (2, 20, H), (2, 20, HV))
     ids, bias = jnp.arange(20) // 7, cases.normal((20, 20), seed=1)[0]
