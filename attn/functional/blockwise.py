@@ -377,5 +377,6 @@ def _positions(length: int, tainted: Bool[Array, "n"]) -> Positions:
 def _in_blocks(x: Array) -> Array:
     """Split the leading axis into blocks, filled up with its last entry: a score is sure to have seen the like."""
     count, size = _indices(len(x)).shape
-    padding = [(0, count * size - len(x))] + [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(x, padding, mode="edge").reshape(count, size, *x.shape[1:])
+    missing = count * size - len(x)
+    filled = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (missing, *x.shape[1:]))]) if missing else x
+    return filled.reshape(count, size, *x.shape[1:])
