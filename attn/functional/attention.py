@@ -263,7 +263,10 @@ def _over_heads(one_head, query, memory: tuple, mask, score, dropout, *, axis: i
 
 def _each(function, xs, at_once: int):
     """`function(x)` for each along the leading axis, so many at once."""
-    if at_once == len(jax.tree.leaves(xs)[0]):
+    number = len(jax.tree.leaves(xs)[0])
+    if number == 1:  # a batch axis of one would cost memory and time
+        return jax.tree.map(lambda x: x[None], function(jax.tree.map(lambda x: x[0], xs)))
+    if at_once == number:
         return jax.vmap(function)(xs)
     return jax.lax.map(function, xs, batch_size=at_once if at_once > 1 else None)
 
