@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import attn
+from attn import masks, scores
+from attn.functional import mods
 from attn.functional.implementations import IMPLEMENTATIONS
-from attn.interop import dot_product_attention
+from attn.interop import arrays, dot_product_attention
 
 B, T, S, N, K, H = 2, 5, 7, 6, 3, 11
 ROUNDINGS = 32 * np.finfo(np.float32).eps  # sums of 11 products and 7 weights, in another order
@@ -387,6 +389,16 @@ def test_bad_calls(name, value, kind, message):
     arguments = dict(zip(("query", "key", "value"), inputs())) | {name: value}
     with pytest.raises(kind, match=message):
         dot_product_attention(**arguments)
+
+
+def test_what_the_drop_ins_hand_on_compiles_once_outside_of_jit():
+    """Ours may be cached between calls; a function or a class of the user's, which may read anything, may not."""
+    mask, bias = arrays.spread_mask(jnp.ones((1, 3), bool)), arrays.spread_bias(jnp.ones((1, 3)))
+    for ours in (mask & arrays.query_padding(jnp.int32(2)) | masks.causal(0), bias, bias >> scores.softcap(2.0)):
+        assert not mods.holds_function(ours)
+    theirs = type("theirs", (masks.causal,), {})
+    for users in (mask & (lambda i, j: i == j), bias >> (lambda s, i, j: s), mods.register(theirs)(0)):
+        assert mods.holds_function(users)
 
 
 @pytest.mark.usefixtures("untyped")
