@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_traces import equations
+from matrix_products import is_matrix_product
 
 import attn
 from attn import masks, scores
@@ -409,9 +411,10 @@ def test_arrays_that_are_not_real_floats_are_refused(untyped, dtype, argument):
             attn.multi_head_attention_weights(*many[:2])
 
 
-def precisions(jaxpr) -> list[str]:
-    """The precision of every matrix product in a jaxpr, nested ones included."""
-    return re.findall(r"precision=([^\n]*)", str(jaxpr))
+def precisions(call, *arguments) -> list[str]:
+    """The precision of every matrix product in a trace, nested ones included."""
+    products = [one for one, _ in equations(call, *arguments) if one.primitive.name == "dot_general"]
+    return [str(one.params["precision"]) for one in products if is_matrix_product(one)]
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "default"])
@@ -422,8 +425,8 @@ def test_the_default_matmul_precision_is_honoured(implementation, precision):
         return out, pullback(out)
 
     with jax.default_matmul_precision(precision):
-        found = precisions(jax.make_jaxpr(value_and_gradient)(*head()))
-        weights = precisions(jax.make_jaxpr(attn.attention_weights)(*head()[:2]))
+        found = precisions(value_and_gradient, *head())
+        weights = precisions(attn.attention_weights, *head()[:2])
     assert len(found) >= 6 and len(weights) >= 1  # two products forward, four backward
     assert all(precision.upper() in each for each in found + weights)
 

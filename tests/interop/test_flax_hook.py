@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
+from matrix_products import is_matrix_product
 
 import attn
 from attn.interop import flax_attention_fn
@@ -216,12 +217,6 @@ class TestDropout:
 
         out, gradient = quick_jit(jax.value_and_grad(total))(value)
         np.testing.assert_allclose(np.vdot(gradient, value), out, rtol=1e-4)  # the output is linear in the values
-
-
-def is_matrix_product(dot_general) -> bool:
-    """Whether both factors have an axis of their own: a sum of products, one a row, is none."""
-    contracted, batch = dot_general.params["dimension_numbers"]
-    return all(x.aval.ndim > len(c) + len(b) for x, c, b in zip(dot_general.invars, contracted, batch))
 
 
 def dot_precisions(function, *arguments) -> set:
