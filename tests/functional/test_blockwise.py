@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_traces import equations
+from traces import equations
 
 import attn
 from attn import masks, per_head, scores

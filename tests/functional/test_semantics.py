@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_traces import equations
-from matrix_products import is_matrix_product
+from traces import equations, is_matrix_product
 
 import attn
 from attn import masks, scores
@@ -413,8 +412,7 @@ def test_arrays_that_are_not_real_floats_are_refused(untyped, dtype, argument):
 
 def precisions(call, *arguments) -> list[str]:
     """The precision of every matrix product in a trace, nested ones included."""
-    products = [one for one, _ in equations(call, *arguments) if one.primitive.name == "dot_general"]
-    return [str(one.params["precision"]) for one in products if is_matrix_product(one)]
+    return [str(one.params["precision"]) for one, _ in equations(call, *arguments) if is_matrix_product(one)]
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "default"])

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_traces import equations
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from traces import equations
 
 import attn
 from attn import masks, per_head, scores

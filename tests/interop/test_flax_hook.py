@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
-from matrix_products import is_matrix_product
+from traces import equations, is_matrix_product
 
 import attn
 from attn.interop import flax_attention_fn
@@ -221,18 +221,7 @@ class TestDropout:
 
 def dot_precisions(function, *arguments) -> set:
     """The precisions of all matrix products in a function, inner ones included."""
-    found = set()
-
-    def visit(program):
-        for equation in program.eqns:
-            if equation.primitive.name == "dot_general" and is_matrix_product(equation):
-                found.add(equation.params["precision"])
-            for inner in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")):
-                if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                    visit(getattr(inner, "jaxpr", inner))
-
-    visit(jax.make_jaxpr(function)(*arguments).jaxpr)
-    return found
+    return {one.params["precision"] for one, _ in equations(function, *arguments) if is_matrix_product(one)}
 
 
 class TestPrecision:

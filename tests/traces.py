@@ -17,3 +17,11 @@ def _nested(jaxpr, around) -> Iterator:
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
                 yield from _nested(inner, (*around, equation))
+
+
+def is_matrix_product(equation) -> bool:
+    """Whether it is a product in which both factors have an axis of their own; a sum of products, one a row, has not."""
+    if equation.primitive.name != "dot_general":
+        return False
+    contracted, batch = equation.params["dimension_numbers"]
+    return all(x.aval.ndim > len(c) + len(b) for x, c, b in zip(equation.invars, contracted, batch))
