@@ -20,7 +20,7 @@ def _nested(jaxpr, around) -> Iterator:
 
 
 def is_matrix_product(equation) -> bool:
-    """Whether it is a product in which both factors have an axis of their own; a sum of products, one a row, has not."""
+    """Whether both factors have an axis of their own in it; in a sum of products, one a row, neither has."""
     if equation.primitive.name != "dot_general":
         return False
     contracted, batch = equation.params["dimension_numbers"]
