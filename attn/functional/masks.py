@@ -94,16 +94,9 @@ def as_mask(mask) -> Mask | None:
     """
     if mask is None or isinstance(mask, Mask):
         return mask
-    if mods.is_array(mask):
-        raise TypeError(
-            f"a mask is a function (i, j) -> bool, got an array of shape {tuple(mask.shape)}: "
-            "wrap it as attn.masks.dense(array)"
-        )
     if isinstance(mask, Mod):
         raise TypeError(f"{mods.describe(mask)} is a score: give it as score=, not as mask=")
-    if not callable(mask) or isinstance(mask, type):
-        hint = f": call it, as in {mask.__name__}(...)" if isinstance(mask, type) else ""
-        raise TypeError(f"a mask is a function (i, j) -> bool, got {mask!r}{hint}")
+    mods.check_function("mask", "(i, j) -> bool", mask)
     return function(mask)
 
 
@@ -139,9 +132,7 @@ def _bools(mask, i, j):
     Raises:
       TypeError: it is not.
     """
-    visible = mask(i, j)
-    if not mods.is_array(visible) and not isinstance(visible, (bool, int, float)):
-        raise TypeError(f"mask {mods.describe(mask)} must return an array of bools, got {type(visible).__name__}")
+    visible = mods.returned("mask", mask, i, j)
     if jnp.result_type(visible) != jnp.bool_:
         raise TypeError(
             f"mask {mods.describe(mask)} must return bool (True = may attend), got {jnp.result_type(visible)}: "

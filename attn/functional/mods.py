@@ -154,6 +154,34 @@ def check_shape(name: str, array, shape: tuple):
         raise ValueError(f"{name} must have shape {shape} for these queries and keys, got {tuple(array.shape)}")
 
 
+def check_function(kind: str, signature: str, mod):
+    """Check what was given as a mask or as a score, which is none of ours.
+
+    Raises:
+      TypeError: an array, which is pointed to `dense`, or anything else that cannot be called with positions.
+    """
+    if is_array(mod):
+        raise TypeError(
+            f"a {kind} is a function {signature}, got an array of shape {tuple(mod.shape)}: "
+            f"wrap it as attn.{kind}s.dense(array)"
+        )
+    if not callable(mod) or isinstance(mod, type):
+        hint = f": call it, as in {mod.__name__}(...)" if isinstance(mod, type) else ""
+        raise TypeError(f"a {kind} is a function {signature}, got {mod!r}{hint}")
+
+
+def returned(kind: str, mod, *arguments):
+    """What a mask or a score returns.
+
+    Raises:
+      TypeError: neither an array nor a number.
+    """
+    value = mod(*arguments)
+    if not is_array(value) and not isinstance(value, (bool, int, float)):
+        raise TypeError(f"{kind} {describe(mod)} must return an array, got {type(value).__name__}")
+    return value
+
+
 def as_tile(kind: str, mod, value, i, j):
     """What a mod returned for a tile, as an array of two axes that broadcasts to it.
 

@@ -37,16 +37,9 @@ def as_score(score) -> Score | None:
     """
     if score is None or isinstance(score, Score):
         return score
-    if mods.is_array(score):
-        raise TypeError(
-            f"a score is a function (s, i, j) -> s, got an array of shape {tuple(score.shape)}: "
-            "wrap it as attn.scores.dense(array)"
-        )
     if isinstance(score, Mod):
         raise TypeError(f"{mods.describe(score)} is a mask: give it as mask=, not as score=")
-    if not callable(score) or isinstance(score, type):
-        hint = f": call it, as in {score.__name__}(...)" if isinstance(score, type) else ""
-        raise TypeError(f"a score is a function (s, i, j) -> s, got {score!r}{hint}")
+    mods.check_function("score", "(s, i, j) -> s", score)
     return function(score)
 
 
@@ -57,9 +50,7 @@ def evaluate(score: Score, s: Float[Array, "T S"], i, j) -> Float[Array, "T S"]:
       TypeError: the score returns anything but real floats.
       ValueError: what it returns does not broadcast to the tile.
     """
-    changed = score(s, i, j)
-    if not mods.is_array(changed) and not isinstance(changed, (bool, int, float)):
-        raise TypeError(f"score {mods.describe(score)} must return an array, got {type(changed).__name__}")
+    changed = mods.returned("score", score, s, i, j)
     if not jnp.issubdtype(jnp.result_type(changed), jnp.floating):
         raise TypeError(f"score {mods.describe(score)} must return real floats, got {jnp.result_type(changed)}")
     return jnp.broadcast_to(mods.as_tile("score", score, changed, i, j), s.shape).astype(s.dtype)
