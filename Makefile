@@ -14,7 +14,7 @@ train: .venv/installed
 test: .venv/installed lint
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
-# Three times as many cases for every property of the attention functions, over a thousand an implementation.
+# Three times as many cases of value and gradient, over a thousand an implementation.
 nightly: .venv/installed
 	$(BIN)/python -m pytest -n auto tests/functional --hypothesis-profile=nightly $(ARGS)
 

@@ -53,8 +53,9 @@ def attention(
 
     Returns:
       `[T Hv]` in the value's dtype; with `return_logsumexp` also `[T]`, in float32 or wider. A query that may
-      attend to nothing gets 0, and -inf; what no query may attend to never matters, not even NaN. Softmax and
-      sums are computed in float32, or in float64 where queries and keys are float64.
+      attend to nothing gets 0, and -inf; what no query may attend to never matters, not even NaN (in gradients, as
+      long as products with it do not overflow). Softmax and sums are computed in float32, or in float64 where
+      queries and keys are float64.
 
     Raises:
       TypeError: mixed or non-real dtypes, a mask that is not boolean, an array in place of a function.

@@ -34,7 +34,7 @@ from attn.functional import masks, mods, scores, tiles
 from attn.functional.dropout import Dropout
 
 BLOCK = 512  # at most so many queries, and so many keys, make a tile: 1 MiB of float32, which a core's cache holds
-WORTHWHILE = 512 * 512  # with more pairs of a query and a key, none with T x S in memory is faster (measured on a CPU)
+WORTHWHILE = 600 * 600  # pairs of query and key; all at once is faster at 576 x 576, at 640 x 640 not always (on a CPU)
 _BAND = 4  # at most so many blocks of keys make a narrow band
 
 
@@ -228,6 +228,8 @@ def _online_jvp(scores_of, masked, dropped, primals, tangents):
 
 def _over_rows(row, queries, blocks):
     """`row(queries, blocks)` for each block of queries, with all blocks of keys or, banded, with its own."""
+    # Reverse over reverse would otherwise keep what every row carries from block to block.
+    row = jax.checkpoint(row, prevent_cse=False)
     *_, j = blocks
     if j.index.ndim == 2:
         return lax.map(lambda queries: row(queries, blocks), queries)

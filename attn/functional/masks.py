@@ -31,16 +31,16 @@ class Mask(Mod):
     __array_ufunc__ = None
 
     def __and__(self, other):
-        return both(self, as_mask(other))
+        return NotImplemented if other is None else both(self, as_mask(other))
 
     def __rand__(self, other):
-        return both(as_mask(other), self)
+        return NotImplemented if other is None else both(as_mask(other), self)
 
     def __or__(self, other):
-        return either(self, as_mask(other))
+        return NotImplemented if other is None else either(self, as_mask(other))
 
     def __ror__(self, other):
-        return either(as_mask(other), self)
+        return NotImplemented if other is None else either(as_mask(other), self)
 
     def __invert__(self):
         return negation(self)

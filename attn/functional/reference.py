@@ -44,7 +44,7 @@ def weights(
     scale: float | Num[Array, ""],
 ) -> Float[Array, "R S"]:
     """What each query, at position `rows`, gives to each key: softmax(scores)."""
-    return softmax(masked_scores(query, key, rows, jnp.zeros(len(key), bool), mask, score, scale))[0]
+    return softmax(masked_scores(query, key, rows, jnp.zeros(key.shape[0], bool), mask, score, scale))[0]
 
 
 def masked_scores(query, key, rows, tainted_values, mask, score, scale) -> Float[Array, "R S"]:
@@ -54,7 +54,7 @@ def masked_scores(query, key, rows, tainted_values, mask, score, scale) -> Float
     (query, tainted_queries), (key, tainted_keys) = tiles.set_aside(query), tiles.set_aside(key)
     s = _scaled_products(query, key, scale)
     tainted = tainted_queries[:, None] | (tainted_keys | tainted_values)[None, :]
-    i, j = rows[:, None], jnp.arange(len(key))[None, :]
+    i, j = rows[:, None], jnp.arange(key.shape[0])[None, :]
     s = s if score is None else scores.evaluate(score, s, i, j)
     return tiles.masked(s, i, j, tainted, mask)
 

@@ -23,10 +23,10 @@ class Score(Mod):
     """Base of the scores: chaining with `>>`."""
 
     def __rshift__(self, other):
-        return chain(self, as_score(other))
+        return NotImplemented if other is None else chain(self, as_score(other))
 
     def __rrshift__(self, other):
-        return chain(as_score(other), self)
+        return NotImplemented if other is None else chain(as_score(other), self)
 
 
 def as_score(score) -> Score | None:
@@ -155,7 +155,8 @@ class relative_bias(Score):
     Args:
       table: `[R]` floats. T queries over S keys read the entries -offset .. S + T - 2 - offset, so a table of
         T + S - 1 entries serves offset 0.
-      offset: position of query 0 among the keys. Unset: 0 where T = S, else an error.
+      offset: position of query 0 among the keys, 0 or negative: a positive one reads before the table, which is an
+        error where it is known and NaN where it is traced. Unset: 0 where T = S, else an error.
       num_queries: T. The attention functions fill it in; by hand, unset puts distance 0 in the table's middle.
 
     Raises:

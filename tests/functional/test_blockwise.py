@@ -234,17 +234,20 @@ def in_mode(call, mode):
         *floats, shift = arguments
         of_floats = lambda *floats: call(*floats, shift)  # noqa: E731
         objective = lambda *floats: sum(jnp.sum(jnp.sin(x)) for x in of_floats(*floats))  # noqa: E731
-        gradient = jax.grad(objective, argnums=tuple(range(len(floats))))
+        every = tuple(range(len(floats)))
+        gradient = jax.grad(objective, every)
         if mode == "forward":
             return of_floats(*floats)
         if mode == "reverse":
             return gradient(*floats)
+        if mode == "reverse over reverse":
+            return jax.grad(lambda *floats: sum(jnp.sum(x * x) for x in gradient(*floats)), every)(*floats)
         return jax.jvp(of_floats if mode == "forward mode" else gradient, floats, floats)
 
     return derived
 
 
-@pytest.mark.parametrize("mode", ["forward", "reverse", "forward mode", "second order"])
+@pytest.mark.parametrize("mode", ["forward", "reverse", "forward mode", "forward over reverse", "reverse over reverse"])
 def test_no_array_is_as_large_as_all_pairs(mode):
     arguments = *head(LONG, LONGER), *cases.normal((LONG + LONGER - 1,)), jnp.int32(3)
     call = in_mode(user_call("blockwise"), mode)
@@ -271,7 +274,9 @@ def causal_in_mode(mode, implementation="blockwise"):
     return {
         "forward and backward": with_pullback(call),
         "forward mode": lambda *a: jax.jvp(call, a, a),
-        "second order": lambda *a: jax.jvp(gradient, a, a),
+        "forward over reverse": lambda *a: jax.jvp(gradient, a, a),
+        "reverse over forward": jax.grad(lambda *a: jnp.sum(jax.jvp(call, a, a)[1]), argnums=(0, 1, 2)),
+        "reverse over reverse": jax.grad(lambda *a: sum(jnp.sum(x * x) for x in gradient(*a)), argnums=(0, 1, 2)),
     }[mode]
 
 
@@ -280,7 +285,10 @@ def is_linear(found: list[int]) -> bool:
     return max(large / small for small, large in itertools.pairwise(found)) <= 4.2
 
 
-@pytest.mark.parametrize("mode", ["forward and backward", "forward mode", "second order"])
+SECOND_ORDER = ["forward over reverse", "reverse over forward", "reverse over reverse"]
+
+
+@pytest.mark.parametrize("mode", ["forward and backward", "forward mode", *SECOND_ORDER])
 def test_memory_grows_with_the_length_and_not_with_its_square(monkeypatch, mode):
     monkeypatch.setattr(blockwise, "BLOCK", REAL)
     found = {T: memory(causal_in_mode(mode), T) for T in (4096, 16384, 65536)}
@@ -357,8 +365,8 @@ def test_long_inputs_go_by_blocks_and_short_ones_all_at_once():
     def chosen(T, S):
         return choose("auto", Call(*cases.normal((T, 1), (S, 1), (S, 1)), None, None, 1.0, None, False))
 
-    assert chosen(513, 512) is chosen(129, 2048) is IMPLEMENTATIONS["blockwise"]
-    assert chosen(512, 512) is chosen(4, 2048) is IMPLEMENTATIONS["reference"]
+    assert chosen(640, 640) is chosen(200, 2048) is IMPLEMENTATIONS["blockwise"]
+    assert chosen(576, 576) is chosen(4, 2048) is IMPLEMENTATIONS["reference"]
 
 
 # Calls outside of jit

@@ -120,6 +120,9 @@ def test_lengths_may_be_symbols_where_nothing_is_in_blocks(untyped):
     for query, key, value in (cases.normal((5, 4), (5, 4), (5, 4)), cases.normal((70, 4), (70, 4), (70, 4))):
         found = exported().call(query, key, value)
         np.testing.assert_allclose(found, attn.attention(query, key, value), rtol=1e-5, atol=1e-6)
+        options = {"mask": attn.masks.causal(), "score": attn.scores.alibi(0.5)}
+        found = exported(**options).call(query, key, value)
+        np.testing.assert_allclose(found, attn.attention(query, key, value, **options), rtol=1e-5, atol=1e-6)
     with pytest.raises(attn.Unsupported, match=r"symbols.*T = t.*these do: reference"):
         exported(implementation="blockwise")
 

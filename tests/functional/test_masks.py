@@ -305,3 +305,10 @@ def test_a_repr_of_a_deleted_array_never_fails():
     mask = masks.causal() & masks.padding(length)
     length.delete()  # as donation to a jitted function does
     assert "causal" in repr(mask)
+
+
+@pytest.mark.parametrize("combine", [operator.and_, operator.or_])
+def test_nothing_cannot_be_combined(untyped, combine):
+    for pair in ((masks.causal(), None), (None, masks.causal())):
+        with pytest.raises(TypeError, match=r"unsupported operand.*NoneType"):
+            combine(*pair)

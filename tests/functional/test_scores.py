@@ -303,3 +303,9 @@ def test_alibi_needs_no_promotion_of_integers(untyped):
         changed = scores.alibi(jnp.float32(0.5), 1)(s, jnp.arange(3)[:, None], jnp.arange(4)[None, :])
     expected = s - 0.5 * np.abs(np.arange(3)[:, None] + 1 - np.arange(4))
     np.testing.assert_allclose(changed, expected, rtol=1e-6)
+
+
+def test_nothing_cannot_be_chained(untyped):
+    for chained in (lambda: scores.softcap(2.0) >> None, lambda: None >> scores.softcap(2.0)):
+        with pytest.raises(TypeError, match=r"unsupported operand.*NoneType"):
+            chained()
