@@ -10,6 +10,8 @@ The axes, in every signature and docstring:
 `B` appears in tasks, training, decoding and metrics; the functions and the model are written for one example.
 """
 
+import importlib
+
 from attn import interop
 from attn.functional import (
     Dropout,
@@ -44,6 +46,13 @@ def load(run):
     return load(run)
 
 
+def __getattr__(name: str):
+    """`attn.tasks`, imported at its first use, since it brings TFDS and `import attn` stays light."""
+    if name != "tasks":
+        raise AttributeError(f"module 'attn' has no attribute {name!r}")
+    return importlib.import_module("attn.tasks")
+
+
 __all__ = [
     "Dropout",
     "Unsupported",
@@ -57,4 +66,5 @@ __all__ = [
     "per_head",
     "positions",
     "scores",
+    "tasks",
 ]

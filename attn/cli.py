@@ -4,9 +4,10 @@ import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from attn.tasks.vocabulary import InputError
+from attn.tasks.examples import DataError
+from attn.tasks.vocabulary import InputError, Pieces
 from attn.training.folders import RunError
 
 
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.command(arguments)
-    except (InputError, RunError) as error:
+    except (DataError, InputError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output left early, as `head` does
@@ -44,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="print the answer to each input, one a line, in order")
     predict.add_argument("run", metavar="RUN", help="folder of the run")
     predict.add_argument("inputs", metavar="INPUT", nargs="*", help='such as "3 1 4 1 5"; standard input if none')
+    _add_beam(predict)
     predict.set_defaults(command=_predict)
 
     evaluate = commands.add_parser("evaluate", help="exact match and token accuracy by length: table, JSON and plot")
@@ -52,20 +54,45 @@ def _parser() -> argparse.ArgumentParser:
         "--lengths",
         metavar="A:B",
         type=_lengths,
-        help="lengths A to B, or a list such as 1,8,40:50 (those of training)",
+        help="lengths of the source, A to B or a list such as 1,8,40:50 (those of training, or of the part)",
     )
     evaluate.add_argument(
-        "--examples", metavar="N", type=_count, default=100, help="held-out strings of each length (%(default)s)"
+        "--examples",
+        metavar="N",
+        type=_whole(1_000_000),
+        default=100,
+        help="held-out sources of each length (%(default)s)",
     )
+    evaluate.add_argument(
+        "--part", metavar="PART", help="of pairs and of TFDS data: validation, test or test_long (test, all of it)"
+    )
+    _add_beam(evaluate)
     evaluate.add_argument("--output", metavar="STEM", help="writes STEM.json and STEM.png (RUN/evaluation)")
     evaluate.set_defaults(command=_evaluate)
 
-    inspect = commands.add_parser("inspect", help="draw what every layer and head attends to")
+    inspect = commands.add_parser(
+        "inspect", help="tell what a run has learnt from, or draw what every layer and head attends to"
+    )
     inspect.add_argument("run", metavar="RUN", help="folder of the run")
-    inspect.add_argument("input", metavar="INPUT", help='such as "3 1 4 1 5"')
+    inspect.add_argument(
+        "input",
+        metavar="INPUT",
+        nargs="?",
+        help='what to draw it for, such as "3 1 4 1 5"; data and vocabulary if none',
+    )
     inspect.add_argument("--output", metavar="FILE", help="picture to write: .png, .svg or .pdf (RUN/inspect.png)")
     inspect.set_defaults(command=_inspect)
     return parser
+
+
+def _add_beam(command: argparse.ArgumentParser):
+    command.add_argument(
+        "--beam",
+        metavar="W",
+        type=_whole(1_000),
+        default=1,
+        help="beam search of this width; 1, the default, is greedy",
+    )
 
 
 def _predict(arguments) -> int:
@@ -74,50 +101,71 @@ def _predict(arguments) -> int:
         texts = sys.stdin.buffer.read().decode(errors="replace").splitlines()
     if not texts:
         raise InputError("no input: give inputs as arguments, or one a line on standard input")
-    for answer in _load(arguments.run).predict(texts):
+    run = _load(arguments.run)
+    answers = run.predict(texts, beam_width=arguments.beam)
+    for number, text in enumerate(texts, start=1):
+        _warn_of_unknown(run.vocabulary, text, number)
+    for answer in answers:
         print(answer)
     return 0
 
 
+def _warn_of_unknown(vocabulary, text: str, number: int = 1):
+    """Say which pieces of an input the training pairs did not have."""
+    if isinstance(vocabulary, Pieces) and (unknown := vocabulary.unknown_pieces(text)):
+        named = ", ".join(repr(piece) for piece in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        print(f"input {number}: {named} not in the vocabulary, read as unknown", file=sys.stderr)
+
+
 def _evaluate(arguments) -> int:
     run = _load(arguments.run)
-    task = run.config.task
-    lengths = arguments.lengths or range(task.min_length, task.max_length + 1)
     stem = pathlib.Path(arguments.output) if arguments.output else run.folder / "evaluation"
     json_path, png_path = (stem.with_name(stem.name + ending) for ending in (".json", ".png"))
     _check_writable(json_path)
-    scores = run.evaluate(list(lengths), arguments.examples, track=_track)
+    scores = run.evaluate(
+        arguments.lengths, arguments.examples, part=arguments.part, beam_width=arguments.beam, track=_track
+    )
 
     rows = [{"length": length, **_row(row)} for length, row in scores.by_length()]
-    print(f"{'length':>6}  {'strings':>7}  {'exact match':>11}  {'token accuracy':>14}")
+    print(f"{'length':>6}  {'sources':>7}  {'exact match':>11}  {'token accuracy':>14}  {'error rate':>10}")
     for row in [*rows, {"length": "all", **_row(scores.overall())}]:
-        print(f"{row['length']:>6}  {row['strings']:>7,}  {row['exact_match']:>11.4f}  {row['token_accuracy']:>14.4f}")
+        means = f"{row['exact_match']:>11.4f}  {row['token_accuracy']:>14.4f}  {row['error_rate']:>10.4f}"
+        print(f"{row['length']:>6}  {row['sources']:>7,}  {means}")
 
     from attn.inspection import pictures  # here, since `predict` needs no plots
 
-    values = {"run": str(run.folder), "step": run.step, "overall": _row(scores.overall()), "by_length": rows}
+    values = {
+        "run": str(run.folder),
+        "step": run.step,
+        "beam": arguments.beam,
+        "overall": _row(scores.overall()),
+        "by_length": rows,
+    }
     json_path.write_text(json.dumps(values, indent=2) + "\n")
-    title = f"{task.name}, trained for {run.step:,} steps"
-    pictures.save(pictures.draw_lengths(scores, (task.min_length, task.max_length), title), png_path)
+    title = f"{run.name}, trained for {run.step:,} steps"
+    pictures.save(pictures.draw_lengths(scores, run.trained_lengths(), title), png_path)
     print(f"wrote {json_path} and {png_path}")
     return 0
 
 
 def _row(scores) -> dict:
-    return {
-        "strings": int(scores.exact_match.count),
-        "exact_match": scores.exact_match.value(),
-        "token_accuracy": scores.token_accuracy.value(),
-    }
+    return {"sources": int(scores.exact_match.count), **scores.values()}
 
 
 def _inspect(arguments) -> int:
     run = _load(arguments.run)
+    if arguments.input is None:
+        if arguments.output:
+            raise InputError(f"--output={arguments.output}: give an INPUT to draw")
+        print("\n".join(run.about()))
+        return 0
     output = pathlib.Path(arguments.output) if arguments.output else run.folder / "inspect.png"
     if output.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"--output={output}: the ending must be .png, .svg or .pdf")
     _check_writable(output)
-    print(f"wrote {run.inspect(arguments.input, output)}")
+    written = run.inspect(arguments.input, output)
+    _warn_of_unknown(run.vocabulary, arguments.input)
+    print(f"wrote {written}")
     return 0
 
 
@@ -159,10 +207,13 @@ def _lengths(text: str) -> list[int]:
     return sorted(set(lengths))
 
 
-def _count(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to 1,000,000")
-    return int(text)
+def _whole(most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to {most:,}")
+        return int(text)
+
+    return parse
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shlex
 import shutil
 import sys
 
@@ -10,16 +11,25 @@ import jax
 
 from attn.inspection.capture import capture
 from attn.runs import Run
-from attn.tasks.vocabulary import answer_text
+from attn.tasks.examples import DataError
+from attn.tasks.generated import Generated
+from attn.tasks.stored import Stored
+from attn.training import data as training_data
 from attn.training import flags, meshes
 from attn.training.checkpoints import CheckpointError
-from attn.training.config import Config, ConfigError, to_mapping
+from attn.training.config import Config, ConfigError, check_fits, to_mapping
 from attn.training.folders import Folder, RunError, new_folder, newest_folder
+from attn.training.judging import Judgement
 from attn.training.loop import Interrupted, Outcome, TrainingError, train
 from attn.training.progress import Clock, percent
 from attn.training.state import model_structure
 
 _SAMPLES = 3
+_SCORES = {
+    "exact_match": "held-out exact match",
+    "token_accuracy": "token accuracy      ",
+    "error_rate": "error rate          ",
+}
 # What may change when a run goes on: how long and how closely it is watched, but not what it is.
 _MAY_CHANGE = ("training.steps", "training.steps_per_dispatch", "training.evaluate_every", "training.checkpoint_every")
 
@@ -67,16 +77,20 @@ def run(request: Request) -> int:
             print(f"{folder.path} is finished already; more steps: --config.training.steps=N")
             report(finished, folder)
             return 0
+        data = training_data.load(config)
+        check_fits(config, data)
+        if request.resume:
+            folder.check_data(data)
         meshes.use_cores(config.training.batch_size)
         meshes.start_hosts(request.distributed)
         mesh = meshes.data_mesh(config.training.batch_size)
         if jax.process_index() == 0:
-            folder.update_config(config) if request.resume else folder.create(config)
-        outcome = train(config, folder, mesh, clock, resume=request.resume)
+            folder.update_config(config) if request.resume else folder.create(config, data)
+        outcome = train(config, data, folder, mesh, clock, resume=request.resume)
         if jax.process_index() == 0:
-            report(summarise(config, folder, outcome, clock), folder)
+            report(summarise(config, data, folder, outcome, clock), folder)
         return 0
-    except (ConfigError, RunError, CheckpointError, meshes.DistributedError) as error:
+    except (ConfigError, DataError, RunError, CheckpointError, meshes.DistributedError) as error:
         return fail(error, 2)
     except TrainingError as error:
         return fail(error, 1)
@@ -102,7 +116,7 @@ def prepare(request: Request) -> tuple[Folder, Config]:
     """
     if not request.resume:
         path = DEFAULT_CONFIG if request.config is None else request.config
-        config = flags.load_config(path, request.overrides)
+        config = _settled(flags.load_config(path, request.overrides))
         folder = Folder(request.workdir) if request.workdir is not None else new_folder(pathlib.Path(path).stem)
         folder.check_new()
         return folder, config
@@ -112,6 +126,7 @@ def prepare(request: Request) -> tuple[Folder, Config]:
         config = flags.load_config(request.config, request.overrides)
     else:
         config = flags.override(to_mapping(before), request.overrides)
+    config = _settled(config)
     old, new = _flat(to_mapping(before)), _flat(to_mapping(config))
     for key in old:
         if old[key] != new[key] and key not in _MAY_CHANGE and not key.startswith("evaluation."):
@@ -122,74 +137,89 @@ def prepare(request: Request) -> tuple[Folder, Config]:
     return folder, config
 
 
+def _settled(config: Config) -> Config:
+    """The same config with whole paths, so that the run's data are found from any folder."""
+    data = config.data
+    paths = {name: os.path.abspath(path) for name in ("path", "validation", "test") if (path := getattr(data, name))}
+    return dataclasses.replace(config, data=dataclasses.replace(data, **paths))
+
+
 def _flat(settings: dict) -> dict:
     return {f"{section}.{name}": value for section, group in settings.items() for name, value in group.items()}
 
 
-def summarise(config: Config, folder: Folder, outcome: Outcome, clock: Clock) -> dict:
+def summarise(config: Config, data: Generated | Stored, folder: Folder, outcome: Outcome, clock: Clock) -> dict:
     """Draw the picture and write summary.json; fractions are in 0..1."""
-    scores = outcome.judgement.scores
-    overall = scores.overall()
-    rows = _sample_rows(config, outcome)
-    graphdef, _ = model_structure(config)
+    rows = _sample_rows(outcome)
+    graphdef, _ = model_structure(config, data.vocabulary)
     params = jax.device_get(outcome.state.params)
-    run = Run(folder.path, config, graphdef, params, int(outcome.state.step))
-    symbols, answer = outcome.strings.symbols[rows[-1]], outcome.judgement.answers[rows[-1]]
-    run.draw(capture(run.model, config.task, symbols[: outcome.strings.lengths[rows[-1]]], answer), folder.picture)
+    run = Run(folder.path, config, data.vocabulary, graphdef, params, int(outcome.state.step))
+    length, source = (values[rows[-1]] for values in (outcome.questions.lengths, outcome.questions.sources))
+    run.draw(capture(run.model, data.vocabulary, source[:length], outcome.judgement.answers[rows[-1]]), folder.picture)
+    scores = outcome.judgement.scores
     summary = {
-        "task": config.task.name,
-        "exact_match": overall.exact_match.value(),
-        "token_accuracy": overall.token_accuracy.value(),
-        "examples_evaluated": int(overall.exact_match.count),
+        "task": data.name,
+        "source": config.data.source,
+        **scores.overall().values(),
+        "examples_evaluated": int(scores.overall().exact_match.count),
         "lengths_evaluated": [length for length, _ in scores.by_length()],
+        "beam": _beam(config, outcome.beam),
         "steps": int(outcome.state.step),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "seed": config.training.seed,
         "seconds": clock.so_far(),
         "jax": jax.__version__,
         "devices": [f"{device.device_kind} {device.id}" for device in jax.devices()],
-        "samples": [_sample(config, outcome, row) for row in rows],
+        "samples": [_sample(data, outcome, row) for row in rows],
     }
     folder.write_summary(summary)
     return summary
 
 
-def _sample_rows(config: Config, outcome: Outcome) -> list[int]:
-    """A few strings of the evaluation, short to middling, so that they can be read at a glance."""
-    task, lengths = config.task, outcome.strings.lengths
-    longest = min(task.max_length, max(task.min_length, 12))
-    wanted = [task.min_length + (longest - task.min_length) * (k + 1) // _SAMPLES for k in range(_SAMPLES)]
+def _beam(config: Config, beam: Judgement | None) -> dict | None:
+    """What a beam made of the same questions, if one was asked for."""
+    return beam and {"width": config.evaluation.beam_width, **beam.scores.overall().values()}
+
+
+def _sample_rows(outcome: Outcome) -> list[int]:
+    """A few questions of the evaluation, short to middling, so that they can be read at a glance."""
+    lengths = outcome.questions.lengths
+    shortest, longest = int(lengths.min()), min(int(lengths.max()), max(int(lengths.min()), 12))
+    wanted = [shortest + (longest - shortest) * (k + 1) // _SAMPLES for k in range(_SAMPLES)]
     # + k: another one, where one length is all there is.
     return [min(int(abs(lengths - length).argmin()) + k, len(lengths) - 1) for k, length in enumerate(wanted)]
 
 
-def _sample(config: Config, outcome: Outcome, row: int) -> dict:
-    """One string of the evaluation as text: input, answer, and what would be right."""
-    task, symbols, length = config.task, outcome.strings.symbols[row], outcome.strings.lengths[row]
+def _sample(data: Generated | Stored, outcome: Outcome, row: int) -> dict:
+    """One question of the evaluation as text: input, answer, and what would be right."""
+    vocabulary, questions = data.vocabulary, outcome.questions
     return {
-        "input": " ".join(map(str, symbols[:length])),
-        "answer": answer_text(task, outcome.judgement.answers[row]),
-        "right": answer_text(task, task.answer(symbols, length, task.target_length)),
+        "input": vocabulary.write(questions.sources[row], side="source"),
+        "answer": vocabulary.write(outcome.judgement.answers[row]),
+        "right": [vocabulary.write(target) for target in questions.targets[questions.asked == row]],
     }
 
 
 def report(summary: dict, folder: Folder):
     """The final lines, from the summary."""
-    lengths, seconds = summary["lengths_evaluated"], summary["seconds"]
-    span = f"{summary['examples_evaluated']:,} strings of lengths {lengths[0]} to {lengths[-1]}"
+    lengths, seconds, beam = summary["lengths_evaluated"], summary["seconds"], summary["beam"]
+    span = f"{summary['examples_evaluated']:,} of lengths {lengths[0]} to {lengths[-1]}"
     if len(lengths) < lengths[-1] - lengths[0] + 1:
         span += f" ({len(lengths)} of these lengths)"
     phases = ", ".join(f"{name} {seconds[name]:.1f}" for name in ("import", "compile", "train", "evaluate"))
     print()
-    print(f"held-out exact match  {percent(summary['exact_match'])}   of {span}, never trained on")
-    print(f"token accuracy        {percent(summary['token_accuracy'])}")
+    for name, words in _SCORES.items():
+        line = f"{words}  {percent(summary[name], up=name == 'error_rate')}"
+        line += f"   with a beam of {beam['width']}: {percent(beam[name], up=name == 'error_rate')}" if beam else ""
+        print(line + (f"   of {span}, never trained on" if name == "exact_match" else ""))
     print(f"time                  {seconds['total']:6.1f} s   ({phases}) for {summary['steps']:,} steps")
     for sample in summary["samples"]:
-        verdict = "right" if sample["answer"] == sample["right"] else f"wrong, should be {sample['right']}"
+        right = " or ".join(sample["right"])
+        verdict = "right" if sample["answer"] in sample["right"] else f"wrong, should be {right}"
         print(f"  {sample['input']}  ->  {sample['answer']}   ({verdict})")
     print(f"run                   {folder.path}")
     print(f"what it looks at      {folder.picture}")
-    print(f'next                  {_command()} predict {folder.path} "{summary["samples"][0]["input"]}"')
+    print(f"next                  {_command()} predict {folder.path} {shlex.quote(summary['samples'][0]['input'])}")
 
 
 def _command() -> str:

@@ -15,16 +15,15 @@ from jaxtyping import Int
 from attn.inspection import pictures
 from attn.inspection.capture import Maps, capture
 from attn.nn.encodings import ENCODINGS
-from attn.tasks.evaluation import strings_of_each_length
-from attn.tasks.vocabulary import InputError, answer_text, parse
-from attn.training import checkpoints, meshes
+from attn.tasks.examples import Questions, padded
+from attn.tasks.generated import Generated
+from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
+from attn.training import checkpoints, data, meshes
 from attn.training.config import Config
-from attn.training.decoding import greedy
+from attn.training.decoding import decode
 from attn.training.folders import Folder, RunError
-from attn.training.judging import Scores, Strings, build_judge, judge_all
+from attn.training.judging import Scores, build_answer, judge, judging_batch
 from attn.training.state import initial_state, model_structure
-
-_SCORES_IN_MEMORY = 1 << 24  # attention scores of one layer that a batch may hold at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +33,14 @@ class Run:
     Attributes:
       folder: the run's.
       config: the run's.
+      vocabulary: between text and its tokens.
       graphdef, params: the model's structure and parameters, as `flax.nnx.split` gives them.
       step: of the checkpoint.
     """
 
     folder: pathlib.Path
     config: Config
+    vocabulary: Vocabulary
     graphdef: nnx.GraphDef
     params: nnx.State
     step: int
@@ -49,52 +50,89 @@ class Run:
         """The model with its parameters: `model(source, target) -> logits`, for one example."""
         return nnx.merge(self.graphdef, self.params)
 
-    def predict(self, texts: Sequence[str]) -> list[str]:
+    def predict(self, texts: Sequence[str], *, beam_width: int = 1) -> list[str]:
         """Answers to inputs such as "3 1 4 1 5", in order.
+
+        Args:
+          texts: the inputs.
+          beam_width: 1 for greedy decoding, more for a beam.
 
         Raises:
           InputError: an input that is empty, names an unknown symbol or is longer than the positions can encode.
         """
-        strings = [self.parse(text, number) for number, text in enumerate(texts, start=1)]
-        return [answer_text(self.config.task, answer) for answer in self._answers(strings)]
+        sources = [self.read(text, number) for number, text in enumerate(texts, start=1)]
+        return [self.vocabulary.write(answer) for answer in self._answers(sources, beam_width)]
 
-    def _answers(self, strings: list[np.ndarray]) -> list[np.ndarray]:
-        """The answers to strings of symbols, as tokens."""
+    def _answers(self, sources: list[np.ndarray], beam_width: int = 1) -> list[np.ndarray]:
+        """The answers to sources without end tokens, as tokens."""
+        if not sources:
+            return []
         # Few shapes, so that little is compiled: lengths and batches in powers of two.
-        longest = _power_of_two(max(len(symbols) for symbols in strings))
-        longest = min(longest, self.longest_input()) if self.longest_input() else longest
-        batch_size = min(256, _power_of_two(len(strings)))
+        longest = _power_of_two(max(len(source) for source in sources))
+        longest = min(longest, self.longest_input() or longest)
+        batch_size = min(256, _power_of_two(len(sources)), judging_batch(self.config, longest + 1, beam_width))
+        ended = padded([[*source, self.vocabulary.end] for source in sources], longest + 1)
+        ended = np.pad(ended, ((0, -len(sources) % batch_size), (0, 0)))
         answers = []
-        for start in range(0, len(strings), batch_size):
-            batch = np.zeros((batch_size, longest), np.int32)
-            lengths = np.zeros(batch_size, np.int32)
-            for row, symbols in enumerate(strings[start : start + batch_size]):
-                batch[row, : len(symbols)], lengths[row] = symbols, len(symbols)
-            answers.extend(jax.device_get(self._answer(self.params, batch, lengths)))
-        return answers[: len(strings)]
+        for batch in np.split(ended, len(ended) // batch_size):
+            answers.extend(jax.device_get(self._answer(self.params, batch, self.vocabulary.room(longest), beam_width)))
+        return answers[: len(sources)]
+
+    @functools.cached_property
+    def _answer(self) -> Callable:
+        def answer(params, sources, room, beam_width):
+            return decode(nnx.merge(self.graphdef, params), self.vocabulary, sources, room, beam_width)
+
+        return jax.jit(answer, static_argnums=(2, 3))
 
     def evaluate(
-        self, lengths: Sequence[int], examples: int = 100, *, track: Callable[[Sequence], Iterable] = iter
+        self,
+        lengths: Sequence[int] | None = None,
+        examples: int = 100,
+        *,
+        part: str | None = None,
+        beam_width: int = 1,
+        track: Callable[[Sequence], Iterable] = iter,
     ) -> Scores:
-        """Exact match and token accuracy by length, on held-out strings answered freely.
+        """Exact match, token accuracy and error rate by length, on held-out examples answered freely.
 
         Args:
-          lengths: of the sources, in symbols.
-          examples: how many strings of each length; short lengths have fewer.
+          lengths: of the sources, in tokens; None for those of training, or for all that a part holds.
+          examples: how many of each length at most, if lengths are given or the examples are generated.
+          part: of stored data: "test", "validation" and, from TFDS, "test_long"; None for "test", or, if lengths are
+            given of a synthetic task, for strings made on the spot, which need not have lengths of the data.
+          beam_width: 1 for greedy decoding, more for a beam.
           track: wraps the sequence of batches, to show progress.
 
         Raises:
-          InputError: a length that the positions cannot encode.
+          InputError: a length that the positions cannot encode or that the part lacks, or no such part.
+          attn.tasks.examples.DataError: the data are gone.
         """
-        task, longest = self.config.task, max(lengths)
+        questions = self._questions(lengths, examples, part)
+        longest = int(questions.lengths.max())
         self.check_length(longest)
-        strings = Strings(*strings_of_each_length(task, lengths, examples, self.config.evaluation.seed))
-        heads = self.config.model.num_heads
-        batch_size = min(self.config.evaluation.batch_size, max(1, _SCORES_IN_MEMORY // (heads * (longest + 1) ** 2)))
+        batch_size = judging_batch(self.config, longest + 1, beam_width)
         mesh = meshes.data_mesh(batch_size)
-        judge = build_judge(task, self.graphdef, mesh, longest)
+        answer = build_answer(self.vocabulary, self.graphdef, mesh, self.vocabulary.room(longest), beam_width)
         params = meshes.replicate(self.params, mesh)
-        return judge_all(judge, params, strings, batch_size, mesh, track=track).scores
+        asked = questions._replace(sources=questions.sources[:, : longest + 1])
+        return judge(answer, params, asked, self.vocabulary, longest + 1, batch_size, mesh, track=track).scores
+
+    def _questions(self, lengths: Sequence[int] | None, examples: int, part: str | None) -> Questions:
+        """What `evaluate` asks."""
+        config, seed = self.config, self.config.evaluation.seed
+        if part is None and config.data.source != "pairs" and (lengths or config.data.source == "generated"):
+            task = config.task
+            lengths = lengths or range(task.min_length, task.max_length + 1)
+            return Generated(task).questions_of_each_length(lengths, examples, seed)
+        if config.data.source == "generated":
+            raise InputError(f"part {part!r}: the examples of this run are generated; give lengths")
+        stored, part = self._data, part or "test"
+        return stored.questions_of_each_length(part, lengths, examples, seed) if lengths else stored.part(part)
+
+    @functools.cached_property
+    def _data(self):
+        return data.load(self.config, self.vocabulary)
 
     def look(self, text: str) -> Maps:
         """The attention weights of every layer and head while the model answers `text`.
@@ -102,8 +140,8 @@ class Run:
         Raises:
           InputError: as `predict`.
         """
-        symbols = self.parse(text)
-        return capture(self.model, self.config.task, symbols, *self._answers([symbols]))
+        source = self.read(text)
+        return capture(self.model, self.vocabulary, source, *self._answers([source]))
 
     def inspect(self, text: str, output: str | os.PathLike) -> pathlib.Path:
         """Draw the attention weights of every layer and head into a picture file.
@@ -115,31 +153,62 @@ class Run:
 
     def draw(self, maps: Maps, output: str | os.PathLike) -> pathlib.Path:
         """Draw captured attention weights into a picture file."""
-        answer = " ".join(name for name in maps.written if name != "end")
-        title = f"{self.config.task.name}: {' '.join(maps.source[:-1])}  →  {answer}"
+        ended = len(maps.written) - (maps.written[-1] == "end")
+        title = f"{self.name}: {' '.join(maps.source[:-1])}  →  {' '.join(maps.written[:ended])}"
         pictures.save(pictures.draw_maps(maps, title if len(title) < 90 else title[:89] + "…"), pathlib.Path(output))
         return pathlib.Path(output)
 
-    def longest_input(self) -> int | None:
-        """How many symbols the positions can encode; None for any number."""
-        model = self.config.model
-        return (model.max_length - 1) // self.config.task.kind.times if ENCODINGS[model.positions].learned else None
+    @property
+    def name(self) -> str:
+        """What the run has learnt: its task, or its file of pairs."""
+        return self.config.task.name if self.config.data.path is None else pathlib.Path(self.config.data.path).name
 
-    def parse(self, text: str, number: int = 1) -> Int[np.ndarray, "n"]:
-        """The symbols of input number `number`.
+    def about(self) -> list[str]:
+        """What the run has learnt from, with what, and how well, in lines for people."""
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        summary = Folder(self.folder).summary()
+        lines = [f"run         {self.folder}, step {self.step:,} of {self.config.training.steps:,}"]
+        lines += [f"data        {line}" for line in Folder(self.folder).data()["about"]]
+        lines += [f"vocabulary  {self.vocabulary.shown()}"]
+        lines += [f"model       {self.config.model.name}, {count:,} parameters"]
+        if summary:
+            of = f"of {summary['examples_evaluated']:,} held-out sources"
+            lines += [
+                f"test        exact match {summary['exact_match']:.4f} {of}, error rate {summary['error_rate']:.4f}"
+            ]
+        return lines
+
+    def trained_lengths(self) -> tuple[int, int]:
+        """Tokens of the shortest and of the longest source that it was trained on."""
+        task = self.config.task
+        return (
+            (1, self.vocabulary.longest_source)
+            if isinstance(self.vocabulary, Pieces)
+            else (task.min_length, task.max_length)
+        )
+
+    def longest_input(self) -> int | None:
+        """How many tokens of a source the positions can encode, answer included; None for any number."""
+        model = self.config.model
+        if not ENCODINGS[model.positions].learned:
+            return None
+        return max(n for n in range(model.max_length) if max(n + 1, self.vocabulary.room(n)) <= model.max_length)
+
+    def read(self, text: str, number: int = 1) -> Int[np.ndarray, "n"]:
+        """The tokens of input number `number`.
 
         Raises:
           InputError: as `predict`.
         """
         try:
-            symbols = parse(self.config.task, text)
-            self.check_length(len(symbols))
-            return symbols
+            tokens = self.vocabulary.read(text)
+            self.check_length(len(tokens))
+            return tokens
         except InputError as error:
             raise InputError(f"input {number}: {error}") from None
 
     def check_length(self, length: int):
-        """Check that the positions can encode a source of `length` symbols.
+        """Check that the positions can encode a source of `length` tokens.
 
         Raises:
           InputError: they cannot.
@@ -147,16 +216,6 @@ class Run:
         longest = self.longest_input()
         if longest is not None and length > longest:
             raise InputError(f"{length} symbols are more than the learned positions can encode, at most {longest}")
-
-    @functools.cached_property
-    def _answer(self) -> Callable:
-        task, graphdef = self.config.task, self.graphdef
-
-        def answer(params, symbols, length):
-            source = task.source(symbols, length, len(symbols) + 1)
-            return greedy(nnx.merge(graphdef, params), task, source, task.kind.times * len(symbols) + 1)
-
-        return jax.jit(jax.vmap(answer, in_axes=(None, 0, 0)))
 
 
 def load(run: str | os.PathLike) -> Run:
@@ -167,15 +226,16 @@ def load(run: str | os.PathLike) -> Run:
     """
     folder = Folder(run)
     config, step = folder.config(), folder.newest_step()
+    vocabulary = folder.vocabulary(config)
     if step is None:
         first = min(config.training.checkpoint_every, config.training.steps)
         raise RunError(f"{folder.path}: has no checkpoint yet (the first comes at step {first:,})")
-    graphdef, _ = model_structure(config)
+    graphdef, _ = model_structure(config, vocabulary)
     try:
-        state = checkpoints.restore(folder.checkpoints, step, jax.eval_shape(lambda: initial_state(config)))
+        state = checkpoints.restore(folder.checkpoints, step, jax.eval_shape(lambda: initial_state(config, vocabulary)))
     except checkpoints.CheckpointError as error:
         raise RunError(str(error)) from None
-    return Run(folder.path, config, graphdef, jax.tree.map(jnp.asarray, state.params), step)
+    return Run(folder.path, config, vocabulary, graphdef, jax.tree.map(jnp.asarray, state.params), step)
 
 
 def _power_of_two(number: int) -> int:

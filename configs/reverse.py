@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     """One layer a stack, sinusoidal positions at the bottom of both, AdamW."""
     config = ConfigDict()
     config.task = dict(name="reverse", symbols=16, min_length=1, max_length=32)
+    config.data = dict(source="generated", folder=None)  # source="tfds": the data set, in TFDS's folder or in `folder`
     config.model = dict(
         name="transformer",
         width=64,
@@ -45,5 +46,5 @@ def get_config() -> ConfigDict:
         evaluate_every=500,
         checkpoint_every=1_000,
     )
-    config.evaluation = dict(examples=10_000, examples_on_the_way=500, batch_size=500, seed=0)
+    config.evaluation = dict(examples=10_000, examples_on_the_way=500, batch_size=500, beam_width=1, seed=0)
     return config

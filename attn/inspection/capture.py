@@ -9,8 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from attn.nn.transformer import Weights
-from attn.tasks.sequences import PAD, Symbols, Task
-from attn.tasks.vocabulary import names
+from attn.tasks.examples import PAD, decoder_input
+from attn.tasks.vocabulary import Tokens, Vocabulary
 
 
 class Maps(NamedTuple):
@@ -29,19 +29,19 @@ class Maps(NamedTuple):
     written: list[str]
 
 
-def capture(model: nnx.Module, task: Task, symbols: Symbols, answer: Int[Array | np.ndarray, "T"]) -> Maps:
+def capture(model: nnx.Module, vocabulary: Vocabulary, source: Tokens, answer: Int[Array | np.ndarray, "T"]) -> Maps:
     """Look at the attention weights of an answer.
 
     Args:
       model: a trained model.
-      task: for the tokens' meaning.
-      symbols: `[n]` symbols.
+      vocabulary: for the tokens' meaning.
+      source: `[n]` tokens, without an end token.
       answer: `[T]` tokens that the model wrote, its end token included; padding is cut off.
     """
     answer = jnp.asarray(answer)[: max(1, int(np.sum(np.asarray(answer) != PAD)))]
-    read = task.decoder_input(answer)
-    source = task.source(jnp.asarray(symbols), jnp.asarray(len(symbols)), len(symbols) + 1)
+    read = decoder_input(answer, vocabulary.begin)
+    source = jnp.asarray([*source, vocabulary.end])
     graphdef, params = nnx.split(model, nnx.Param)
     look = jax.jit(lambda params: nnx.merge(graphdef, params)(source, read, return_weights=True)[1])
-    weights = jax.device_get(look(params))
-    return Maps(weights, source=names(task, source), read=names(task, read), written=names(task, answer))
+    source_names, read_names, written_names = (vocabulary.names(tokens) for tokens in (source, read, answer))
+    return Maps(jax.device_get(look(params)), source=source_names, read=read_names, written=written_names)

@@ -13,25 +13,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, UInt32
 
 from attn.functional.hashing import mix
-
-PAD = 0
-Symbols = Int[Array | np.ndarray, "n"]
-Length = Int[Array, ""] | int | np.integer
+from attn.tasks.examples import PAD, Example
+from attn.tasks.vocabulary import Symbols
 
 
-class Example(NamedTuple):
-    """One source and its target, each ended and padded; the length counts symbols of the source."""
-
-    source: Int[Array, "S"]
-    target: Int[Array, "T"]
-    length: Int[Array, ""]
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """What is asked: for a source of n symbols, target symbol t is source symbol `index(t, n)`.
 
     Attributes:
@@ -71,22 +60,14 @@ class Task:
         return KINDS[self.name]
 
     @property
-    def begin(self) -> int:
-        return self.symbols + 1
-
-    @property
-    def end(self) -> int:
-        return self.symbols + 2
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of tokens: symbols, padding, begin and end."""
-        return self.symbols + 3
+    def vocabulary(self) -> Symbols:
+        """Between text and the task's tokens."""
+        return Symbols(self.symbols, self.kind.times)
 
     @property
     def target_length(self) -> int:
         """T: tokens of the longest target, its end included."""
-        return self.kind.times * self.max_length + 1
+        return self.vocabulary.room(self.max_length)
 
     def sample(self, key: Array, *, held_out: bool = False) -> Example:
         """Draw one example: a uniform length, then uniform symbols, redrawn until they are of the wanted part."""
@@ -107,29 +88,22 @@ class Task:
         _, symbols = jax.lax.while_loop(unwanted, redraw, (key, draw(key)))
         return self.example(symbols, length)
 
-    def example(self, symbols: Symbols, length: Length) -> Example:
-        """The example that asks for the answer to `symbols`, of which the first `length` count."""
-        return Example(
-            source=self.source(symbols, length, self.max_length + 1),
-            target=self.answer(symbols, length, self.target_length),
-            length=length,
-        )
+    def example(self, symbols: Int[Array | np.ndarray, "*B n"], length: Int[Array | np.ndarray, "*B"]) -> Example:
+        """The example that asks for the answer to `symbols`, of which the first `length` count.
 
-    def source(self, symbols: Symbols, length: Length, size: int) -> Int[Array, "size"]:
-        """Symbols, end token, padding: `[size]` tokens."""
-        return self._ended(jnp.arange(size), symbols, length, lambda j, n: j, length)
+        Of JAX or of NumPy; as wide as the symbols, so that any length fits.
+        """
+        width = symbols.shape[-1]
+        source = self._ended(symbols, length, width + 1, lambda j, n: j, 1)
+        return Example(source, self._ended(symbols, length, self.vocabulary.room(width), *self.kind))
 
-    def answer(self, symbols: Symbols, length: Length, size: int) -> Int[Array, "size"]:
-        """The right answer, end token, padding: `[size]` tokens."""
-        return self._ended(jnp.arange(size), symbols, length, self.kind.index, self.kind.times * length)
-
-    def _ended(self, t, symbols, n, index, total):
-        token = jnp.asarray(symbols)[jnp.clip(index(t, jnp.maximum(n, 1)), 0, len(symbols) - 1)]
-        return jnp.where(t < total, token, jnp.where(t == total, self.end, PAD))
-
-    def decoder_input(self, target: Int[Array, "T"]) -> Int[Array, "T"]:
-        """What the decoder reads to predict `target`: the begin token, then the target without its last."""
-        return jnp.concatenate([jnp.full((1,), self.begin, target.dtype), target[:-1]])
+    def _ended(self, symbols, length, size, index, times):
+        xp, n = symbols.__array_namespace__(), length[..., None]
+        t = xp.broadcast_to(xp.arange(size), (*length.shape, size))
+        chosen = xp.clip(index(t, n), 0, symbols.shape[-1] - 1)
+        token = xp.take_along_axis(symbols, chosen, axis=-1)
+        end, pad = xp.asarray([self.vocabulary.end, PAD], dtype=symbols.dtype)
+        return xp.where(t < times * n, token, xp.where(t == times * n, end, pad))
 
 
 def is_held_out(
@@ -146,7 +120,12 @@ def is_held_out(
       num_symbols: V >= 2.
     """
     modulus = np.uint32(min(num_symbols, 10))
-    first, rest = symbols[..., 0].astype(np.uint32), symbols[..., 1:].astype(np.uint32)
-    places = np.arange(1, symbols.shape[-1], dtype=np.uint32) * np.uint32(0x9E3779B9)
-    hashed = (mix(rest + places) * (rest != PAD)).sum(-1, dtype=np.uint32)
-    return (mix(hashed) % modulus + first) % modulus == 0
+    first, rest = symbols[..., 0].astype(np.uint32), symbols[..., 1:]
+    return (mix(hash_of(rest)) % modulus + first) % modulus == 0
+
+
+def hash_of(symbols: Int[Array | np.ndarray, "*B n"]) -> UInt32[Array | np.ndarray | np.generic, "*B"]:
+    """A hash of the symbols together with their places; padding does not matter."""
+    symbols = symbols.astype(np.uint32)
+    places = np.arange(1, symbols.shape[-1] + 1, dtype=np.uint32) * np.uint32(0x9E3779B9)
+    return (mix(symbols + places) * (symbols != PAD)).sum(-1, dtype=np.uint32)

@@ -12,11 +12,30 @@ from collections.abc import Callable, Iterable, Mapping
 
 from attn.nn.encodings import ENCODINGS
 from attn.nn.transformer import MODELS
+from attn.tasks import SOURCES
+from attn.tasks.generated import Generated
 from attn.tasks.sequences import KINDS, Task
+from attn.tasks.stored import Stored
+from attn.tasks.vocabulary import SPLITTINGS, is_splitting
 
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message is one line for the user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where examples come from: drawn as they are needed, from TFDS, or from a file of pairs.
+
+    See `attn.tasks.builders.load` for `folder` and `attn.tasks.pairs.load` for the rest.
+    """
+
+    source: str = "generated"
+    folder: str | None = None
+    path: str | None = None
+    tokens: str = "characters"
+    validation: str | None = None
+    test: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +84,12 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Held-out strings: how many at the end, and how many for the figure on the way."""
+    """Held-out examples: how many at the end, and how many for the figure on the way; a beam besides, if wider than 1."""
 
     examples: int = 10_000
     examples_on_the_way: int = 500
     batch_size: int = 500
+    beam_width: int = 1
     seed: int = 0
 
 
@@ -78,6 +98,7 @@ class Config:
     """Everything that decides a run."""
 
     task: Task = dataclasses.field(default_factory=Task)
+    data: Data = dataclasses.field(default_factory=Data)
     model: Model = dataclasses.field(default_factory=Model)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     training: Training = dataclasses.field(default_factory=Training)
@@ -116,6 +137,8 @@ RULES = {
     "task.symbols": _between(2, 1_000_000),
     "task.min_length": _SIZE,
     "task.max_length": _SIZE,
+    "data.source": _one_of((*SOURCES, "pairs")),
+    "data.tokens": Rule(f"one of {', '.join(SPLITTINGS)}, or two of them as SOURCE:TARGET", is_splitting),
     "model.name": _one_of(MODELS),
     "model.width": _SIZE,
     "model.num_heads": _SIZE,
@@ -144,6 +167,7 @@ RULES = {
     "evaluation.examples": _COUNT,
     "evaluation.examples_on_the_way": _COUNT,
     "evaluation.batch_size": _COUNT,
+    "evaluation.beam_width": _between(1, 1_000),
     "evaluation.seed": _between(0, 2**32 - 1),
 }
 
@@ -265,9 +289,43 @@ def _check_together(config: Config):
     head_width = model.head_width or model.width // model.num_heads
     if model.positions == "rotary" and head_width < 2:
         raise ConfigError(f"config.model.positions: got 'rotary', must have heads of width 2 or more, not {head_width}")
-    needed = max(task.max_length + 1, task.target_length)
+    _check_data(config)
+    if config.data.source != "pairs":
+        check_fits(config, Generated(task))
+
+
+def _check_data(config: Config):
+    """Settings that mean nothing for the source of the data must be left alone."""
+    data, default = config.data, Data()
+    if data.source == "pairs" and data.path is None:
+        raise ConfigError("config.data.path: none given; name a file of pairs, --config.data.path=FILE")
+    readers = {name: "pairs" for name in ("path", "tokens", "validation", "test")} | {"folder": "tfds"}
+    for name, reader in readers.items():
+        given = getattr(data, name)
+        if given != getattr(default, name) and data.source != reader:
+            hint = " (or --config=configs/pairs.py)" if reader == "pairs" else ""
+            raise ConfigError(
+                f"config.data.{name}: got {given!r}, but config.data.source is {data.source!r}; "
+                f"only {reader!r} reads it: --config.data.source={reader}{hint}"
+            )
+    for field in dataclasses.fields(Task):
+        given = getattr(config.task, field.name)
+        if data.source == "pairs" and given != field.default:
+            raise ConfigError(
+                f"config.task.{field.name}: got {given!r}, means nothing for config.data.source = 'pairs'"
+            )
+
+
+def check_fits(config: Config, data: Generated | Stored):
+    """Check that the model can encode the positions of the longest source and its answer.
+
+    Raises:
+      ConfigError: it cannot.
+    """
+    model, longest = config.model, data.longest_source
+    needed = max(longest, data.vocabulary.room(longest - 1))
     if ENCODINGS[model.positions].learned and model.max_length < needed:
         raise ConfigError(
             f"config.model.max_length: got {model.max_length}, must be at least {needed} for learned positions and "
-            f"config.task.max_length = {task.max_length}"
+            f"{data.name} with sources of {longest - 1} tokens"
         )

@@ -1,35 +1,120 @@
-"""Answers: free-running greedy decoding with a cache of keys and values."""
+"""Answers: free-running decoding with a cache of keys and values, greedy or with a beam.
+
+Both stop as soon as every answer of the batch has ended.
+"""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Int
 
-from attn.tasks.sequences import PAD, Task
+from attn.nn.transformer import Cache
+from attn.tasks.examples import PAD
+from attn.tasks.vocabulary import Vocabulary
+
+# Every example has its own keys and values; the position is that of them all, so that writing there stays a slice.
+_OF_EXAMPLES = Cache(position=None, own=0, memory=0, source_length=0)
+_OF_BEAMS = Cache(position=None, own=0, memory=None, source_length=None)
 
 
-def greedy(model: nnx.Module, task: Task, source: Int[Array, "S"], room: int) -> Int[Array, "T"]:
+def decode(
+    model: nnx.Module, vocabulary: Vocabulary, sources: Int[Array, "B S"], room: int, beam_width: int = 1
+) -> Int[Array, "B T"]:
+    """Answer greedily, or with a beam that is wider than 1; see the two functions below."""
+    if beam_width == 1:
+        return greedy(model, vocabulary, sources, room)
+    return beam_search(model, vocabulary, sources, room, beam_width)
+
+
+def greedy(model: nnx.Module, vocabulary: Vocabulary, sources: Int[Array, "B S"], room: int) -> Int[Array, "B T"]:
     """The likeliest token again and again, each fed back, until the end token.
 
     Args:
       model: with `encode`, `start` and `decode`.
-      task: for the begin and end tokens.
-      source: `[S]` tokens.
+      vocabulary: for the begin and end tokens.
+      sources: `[B S]` tokens.
       room: T, how many tokens at most.
 
     Returns:
-      `[T]` tokens: the answer, its end token, padding.
+      `[B T]` tokens: the answer, its end token, padding.
     """
-    memory, _ = model.encode(source)
-    cache = model.start(memory, jnp.sum(source != PAD), room)
-    cache = cache._replace(position=jnp.zeros((), jnp.int32))
+    decode = jax.vmap(model.decode, in_axes=(0, _OF_EXAMPLES), out_axes=(0, _OF_EXAMPLES, None))
 
-    def step(carry, _):
-        token, ended, cache = carry
-        logits, cache, _ = model.decode(token[None], cache)
-        token = jnp.where(ended, PAD, jnp.argmax(logits[0]).astype(token.dtype))
-        return (token, ended | (token == task.end), cache), token
+    def step(state):
+        token, ended, answers, cache = state
+        place = cache.position
+        logits, cache, _ = decode(token[:, None], cache)
+        token = jnp.where(ended, PAD, jnp.argmax(logits[:, 0], axis=-1).astype(token.dtype))
+        return token, ended | (token == vocabulary.end), answers.at[:, place].set(token), cache
 
-    begin = jnp.asarray(task.begin, source.dtype)
-    _, answer = jax.lax.scan(step, (begin, jnp.zeros((), bool), cache), length=room)
-    return answer
+    def unfinished(state):
+        _, ended, _, cache = state
+        return (cache.position < room) & ~ended.all()
+
+    batch = len(sources)
+    token = jnp.full(batch, vocabulary.begin, sources.dtype)
+    answers = jnp.full((batch, room), PAD, sources.dtype)
+    state = (token, jnp.zeros(batch, bool), answers, _start(model, sources, room))
+    return jax.lax.while_loop(unfinished, step, state)[2]
+
+
+def beam_search(
+    model: nnx.Module, vocabulary: Vocabulary, sources: Int[Array, "B S"], room: int, width: int
+) -> Int[Array, "B T"]:
+    """The likeliest answer that is found by keeping, at every step, the W likeliest beginnings of answers.
+
+    The score of an answer is the log-probability of its tokens. It can only fall, so that a search is over when its
+    best answer has ended.
+
+    Args:
+      model, vocabulary, sources, room: as of `greedy`.
+      width: W, how many beginnings are kept; 1 is greedy decoding.
+
+    Returns:
+      `[B T]` tokens: the answer, its end token, padding.
+
+    Source: Sutskever et al. 2014, section 3.2.
+    """
+    decode = jax.vmap(model.decode, in_axes=(0, _OF_BEAMS), out_axes=(0, _OF_BEAMS, None))
+    decode = jax.vmap(decode, in_axes=(0, _OF_EXAMPLES), out_axes=(0, _OF_EXAMPLES, None))
+    choose = jax.vmap(lambda rows, chosen: rows[chosen])  # for each example, some of its W rows
+    padding = jnp.full(vocabulary.size, -jnp.inf).at[PAD].set(0.0)
+
+    def step(state):
+        scores, token, ended, answers, cache = state
+        place = cache.position
+        logits, cache, _ = decode(token[..., None], cache)
+        # An answer that has ended goes on with padding alone, for nothing; one that has not must not be padded.
+        likely = jax.nn.log_softmax(logits[:, :, 0].at[..., PAD].set(-jnp.inf))
+        likely = scores[..., None] + jnp.where(ended[..., None], padding, likely)
+        scores, best = jax.lax.top_k(likely.reshape(len(sources), -1), width)
+        beam, token = best // vocabulary.size, (best % vocabulary.size).astype(token.dtype)
+        ended, answers, own = jax.tree.map(lambda rows: choose(rows, beam), (ended, answers, cache.own))
+        answers = answers.at[:, :, place].set(token)
+        return scores, token, ended | (token == vocabulary.end), answers, cache._replace(own=own)
+
+    def unfinished(state):
+        _, _, ended, _, cache = state
+        return (cache.position < room) & ~ended[:, 0].all()
+
+    shape = (len(sources), width)
+    cache = _start(model, sources, room)
+    cache = cache._replace(own=jax.tree.map(lambda x: jnp.repeat(x[:, None], width, axis=1), cache.own))
+    state = (
+        jnp.full(shape, -jnp.inf).at[:, 0].set(0.0),  # at first there is one beginning, the empty one
+        jnp.full(shape, vocabulary.begin, sources.dtype),
+        jnp.zeros(shape, bool),
+        jnp.full((*shape, room), PAD, sources.dtype),
+        cache,
+    )
+    return jax.lax.while_loop(unfinished, step, state)[3][:, 0]
+
+
+def _start(model: nnx.Module, sources: Int[Array, "B S"], room: int) -> Cache:
+    """The caches of a batch, before the first token."""
+
+    def start(source):
+        memory, _ = model.encode(source)
+        return model.start(memory, jnp.sum(source != PAD), room)._replace(position=jnp.zeros((), jnp.int32))
+
+    return jax.vmap(start, out_axes=_OF_EXAMPLES)(sources)

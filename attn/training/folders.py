@@ -1,17 +1,23 @@
 """The folder of a run: what lies where, written so that a reader never sees half a file.
 
 config.json      the resolved config
+data.json        what was learnt from, with a digest of every file that was read
+vocabulary.json  the tokens of a file of pairs
 metrics.jsonl    one row a dispatch; TensorBoard's event files beside it hold the same
 checkpoints/     one folder a step
 summary.json     what came out, once the run is finished
 attention.png    what the model looks at, once the run is finished
 """
 
+import dataclasses
 import json
 import os
 import pathlib
 import time
 
+from attn.tasks.generated import Generated
+from attn.tasks.stored import Stored
+from attn.tasks.vocabulary import Pieces, Vocabulary
 from attn.training import checkpoints
 from attn.training.config import Config, ConfigError, from_mapping, to_mapping
 
@@ -53,7 +59,7 @@ class Folder:
         if self.is_run():
             raise RunError(f"--workdir={self.path}: holds a run already; go on with --resume or choose another folder")
 
-    def create(self, config: Config):
+    def create(self, config: Config, data: Generated | Stored):
         """Make the folder for a new run.
 
         Raises:
@@ -62,7 +68,10 @@ class Folder:
         self.check_new()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._write("config.json", to_mapping(config))
+            self._write("data.json", {"name": data.name, "files": _files(data), "about": data.describe()})
+            if isinstance(data.vocabulary, Pieces):
+                self._write("vocabulary.json", dataclasses.asdict(data.vocabulary))
+            self._write("config.json", to_mapping(config))  # last: it makes the folder a run's
         except OSError as error:
             raise RunError(f"--workdir={self.path}: cannot be written ({error.strerror})") from None
 
@@ -78,10 +87,7 @@ class Folder:
             )
         if not self.is_run():
             raise RunError(f"{self.path}: not a run's folder (it has no config.json)")
-        try:
-            return json.loads((self.path / "config.json").read_text())
-        except (ValueError, OSError) as error:
-            raise RunError(f"{self.path / 'config.json'}: cannot be read ({error})") from None
+        return self._read("config.json")
 
     def config(self) -> Config:
         """The run's config.
@@ -93,6 +99,39 @@ class Folder:
             return from_mapping(self.settings())
         except ConfigError as error:
             raise RunError(f"{self.path / 'config.json'}: {error}") from None
+
+    def data(self) -> dict:
+        """What data.json holds: `name`, `files` with their digests, and lines `about` them.
+
+        Raises:
+          RunError: the file is missing or damaged.
+        """
+        return self._read("data.json")
+
+    def vocabulary(self, config: Config) -> Vocabulary:
+        """Between text and the tokens of the run.
+
+        Raises:
+          RunError: vocabulary.json is needed, and missing or damaged.
+        """
+        if config.data.source != "pairs":
+            return config.task.vocabulary
+        values = self._read("vocabulary.json")
+        try:
+            return Pieces(**(values | {"pieces": tuple(values["pieces"])}))
+        except (TypeError, KeyError) as error:
+            raise RunError(f"{self.path / 'vocabulary.json'}: not a vocabulary ({error})") from None
+
+    def check_data(self, data: Generated | Stored):
+        """Check that the data are those that the run began with.
+
+        Raises:
+          RunError: a file has changed, so that the run would go on with other examples.
+        """
+        before, now = self.data()["files"], _files(data)
+        for file, digest in now.items():
+            if before.get(file) != digest:
+                raise RunError(f"{file}: has changed since {self.path} began; for other data start another run")
 
     def update_config(self, config: Config):
         """Write the config of a run that resumes with other settings."""
@@ -118,6 +157,12 @@ class Folder:
         """Write summary.json: with it the run is finished."""
         self._write("summary.json", summary)
 
+    def _read(self, name: str) -> dict:
+        try:
+            return json.loads((self.path / name).read_text())
+        except (ValueError, OSError) as error:
+            raise RunError(f"{self.path / name}: cannot be read ({error})") from None
+
     def _write(self, name: str, values: dict):
         self._replace(name, json.dumps(values, indent=2) + "\n")
 
@@ -125,6 +170,10 @@ class Folder:
         partial = self.path / f".{name}.partial"
         partial.write_text(text)
         partial.replace(self.path / name)
+
+
+def _files(data: Generated | Stored) -> dict[str, str]:
+    return data.files if isinstance(data, Stored) else {}
 
 
 def new_folder(name: str) -> Folder:

@@ -1,108 +1,140 @@
-"""How good a model is: exact match and token accuracy by length, on strings it has never seen."""
+"""How good a model is: it answers freely, and its answers are held against those that count as right."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Int
+from rapidfuzz.distance import Levenshtein
 
-from attn.tasks.sequences import PAD, Task
-from attn.training.decoding import greedy
+from attn.tasks.examples import PAD, Questions
+from attn.tasks.vocabulary import Vocabulary, before
+from attn.training.config import Config
+from attn.training.decoding import decode
 from attn.training.meshes import DATA, share
-from attn.training.metrics import Mean, exact_match, token_accuracy
+from attn.training.metrics import Mean
+
+_SCORES_IN_MEMORY = 1 << 24  # attention scores of one layer that a batch may hold at once
 
 
 class Scores(NamedTuple):
-    """Exact match and token accuracy, each a `Mean` of arrays `[max length + 1]` by length of the source."""
+    """What answers are worth, each a `Mean` of arrays `[max length + 1]` by length of the source.
+
+    Where several answers count as right, the nearest to what was written is taken, by edit distance.
+
+    Attributes:
+      exact_match: share of the answers that are right token for token and then end.
+      token_accuracy: share of the right answers' tokens, end tokens included, that stand at their place.
+      error_rate: edit distance from the right answers in tokens, divided by their tokens; it may exceed 1.
+    """
 
     exact_match: Mean
     token_accuracy: Mean
+    error_rate: Mean
 
     def overall(self) -> "Scores":
         """Over all lengths together."""
         return jax.tree.map(lambda x: float(np.sum(x)), self)
 
     def by_length(self) -> Iterator[tuple[int, "Scores"]]:
-        """(length, scores) for each length that has strings."""
+        """(length, scores) for each length that has questions."""
         for length in np.flatnonzero(self.exact_match.count):
             yield int(length), jax.tree.map(lambda x, at=length: float(x[at]), self)
 
-
-class Strings(NamedTuple):
-    """Strings to answer: symbols `[B n]`, padded with 0, and lengths `[B]`; length 0 counts for nothing."""
-
-    symbols: Int[Array, "B n"]
-    lengths: Int[Array, "B"]
+    def values(self) -> dict[str, float]:
+        """The means by name."""
+        return {name: mean.value() for name, mean in self._asdict().items()}
 
 
 class Judgement(NamedTuple):
-    """What came of a batch of strings: the scores, and the answers `[B T]` as tokens."""
+    """What came of some questions: the scores, and the answers `[B T]` as tokens."""
 
     scores: Scores
-    answers: Int[Array, "B T"]
+    answers: Int[np.ndarray, "B T"]
 
 
-def strings_like(batch_size: int, max_length: int, mesh: Mesh) -> Strings:
-    """The shapes of a batch of strings, shared out over the mesh."""
-    shared = NamedSharding(mesh, PartitionSpec(DATA))
-    symbols = jax.ShapeDtypeStruct((batch_size, max_length), jnp.int32, sharding=shared)
-    return Strings(symbols, jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=shared))
+def judging_batch(config: Config, width: int, beam_width: int = 1) -> int:
+    """How many sources of `width` tokens are answered at a time: the config's number, or what memory allows."""
+    scores = config.model.num_heads * width**2 * beam_width
+    return min(config.evaluation.batch_size, max(1, _SCORES_IN_MEMORY // scores))
 
 
-def build_judge(
-    task: Task, graphdef: nnx.GraphDef, mesh: Mesh, max_length: int
-) -> Callable[[nnx.State, Strings], Judgement]:
-    """Make `(params, strings) -> judgement`: answer a batch of strings freely, and compare."""
-    room = task.kind.times * max_length + 1
+def build_answer(
+    vocabulary: Vocabulary, graphdef: nnx.GraphDef, mesh: Mesh, room: int, beam_width: int = 1
+) -> Callable[[nnx.State, Int[np.ndarray, "B S"]], Int[np.ndarray, "B T"]]:
+    """Make `(params, sources) -> answers`: a batch answered freely, greedily or with a beam."""
 
-    def judge_one(params, symbols, length) -> Judgement:
-        model = nnx.merge(graphdef, params)
-        answer = greedy(model, task, task.source(symbols, length, max_length + 1), room)
-        target = task.answer(symbols, length, room)
-        real = (length > 0).astype(jnp.float32)
-        scores = Scores(exact_match(answer, target), token_accuracy(answer, target, PAD))
-        return Judgement(jax.tree.map(lambda x: x * real, scores), answer)
-
-    def judge(params, strings: Strings) -> Judgement:
-        scores, answers = jax.vmap(lambda symbols, length: judge_one(params, symbols, length))(*strings)
-        by_length = jax.tree.map(lambda x: jax.ops.segment_sum(x, strings.lengths, max_length + 1), scores)
-        return Judgement(jax.lax.psum(by_length, DATA), jax.lax.all_gather(answers, DATA, tiled=True))
+    def answer(params, sources):
+        answers = decode(nnx.merge(graphdef, params), vocabulary, sources, room, beam_width)
+        return jax.lax.all_gather(answers, DATA, tiled=True)
 
     specs = (PartitionSpec(), PartitionSpec(DATA))
     # Decoding starts from constants that the loop makes differ by device, which the check of axes rejects.
-    return jax.jit(jax.shard_map(judge, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False))
+    return jax.jit(jax.shard_map(answer, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False))
 
 
-def judge_all(
-    judge: Callable,
+def judge(
+    answer: Callable,
     params: nnx.State,
-    strings: Strings,
+    questions: Questions,
+    vocabulary: Vocabulary,
+    width: int,
     batch_size: int,
     mesh: Mesh,
     *,
     track: Callable[[Sequence], Iterable] = iter,
 ) -> Judgement:
-    """Judge any number of strings in batches of one size; the last is filled up with strings of length 0.
+    """Ask any number of questions in batches of one shape; the last is filled up with empty sources.
 
     Args:
-      judge: from `build_judge`.
+      answer: from `build_answer`.
       params: of the model.
-      strings: as many as there are.
+      questions: as many as there are.
+      vocabulary: of the questions.
+      width: S, tokens of every source of a batch.
       batch_size: a multiple of the mesh's size.
-      mesh: the one that `judge` was built for.
+      mesh: the one that `answer` was built for.
       track: wraps the sequence of batches, to show progress.
     """
-    total = len(strings.lengths)
-    missing = -total % batch_size
-    symbols = np.pad(strings.symbols, ((0, missing), (0, 0))).astype(np.int32)
-    lengths = np.pad(strings.lengths, (0, missing)).astype(np.int32)
-    parts = []
-    for start in track(range(0, len(lengths), batch_size)):
-        batch = slice(start, start + batch_size)
-        parts.append(jax.device_get(judge(params, share(Strings(symbols[batch], lengths[batch]), mesh))))
-    scores = jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *(part.scores for part in parts))
-    return Judgement(scores, np.concatenate([part.answers for part in parts])[:total])
+    total = len(questions.sources)
+    # Sources of like lengths together: their answers end at like times.
+    order = np.argsort(questions.lengths, kind="stable")
+    sources = _widened(questions.sources[order], width, total + -total % batch_size)
+    batches = range(0, len(sources), batch_size)
+    parts = [jax.device_get(answer(params, share(sources[at : at + batch_size], mesh))) for at in track(batches)]
+    answers = np.concatenate(parts)[np.argsort(order, kind="stable")]
+    return Judgement(score(questions, answers, vocabulary), answers)
+
+
+def score(questions: Questions, answers: Int[np.ndarray, "B T"], vocabulary: Vocabulary) -> Scores:
+    """Hold each answer against the nearest of those that count as right."""
+    end, asked = vocabulary.end, questions.asked
+    width = max(answers.shape[1], questions.targets.shape[1])
+    answers, targets = _widened(answers, width), _widened(questions.targets, width)
+    written, right = ([before(end, row) for row in rows.tolist()] for rows in (answers, targets))
+    distance = np.array([Levenshtein.distance(written[number], tokens) for number, tokens in zip(asked, right)])
+
+    # Of each question's right answers the nearest: the first of its rows, once they are sorted by distance.
+    nearest = np.lexsort((distance, asked))
+    nearest = nearest[np.unique(asked[nearest], return_index=True)[1]]
+    targets, distance = targets[nearest], distance[nearest]
+    real = targets != PAD
+
+    def mean(values, counts) -> Mean:
+        shape = int(questions.lengths.max(initial=0)) + 1
+        return Mean(*(np.bincount(questions.lengths, weights, shape) for weights in (values, counts)))
+
+    return Scores(
+        exact_match=mean((answers == targets).all(1), np.ones(len(answers))),
+        token_accuracy=mean(((answers == targets) & real).sum(1), real.sum(1)),
+        error_rate=mean(distance, [len(right[row]) for row in nearest]),
+    )
+
+
+def _widened(tokens: Int[np.ndarray, "B T"], width: int, height: int | None = None) -> np.ndarray:
+    """The same tokens with more padding, and with empty rows up to `height`."""
+    missing = 0 if height is None else height - len(tokens)
+    return np.pad(tokens, ((0, missing), (0, width - tokens.shape[1])))

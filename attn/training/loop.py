@@ -4,23 +4,34 @@ import contextlib
 import math
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from attn.tasks.evaluation import held_out_strings
+from attn.tasks.examples import Example, Questions
+from attn.tasks.generated import Generated
+from attn.tasks.stored import Stored
 from attn.training import checkpoints
 from attn.training.config import Config
 from attn.training.folders import Folder
-from attn.training.judging import Judgement, Strings, build_judge, judge_all, strings_like
-from attn.training.meshes import replicate
+from attn.training.judging import Judgement, build_answer, judge, judging_batch
+from attn.training.meshes import replicate, share, tokens_like
 from attn.training.progress import Clock, Display, Row
-from attn.training.state import State, build_dispatch, initial_state, learning_rate, model_structure
+from attn.training.state import (
+    Report,
+    State,
+    build_sampling_steps,
+    build_step,
+    initial_state,
+    learning_rate,
+    model_structure,
+)
 
 
 class TrainingError(RuntimeError):
@@ -32,34 +43,38 @@ class Interrupted(RuntimeError):
 
 
 class Outcome(NamedTuple):
-    """What a finished training run leaves in memory."""
+    """What a finished training run leaves in memory; `beam` where a beam was asked for besides."""
 
     state: State
-    strings: Strings
+    questions: Questions
     judgement: Judgement
+    beam: Judgement | None
 
 
 class Programs(NamedTuple):
     """What is compiled, once, before the first step."""
 
     state: State
-    dispatch: jax.stages.Compiled
-    judge: jax.stages.Compiled
-    batch_size: int  # of the judge: the config's, rounded up to a multiple of the mesh
+    advance: Callable[[State, int, int], tuple[State, Report]]  # (state, its step, until) -> (state, report)
+    judge: Callable[[nnx.State, Questions], Judgement]  # greedily
+    judge_beam: Callable[[nnx.State, Questions], Judgement] | None
 
 
-def train(config: Config, folder: Folder | None, mesh: Mesh, clock: Clock, *, resume: bool) -> Outcome:
+def train(
+    config: Config, data: Generated | Stored, folder: Folder | None, mesh: Mesh, clock: Clock, *, resume: bool
+) -> Outcome:
     """Train to the last step and judge.
 
     Args:
       config: of the run.
+      data: to learn from and to be judged on.
       folder: to write to and resume from. Every host may read it; host 0 alone writes.
       mesh: over which batches are shared out.
       clock: counts the seconds of each phase.
       resume: go on from the newest checkpoint, if there is one.
 
     Returns:
-      The final state, and the judgement on held-out strings.
+      The final state, and the judgement on the questions of the test.
 
     Raises:
       TrainingError: the loss is not finite.
@@ -69,24 +84,28 @@ def train(config: Config, folder: Folder | None, mesh: Mesh, clock: Clock, *, re
     newest = folder.newest_step() if resume else None
     writes = folder if jax.process_index() == 0 else None
     with Display(writes, config.training.steps, newest or 0) as display, _watch_signals() as stop:
+        for line in data.describe():
+            display.say(line)
         with clock.phase("compile"):
-            programs = compile_programs(config, mesh)
+            programs = compile_programs(config, data, mesh)
         state = programs.state
         if newest is not None:
             state = replicate(checkpoints.restore(folder.checkpoints, newest, state), mesh)
             display.say(f"resumed at step {newest:,}")
-        state = _run(config, state, programs, mesh, writes, display, clock, stop)
+        settings = config.evaluation
+        on_the_way = data.questions("validation", settings.examples_on_the_way, settings.seed)
+        state = _run(config, state, programs, on_the_way, writes, display, clock, stop)
     with clock.phase("evaluate"):
-        strings = final_strings(config)
-        judgement = judge_all(programs.judge, state.params, strings, programs.batch_size, mesh)
-    return Outcome(state, strings, judgement)
+        questions = data.questions("test", settings.examples, settings.seed)
+        judgement = programs.judge(state.params, questions)
+        beam = programs.judge_beam and programs.judge_beam(state.params, questions)
+    return Outcome(state, questions, judgement, beam)
 
 
-def _run(config, state, programs, mesh, folder, display, clock, stop) -> State:
+def _run(config, state, programs, on_the_way, folder, display, clock, stop) -> State:
     """From the state's step to the last."""
     training = config.training
     rate = learning_rate(config.optimizer, training.steps)
-    on_the_way = strings_on_the_way(config)
     step = int(state.step)
     display.begin()
     while step < training.steps:
@@ -94,8 +113,7 @@ def _run(config, state, programs, mesh, folder, display, clock, stop) -> State:
         until = min(training.steps, *(step - step % n + n for n in every))
         before = clock.seconds["train"]
         with clock.phase("train"):
-            state, report = programs.dispatch(state, replicate(np.int32(until), mesh))
-            report = jax.device_get(report)
+            state, report = programs.advance(state, step, until)
         step, loss = until, float(report.loss.value())
         # The last update of a dispatch comes after its last loss.
         sound = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))
@@ -110,9 +128,8 @@ def _run(config, state, programs, mesh, folder, display, clock, stop) -> State:
         row = Row(step, loss, float(report.tokens) / (clock.seconds["train"] - before), float(rate(step)))
         if step % training.evaluate_every == 0 and step < training.steps:
             with clock.phase("evaluate"):
-                judgement = judge_all(programs.judge, state.params, on_the_way, programs.batch_size, mesh)
-            scores = judgement.scores.overall()
-            row = row._replace(exact_match=scores.exact_match.value(), token_accuracy=scores.token_accuracy.value())
+                scores = programs.judge(state.params, on_the_way).scores.overall()
+            row = row._replace(**scores.values())
         display.show(row)
         if folder and (step % training.checkpoint_every == 0 or step == training.steps or stop.is_set()):
             checkpoints.save(folder.checkpoints, state)
@@ -121,53 +138,73 @@ def _run(config, state, programs, mesh, folder, display, clock, stop) -> State:
     return state
 
 
-def compile_programs(config: Config, mesh: Mesh) -> Programs:
+def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Programs:
     """Compile what the run needs, at the same time, since one program's compilation keeps one core busy."""
     everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def initial() -> State:
+        return initial_state(config, data.vocabulary)
 
     def start() -> State:
         # It runs once: on a CPU, compiling it thoroughly would cost more than it saves.
         quickly = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
-        return jax.jit(lambda: initial_state(config), out_shardings=everywhere, compiler_options=quickly)()
+        return jax.jit(initial, out_shardings=everywhere, compiler_options=quickly)()
 
-    shapes = jax.eval_shape(lambda: initial_state(config))
+    shapes = jax.eval_shape(initial)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
-
-    def dispatch():
-        until = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-        return build_dispatch(config, mesh).lower(shapes, until).compile()
-
-    batch_size = math.ceil(config.evaluation.batch_size / mesh.size) * mesh.size
-
-    def judge():
-        graphdef, _ = model_structure(config)
-        length = config.task.max_length
-        return (
-            build_judge(config.task, graphdef, mesh, length)
-            .lower(shapes.params, strings_like(batch_size, length, mesh))
-            .compile()
-        )
+    beams = [1] if config.evaluation.beam_width == 1 else [1, config.evaluation.beam_width]
+    advancing = _advance_sampling if isinstance(data, Generated) else _advance_stored
 
     # Several hosts must compile in one order; one host may do it all at once.
-    with ThreadPoolExecutor(1 if jax.process_count() > 1 else 3) as pool:
-        programs = [pool.submit(make) for make in (dispatch, start, judge)]
-        dispatch, state, judge = (program.result() for program in programs)
-    return Programs(state, dispatch, judge, batch_size)
+    with ThreadPoolExecutor(1 if jax.process_count() > 1 else None) as pool:
+        advance = advancing(config, data, mesh, shapes, pool.submit)
+        state = pool.submit(start)
+        judges = [pool.submit(_compile_judge, config, data, mesh, shapes.params, width) for width in beams]
+    greedy, *beam = (judge.result() for judge in judges)
+    return Programs(state.result(), advance, greedy, beam[0] if beam else None)
 
 
-def final_strings(config: Config) -> Strings:
-    """The held-out strings that decide."""
-    return _strings(config, config.evaluation.examples, config.evaluation.seed)
+def _advance_sampling(config, data: Generated, mesh, shapes: State, submit: Callable[..., Future]) -> Callable:
+    """Steps on examples that the devices draw themselves: many of them in one program."""
+    until = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    steps = submit(lambda: build_sampling_steps(config, data, mesh).lower(shapes, until).compile())
+
+    def advance(state, step, until):
+        state, report = steps.result()(state, replicate(np.int32(until), mesh))
+        return state, jax.device_get(report)
+
+    return advance
 
 
-def strings_on_the_way(config: Config) -> Strings:
-    """Held-out strings for the progress display, another draw than the final ones; nothing depends on them."""
-    return _strings(config, config.evaluation.examples_on_the_way, config.evaluation.seed + 1)
+def _advance_stored(config, data: Stored, mesh, shapes: State, submit: Callable[..., Future]) -> Callable:
+    """Steps on batches from memory: one program for each bucket's shape."""
+    batches = data.batches(config.training.batch_size, config.training.seed)
+    build = build_step(config, data.vocabulary, mesh)
+
+    def compiled(bucket: Example):
+        like = Example(*(tokens_like(batches.batch_size, tokens.shape[1], mesh) for tokens in bucket))
+        return build.lower(shapes, like).compile()
+
+    steps = [submit(compiled, bucket) for bucket in batches.buckets]
+
+    def advance(state, step, until):
+        reports = []
+        for number, examples in map(batches.at, range(step, until)):
+            state, report = steps[number].result()(state, share(examples, mesh))
+            reports.append(report)
+        return state, jax.tree.map(lambda *parts: sum(parts), *jax.device_get(reports))
+
+    return advance
 
 
-def _strings(config: Config, total: int, seed: int) -> Strings:
-    lengths = list(range(config.task.min_length, config.task.max_length + 1))
-    return Strings(*held_out_strings(config.task, lengths, total, seed))
+def _compile_judge(config, data, mesh, params, beam_width: int) -> Callable[[nnx.State, Questions], Judgement]:
+    """Answers to questions as wide as the widest of the data."""
+    width, vocabulary = data.longest_source, data.vocabulary
+    batch_size = -(-judging_batch(config, width, beam_width) // mesh.size) * mesh.size
+    graphdef, _ = model_structure(config, vocabulary)
+    answer = build_answer(vocabulary, graphdef, mesh, vocabulary.room(width - 1), beam_width)
+    answer = answer.lower(params, tokens_like(batch_size, width, mesh)).compile()
+    return lambda params, questions: judge(answer, params, questions, vocabulary, width, batch_size, mesh)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import os
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -107,3 +108,8 @@ def replicate(tree, mesh: Mesh):
 def share(tree, mesh: Mesh):
     """Values shared out along their first axis, of which each host passes the whole."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(DATA)))
+
+
+def tokens_like(batch_size: int, width: int, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """The shape of a batch of tokens that is shared out, to compile for."""
+    return jax.ShapeDtypeStruct((batch_size, width), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec(DATA)))

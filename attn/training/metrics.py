@@ -23,14 +23,3 @@ def cross_entropy(logits: Float[Array, "T V"], target: Int[Array, "T"], padding:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
     counts = target != padding
     return Mean(jnp.sum(losses * counts), jnp.sum(counts, dtype=losses.dtype))
-
-
-def token_accuracy(answer: Int[Array, "T"], target: Int[Array, "T"], padding: int) -> Mean:
-    """Share of the target's tokens, its end token included, that stand in the answer at their place."""
-    counts = target != padding
-    return Mean(jnp.sum((answer == target) & counts, dtype=jnp.float32), jnp.sum(counts, dtype=jnp.float32))
-
-
-def exact_match(answer: Int[Array, "T"], target: Int[Array, "T"]) -> Mean:
-    """Whether the answer is the target, token for token and no longer."""
-    return Mean(jnp.all(answer == target).astype(jnp.float32), jnp.ones((), jnp.float32))

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -35,7 +36,7 @@ class Clock:
 
 
 class Row(NamedTuple):
-    """One row of the metrics; exact match and token accuracy where the step was judged."""
+    """One row of the metrics; what answers are worth where the step was judged."""
 
     step: int
     loss: float
@@ -43,6 +44,7 @@ class Row(NamedTuple):
     learning_rate: float
     exact_match: float | None = None
     token_accuracy: float | None = None
+    error_rate: float | None = None
 
 
 class Display:
@@ -116,6 +118,8 @@ class Display:
             print(line, flush=True)
 
 
-def percent(fraction: float | None) -> str:
-    """A fraction as people read it. Rounded down: "100.00 %" means all of them."""
-    return "    -   " if fraction is None else f"{int(fraction * 10_000) / 100:6.2f} %"
+def percent(fraction: float | None, *, up: bool = False) -> str:
+    """A fraction as people read it. Rounded down, so that "100.00 %" means all, or up, so that "0.00 %" means none."""
+    if fraction is None:
+        return "    -   "
+    return f"{(math.ceil if up else math.floor)(round(fraction * 10_000, 6)) / 100:6.2f} %"

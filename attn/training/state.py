@@ -16,7 +16,9 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from attn.nn.transformer import MODELS
-from attn.tasks.sequences import PAD, Task
+from attn.tasks.examples import PAD, Example, decoder_input
+from attn.tasks.generated import Generated
+from attn.tasks.vocabulary import Vocabulary
 from attn.training.config import Config, Optimizer
 from attn.training.meshes import DATA
 from attn.training.metrics import Mean, cross_entropy
@@ -40,21 +42,21 @@ class Report(NamedTuple):
     tokens: Float[Array, ""]
 
 
-def build_model(config: Config, rngs: nnx.Rngs) -> nnx.Module:
+def build_model(config: Config, vocabulary: Vocabulary, rngs: nnx.Rngs) -> nnx.Module:
     """The model that a config describes, with initial parameters."""
     settings = {key: value for key, value in vars(config.model).items() if key != "name"}
-    return MODELS[config.model.name](config.task.vocabulary, **settings, rngs=rngs)
+    return MODELS[config.model.name](vocabulary.size, **settings, rngs=rngs)
 
 
-def model_structure(config: Config) -> tuple[nnx.GraphDef, nnx.State]:
+def model_structure(config: Config, vocabulary: Vocabulary) -> tuple[nnx.GraphDef, nnx.State]:
     """The model without numbers: its structure, and the shapes of its parameters."""
-    return nnx.split(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))), nnx.Param)
+    return nnx.split(nnx.eval_shape(lambda: build_model(config, vocabulary, nnx.Rngs(0))), nnx.Param)
 
 
-def initial_state(config: Config) -> State:
+def initial_state(config: Config, vocabulary: Vocabulary) -> State:
     """The state before the first step, a pure function of the seed; to be jitted."""
     key = jax.random.fold_in(jax.random.key(config.training.seed), _PARAMETERS)
-    params = nnx.state(build_model(config, nnx.Rngs(params=key)), nnx.Param)
+    params = nnx.state(build_model(config, vocabulary, nnx.Rngs(params=key)), nnx.Param)
     return State(params, optimizer(config).init(ravel_pytree(params)[0]), jnp.zeros((), jnp.int32))
 
 
@@ -85,54 +87,71 @@ def optimizer(config: Config) -> optax.GradientTransformation:
     )
 
 
-def example_loss(task: Task, graphdef: nnx.GraphDef, params: nnx.State, key: Array) -> Report:
-    """Draw one example and predict each token of its target from those before it."""
-    sample_key, dropout_key = jax.random.split(key)
-    example = task.sample(sample_key)
-    model = nnx.merge(graphdef, params)
-    logits = model(example.source, task.decoder_input(example.target), key=dropout_key)
+def example_loss(model: nnx.Module, begin: int, example: Example, key: Array) -> Report:
+    """Predict each token of a target from those before it and the source."""
+    logits = model(example.source, decoder_input(example.target, begin), key=key)
     loss = cross_entropy(logits, example.target, PAD)
     return Report(loss, jnp.sum(example.source != PAD) + loss.count)
 
 
-def build_dispatch(config: Config, mesh: Mesh) -> Callable[[State, Int[Array, ""]], tuple[State, Report]]:
+def build_sampling_steps(config: Config, data: Generated, mesh: Mesh) -> Callable:
     """Make `(state, until) -> (state, report)`: up to `steps_per_dispatch` steps, none beyond step `until`.
 
-    Each device draws its own examples of the batch and differentiates their loss; the gradients are added up in one
-    message. Parameters are donated.
+    Each device draws its own examples of the batch.
     """
-    graphdef, _ = model_structure(config)
-    optimise = optimizer(config)
-    run_key = jax.random.fold_in(jax.random.key(config.training.seed), _BATCHES)
-    each = config.training.batch_size // mesh.size
-
-    def local_loss(params, step):
-        numbers = jax.lax.axis_index(DATA) * each + jnp.arange(each)
-        keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(run_key, step), n))(numbers)
-        reports = jax.vmap(lambda key: example_loss(config.task, graphdef, params, key))(keys)
-        report = jax.tree.map(jnp.sum, reports)
-        return report.loss.sum, report
-
-    def advance(state: State) -> tuple[State, Report]:
-        # Marked as differing by device, the parameters' gradients stay local until the one sum below.
-        params = jax.tree.map(lambda x: jax.lax.pcast(x, DATA, to="varying"), state.params)
-        gradients, report = jax.grad(local_loss, has_aux=True)(params, state.step)
-        gradients, report = jax.lax.psum((ravel_pytree(gradients)[0], report), DATA)
-        flat, unravel = ravel_pytree(state.params)
-        updates, optimizer_state = optimise.update(gradients / report.loss.count, state.optimizer, flat)
-        return State(unravel(optax.apply_updates(flat, updates)), optimizer_state, state.step + 1), report
+    advance, draw = _advance(config, data.vocabulary), jax.vmap(data.sample)
 
     def dispatch(state: State, until: Int[Array, ""]) -> tuple[State, Report]:
         nothing = Report(Mean(jnp.zeros(()), jnp.zeros(())), jnp.zeros(()))
 
         def step(state, _):
-            return jax.lax.cond(state.step < until, advance, lambda state: (state, nothing), state)
+            return jax.lax.cond(state.step < until, lambda s: advance(s, draw), lambda s: (s, nothing), state)
 
         state, reports = jax.lax.scan(step, state, length=config.training.steps_per_dispatch)
         return state, jax.tree.map(jnp.sum, reports)
 
+    return _on_mesh(dispatch, mesh, PartitionSpec())
+
+
+def build_step(config: Config, vocabulary: Vocabulary, mesh: Mesh) -> Callable:
+    """Make `(state, examples [B ...]) -> (state, report)`: one step on a batch that is given."""
+    advance = _advance(config, vocabulary)
+    return _on_mesh(lambda state, examples: advance(state, lambda keys: examples), mesh, PartitionSpec(DATA))
+
+
+def _advance(config: Config, vocabulary: Vocabulary) -> Callable:
+    """`(state, keys -> examples) -> (state, report)`: one step of one device, on its share of the batch.
+
+    Each device differentiates the loss of its own examples; the gradients are added up in one message.
+    """
+    graphdef, _ = model_structure(config, vocabulary)
+    optimise = optimizer(config)
+    run_key = jax.random.fold_in(jax.random.key(config.training.seed), _BATCHES)
+
+    def local_loss(params, step, examples):
+        each = config.training.batch_size // jax.lax.axis_size(DATA)
+        numbers = jax.lax.axis_index(DATA) * each + jnp.arange(each)
+        keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(run_key, step), n))(numbers)
+        sample_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        model = nnx.merge(graphdef, params)
+        losses = jax.vmap(lambda example, key: example_loss(model, vocabulary.begin, example, key))
+        report = jax.tree.map(jnp.sum, losses(examples(sample_keys), dropout_keys))
+        return report.loss.sum, report
+
+    def advance(state: State, examples: Callable[[Array], Example]) -> tuple[State, Report]:
+        # Marked as differing by device, the parameters' gradients stay local until the one sum below.
+        params = jax.tree.map(lambda x: jax.lax.pcast(x, DATA, to="varying"), state.params)
+        gradients, report = jax.grad(local_loss, has_aux=True)(params, state.step, examples)
+        gradients, report = jax.lax.psum((ravel_pytree(gradients)[0], report), DATA)
+        flat, unravel = ravel_pytree(state.params)
+        updates, optimizer_state = optimise.update(gradients / report.loss.count, state.optimizer, flat)
+        return State(unravel(optax.apply_updates(flat, updates)), optimizer_state, state.step + 1), report
+
+    return advance
+
+
+def _on_mesh(steps: Callable, mesh: Mesh, second: PartitionSpec) -> Callable:
+    """`steps(state, ...)` compiled for all devices of the mesh; the state's memory is used again."""
     everywhere = PartitionSpec()
-    return jax.jit(
-        jax.shard_map(dispatch, mesh=mesh, in_specs=(everywhere, everywhere), out_specs=(everywhere, everywhere)),
-        donate_argnums=0,
-    )
+    mapped = jax.shard_map(steps, mesh=mesh, in_specs=(everywhere, second), out_specs=(everywhere, everywhere))
+    return jax.jit(mapped, donate_argnums=0)

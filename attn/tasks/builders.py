@@ -1,0 +1,164 @@
+"""The synthetic tasks as TensorFlow Datasets: versioned, seeded, with splits that share no string.
+
+    tfds.data_source("attn_reverse")["train"][0]  # {"source": [3, 1, 4], "target": [4, 1, 3]}
+
+They are written as array_record, for which TensorFlow is not needed.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from attn.functional.hashing import mix
+from attn.tasks.examples import DataError, Questions, padded
+from attn.tasks.generated import ask, distinct_strings
+from attn.tasks.sequences import KINDS, Task, hash_of, is_held_out
+from attn.tasks.stored import Stored, in_buckets
+
+_SEED = 0  # of every draw; another one would be another version
+_TIMES_AS_LONG = 4  # the strings of "test_long", compared with the longest of training
+
+
+@dataclasses.dataclass(kw_only=True)
+class SequenceConfig(tfds.core.BuilderConfig):
+    """Which symbols and lengths; the name says them.
+
+    Args:
+      symbols: V.
+      min_length, max_length: of the sources of train, validation and test, in symbols, both included.
+    """
+
+    name: str = dataclasses.field(init=False)
+    symbols: int
+    min_length: int
+    max_length: int
+
+    def __post_init__(self):
+        self.name = f"symbols{self.symbols}_lengths{self.min_length}to{self.max_length}"
+        self.description = f"{self.symbols} symbols, strings of {self.min_length} to {self.max_length} of them"
+
+
+def _is_tested(strings: np.ndarray, num_symbols: int) -> np.ndarray:
+    """Which of the held-out strings are for the test; the others are for validation."""
+    return is_held_out(strings, num_symbols) & (mix(hash_of(strings)) % 2 == 0)
+
+
+# Of each split: how many strings at most, whether they are long, and which belong to it.
+_SPLITS: dict[str, tuple[int, bool, Callable]] = {
+    "train": (100_000, False, lambda strings, v: ~is_held_out(strings, v)),
+    "validation": (5_000, False, lambda strings, v: is_held_out(strings, v) & ~_is_tested(strings, v)),
+    "test": (10_000, False, _is_tested),
+    "test_long": (5_000, True, is_held_out),
+}
+
+
+class SequenceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """One kind of task. Strings are distinct, drawn evenly over the lengths, symbols uniformly."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
+    BUILDER_CONFIGS: ClassVar = [
+        SequenceConfig(symbols=16, min_length=1, max_length=32),  # the first is the default
+        SequenceConfig(symbols=16, min_length=1, max_length=64),
+        SequenceConfig(symbols=2, min_length=1, max_length=40),
+    ]
+    kind: ClassVar[str]
+
+    def __init__(self, *, file_format=None, **settings):
+        super().__init__(file_format=file_format or "array_record", **settings)
+
+    @property
+    def task(self) -> Task:
+        """The task that the builder's config describes."""
+        config = self.builder_config
+        return Task(self.kind, config.symbols, config.min_length, config.max_length)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        tokens = tfds.features.Tensor(shape=(None,), dtype=np.int32)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"{self.kind.capitalize()} a string of symbols 1..V. No string is in two splits; those of "
+            '"test_long" are longer than those of the others.',
+            features=tfds.features.FeaturesDict({"source": tokens, "target": tokens}),
+            supervised_keys=("source", "target"),
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        return {split: self._generate_examples(split) for split in _SPLITS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        task, (total, long, belongs) = self.task, _SPLITS[split]
+        lengths = range(task.min_length, task.max_length + 1)
+        if long:
+            lengths = range(task.max_length + 1, _TIMES_AS_LONG * task.max_length + 1)
+        questions = ask(task, *distinct_strings(task, lengths, total, _SEED, belongs))
+        for number, (source, target) in enumerate(zip(questions.sources, questions.targets)):
+            yield number, {"source": _symbols(source, task), "target": _symbols(target, task)}
+
+
+def _symbols(tokens: np.ndarray, task: Task) -> np.ndarray:
+    """The symbols before the end token."""
+    return tokens[: int(np.argmax(tokens == task.vocabulary.end))]
+
+
+# Defining them registers them with TFDS.
+BUILDERS = {
+    name: type(f"Attn{name.title()}", (SequenceBuilder,), {"name": f"attn_{name}", "kind": name}) for name in KINDS
+}
+
+
+def load(task: Task, folder: str | os.PathLike | None = None) -> Stored:
+    """The data set of a task, in memory; prepared first if it is not there.
+
+    TFDS writes into a folder of another name and renames it at the end, so that what is there is whole.
+
+    Args:
+      task: which data set, symbols and lengths.
+      folder: that TFDS keeps its data sets in; None for its own choice (TFDS_DATA_DIR, or ~/tensorflow_datasets).
+
+    Raises:
+      DataError: it cannot be prepared or read.
+    """
+    config = SequenceConfig(symbols=task.symbols, min_length=task.min_length, max_length=task.max_length)
+    listed = config.name in SequenceBuilder.builder_configs  # TFDS wants those by name, and others as they are
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    try:
+        builder = BUILDERS[task.name](config=config.name if listed else config, data_dir=folder and os.fspath(folder))
+        _prepare(builder)
+        splits = {name: source.__getitems__(range(len(source))) for name, source in builder.as_data_source().items()}
+    except Exception as error:  # TFDS and array_record raise many kinds for a damaged or unwritable folder
+        words = " ".join(str(error).split())[:200]
+        place = folder or "TFDS's folder"
+        raise DataError(
+            f"{place}: attn_{task.name} cannot be prepared or read ({type(error).__name__}: {words})"
+        ) from None
+    end = [task.vocabulary.end]
+    return Stored(
+        name=f"attn_{task.name}",
+        vocabulary=task.vocabulary,
+        training=in_buckets(
+            *([[*row[side].tolist(), *end] for row in splits["train"]] for side in ("source", "target"))
+        ),
+        parts={name: _questions(task, rows) for name, rows in splits.items() if name != "train"},
+        about=(f"{builder.info.full_name} in {builder.data_dir}: {len(splits['train']):,} examples to train on",),
+    )
+
+
+def _prepare(builder: SequenceBuilder):
+    """Write the data set if it is not there; another process may be doing the same."""
+    try:
+        builder.download_and_prepare()
+    except OSError:
+        if not BUILDERS[builder.kind](config=builder.builder_config, data_dir=builder._data_dir_root).is_prepared():
+            raise
+
+
+def _questions(task: Task, rows: list[dict]) -> Questions:
+    lengths = np.array([len(row["source"]) for row in rows])
+    return ask(task, padded([row["source"] for row in rows]), lengths)

@@ -1,0 +1,61 @@
+"""What a model learns from and what it is judged on, as plain arrays of tokens.
+
+A source and a target are tokens with an end token after them, padded with 0.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+PAD = 0  # the token that fills up sources and targets
+
+
+class DataError(ValueError):
+    """Data that cannot be learnt from; the message is one line for the user."""
+
+
+class Example(NamedTuple):
+    """A source and its target; of one example, or with a leading axis B of a batch."""
+
+    source: Int[Array | np.ndarray, "*B S"]
+    target: Int[Array | np.ndarray, "*B T"]
+
+
+class Questions(NamedTuple):
+    """Sources to answer, and for each the answers that count as right: one, or several.
+
+    Attributes:
+      sources: `[B S]` tokens.
+      lengths: `[B]`, tokens of each source without its end token.
+      targets: `[A T]` tokens, the accepted answers. A token of -1 stands for one that no model can write.
+      asked: `[A]`, the source that each of them answers, in ascending order; every source has one at least.
+    """
+
+    sources: Int[np.ndarray, "B S"]
+    lengths: Int[np.ndarray, "B"]
+    targets: Int[np.ndarray, "A T"]
+    asked: Int[np.ndarray, "A"]
+
+    def chosen(self, rows: Sequence[int] | Int[np.ndarray, "k"]) -> "Questions":
+        """Some of the questions, by their numbers in ascending order."""
+        kept = np.isin(self.asked, rows)
+        asked = np.searchsorted(rows, self.asked[kept])
+        return Questions(self.sources[rows], self.lengths[rows], self.targets[kept], asked)
+
+
+def decoder_input(target: Int[Array, "T"], begin: int) -> Int[Array, "T"]:
+    """What the decoder reads to predict `target`: the begin token, then the target without its last."""
+    return jnp.concatenate([jnp.full((1,), begin, target.dtype), target[:-1]])
+
+
+def padded(rows: Sequence[Sequence[int]], width: int | None = None) -> Int[np.ndarray, "B T"]:
+    """Rows of tokens as one array, filled up with padding to the longest, or to `width`."""
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    width = int(lengths.max(initial=0)) if width is None else width
+    out = np.full((len(rows), width), PAD, np.int32)
+    out[np.arange(width) < lengths[:, None]] = np.fromiter(itertools.chain.from_iterable(rows), np.int32)
+    return out

@@ -1,0 +1,115 @@
+"""Examples made on the fly: any number to train on, and held-out strings, distinct, of every length, to be judged on."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Array, Int
+
+from attn.tasks.examples import Example, Questions
+from attn.tasks.sequences import Task, is_held_out
+from attn.tasks.vocabulary import Symbols
+
+_ENUMERABLE = 1 << 19  # strings of a length: up to here all are listed, beyond here they are drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """What a task asks for, drawn when it is needed.
+
+    Args:
+      task: which symbols, which lengths, and what is asked.
+    """
+
+    task: Task
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @property
+    def vocabulary(self) -> Symbols:
+        return self.task.vocabulary
+
+    @property
+    def longest_source(self) -> int:
+        """S: tokens of the longest source, its end included."""
+        return self.task.max_length + 1
+
+    def sample(self, key: Array) -> Example:
+        """One example to train on: a pure function of the key."""
+        return self.task.sample(key)
+
+    def questions(self, part: str, total: int, seed: int) -> Questions:
+        """Held-out strings of all lengths of the task, shared out evenly.
+
+        Args:
+          part: "test", or "validation" for another draw of them.
+          total: how many; fewer come back where the lengths hold no more.
+          seed: of the draw.
+        """
+        lengths = range(self.task.min_length, self.task.max_length + 1)
+        return ask(self.task, *distinct_strings(self.task, lengths, total, seed + (part == "validation")))
+
+    def questions_of_each_length(self, lengths: Sequence[int], each: int, seed: int) -> Questions:
+        """Up to `each` held-out strings of each length, which need not be lengths of the task."""
+        widest = max(lengths)
+        of_each = [distinct_strings(self.task, [length], each, seed) for length in sorted(set(lengths))]
+        strings = [np.pad(strings, ((0, 0), (0, widest - strings.shape[1]))) for strings, _ in of_each]
+        return ask(self.task, np.concatenate(strings), np.concatenate([lengths for _, lengths in of_each]))
+
+    def describe(self) -> list[str]:
+        """What there is to learn, in lines for people."""
+        task = self.task
+        return [f"{task.name}: strings of {task.min_length} to {task.max_length} symbols, drawn as they are needed"]
+
+
+def ask(task: Task, strings: Int[np.ndarray, "B n"], lengths: Int[np.ndarray, "B"]) -> Questions:
+    """Questions of strings, each with its one right answer."""
+    source, target = task.example(strings.astype(np.int32), lengths)
+    return Questions(source, lengths, target, np.arange(len(strings)))
+
+
+def distinct_strings(
+    task: Task,
+    lengths: Sequence[int],
+    total: int,
+    seed: int,
+    belongs: Callable[[np.ndarray, int], np.ndarray] = is_held_out,
+) -> tuple[Int[np.ndarray, "B n"], Int[np.ndarray, "B"]]:
+    """Distinct strings of a part, shared out evenly over the lengths.
+
+    Short lengths have few strings: they give all they have, and the longer ones make up for them.
+
+    Args:
+      task: whose symbols to use.
+      lengths: the lengths of the strings, in symbols.
+      total: how many strings; fewer come back where the lengths hold no more.
+      seed: of the choice.
+      belongs: `(strings [k n], num_symbols) -> [k]`, which strings are of the part.
+
+    Returns:
+      (strings `[B n]`, padded with 0 to the greatest length, and their lengths `[B]`).
+    """
+    chosen, left = [], total
+    for k, length in enumerate(sorted(lengths)):
+        wanted = left // (len(lengths) - k)
+        strings = _of_length(task.symbols, length, wanted, np.random.default_rng([seed, length]), belongs)
+        chosen.append(np.pad(strings, ((0, 0), (0, max(lengths) - length))))
+        left -= len(strings)
+    return np.concatenate(chosen), np.repeat(sorted(lengths), [len(strings) for strings in chosen])
+
+
+def _of_length(num_symbols: int, length: int, wanted: int, rng: np.random.Generator, belongs) -> np.ndarray:
+    """Up to `wanted` distinct strings `[k n]` of one length, in random order."""
+    if num_symbols**length <= max(_ENUMERABLE, 40 * wanted):
+        strings = np.stack(np.unravel_index(np.arange(num_symbols**length), (num_symbols,) * length), axis=-1) + 1
+        strings = strings[belongs(strings, num_symbols)]
+        return rng.permutation(strings)[:wanted]
+    found = np.empty((0, length), np.int64)
+    while len(found) < wanted:
+        drawn = rng.integers(1, num_symbols + 1, size=(20 * wanted, length))
+        found = np.concatenate([found, drawn[belongs(drawn, num_symbols)]])
+        _, first = np.unique(found, axis=0, return_index=True)
+        found = found[np.sort(first)]
+    return found[:wanted]

@@ -1,0 +1,24 @@
+"""From a config to what is learnt."""
+
+from attn import tasks
+from attn.tasks.generated import Generated
+from attn.tasks.stored import Stored
+from attn.tasks.vocabulary import Vocabulary
+from attn.training.config import Config
+
+
+def load(config: Config, vocabulary: Vocabulary | None = None) -> Generated | Stored:
+    """The data of a config.
+
+    Args:
+      config: of a run.
+      vocabulary: that a run of pairs has already; None to make it.
+
+    Raises:
+      attn.tasks.examples.DataError: files that cannot be learnt from.
+    """
+    data = config.data
+    if data.source == "pairs":
+        parts = {"validation": data.validation, "test": data.test}
+        return tasks.load("pairs", path=data.path, tokens=data.tokens, **parts, vocabulary=vocabulary)
+    return tasks.load(**vars(config.task), source=data.source, folder=data.folder)

@@ -1,0 +1,26 @@
+"""Pairs of one's own, one a line, source TAB target.
+
+python train.py --config=configs/pairs.py --config.data.path=pairs.tsv
+"""
+
+from ml_collections import ConfigDict
+
+from configs import reverse
+
+
+def get_config() -> ConfigDict:
+    """Two layers a stack, some dropout, batches of 64, and a beam beside greedy answers."""
+    config = reverse.get_config()
+    del config.task
+    config.data = dict(
+        source="pairs",
+        path=None,  # the file; must be given
+        tokens="characters",  # or words, or bytes, or two of them as SOURCE:TARGET
+        validation=None,  # a file of pairs; None for a twentieth of the sources, by their hash
+        test=None,  # likewise
+    )
+    config.model.update(width=128, num_encoder_layers=2, num_decoder_layers=2, feed_forward_width=256, dropout=0.1)
+    config.optimizer.update(learning_rate=2e-3, weight_decay=0.01)
+    config.training.update(steps=10_000, batch_size=64, evaluate_every=1_000)
+    config.evaluation.update(beam_width=4)
+    return config
