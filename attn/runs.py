@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Int
 
 from attn.inspection import pictures
 from attn.inspection.capture import Maps, capture
@@ -63,7 +62,7 @@ class Run:
         sources = [self.read(text, number) for number, text in enumerate(texts, start=1)]
         return [self.vocabulary.write(answer) for answer in self._answers(sources, beam_width)]
 
-    def _answers(self, sources: list[np.ndarray], beam_width: int = 1) -> list[np.ndarray]:
+    def _answers(self, sources: list[list[int]], beam_width: int = 1) -> list[np.ndarray]:
         """The answers to sources without end tokens, as tokens."""
         if not sources:
             return []
@@ -194,7 +193,7 @@ class Run:
             return None
         return max(n for n in range(model.max_length) if max(n + 1, self.vocabulary.room(n)) <= model.max_length)
 
-    def read(self, text: str, number: int = 1) -> Int[np.ndarray, "n"]:
+    def read(self, text: str, number: int = 1) -> list[int]:
         """The tokens of input number `number`.
 
         Raises:

@@ -41,7 +41,9 @@ def test_predict_reads_standard_input(copy_run, capsys, monkeypatch):
         (["evaluate", "RUN", "--lengths", "a"], ["--lengths", "a"]),
         (["evaluate", "RUN", "--examples", "0"], ["--examples", "0"]),
         (["evaluate", "RUN", "--output", "/nonexistent/x"], ["/nonexistent"]),
-        (["inspect", "RUN"], ["INPUT"]),
+        (["inspect", "RUN", "--output", "x.png"], ["x.png", "INPUT"]),
+        (["predict", "RUN", "3", "--beam", "0"], ["--beam", "'0'"]),
+        (["evaluate", "RUN", "--part", "test"], ["part 'test'", "generated"]),
         (["inspect", "RUN", "7"], ["'7'"]),
         (["inspect", "RUN", "3", "--output", "x.docx"], ["x.docx", ".png"]),
         (["inspekt", "RUN"], ["inspekt", "inspect"]),
@@ -71,11 +73,11 @@ def test_evaluate_prints_a_table_and_writes_json_and_a_plot(copy_run, tmp_path, 
     values = json.loads((tmp_path / "e.json").read_text())
     rows = values["by_length"]
     assert [row["length"] for row in rows] == [1, 5, 6, 7, 8]
-    assert [row["strings"] for row in rows] == [1, 100, 100, 100, 100]
+    assert [row["sources"] for row in rows] == [1, 100, 100, 100, 100]
     assert [row["exact_match"] for row in rows[:3]] == [1.0, 1.0, 1.0]
     assert rows[-1]["exact_match"] < 0.5  # beyond its training length
-    assert values["overall"]["strings"] == 401
-    assert values["overall"]["exact_match"] == sum(row["exact_match"] * row["strings"] for row in rows) / 401
+    assert values["overall"]["sources"] == 401
+    assert values["overall"]["exact_match"] == sum(row["exact_match"] * row["sources"] for row in rows) / 401
     table = [line.split() for line in lines[1:7]]
     assert [row[0] for row in table] == ["1", "5", "6", "7", "8", "all"]
     assert [float(row[2]) for row in table[:5]] == [round(row["exact_match"], 4) for row in rows]

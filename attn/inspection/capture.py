@@ -9,8 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from attn.nn.transformer import Weights
-from attn.tasks.examples import PAD, decoder_input
-from attn.tasks.vocabulary import Tokens, Vocabulary
+from attn.tasks.examples import PAD, Tokens, decoder_input
+from attn.tasks.vocabulary import Vocabulary
 
 
 class Maps(NamedTuple):

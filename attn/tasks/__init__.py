@@ -36,4 +36,4 @@ def load(name: str, **settings) -> Generated | Stored:
     return Generated(task) if source == "generated" else builders.load(task, folder)
 
 
-__all__ = ["DataError", "Generated", "SOURCES", "Stored", "Task", "load"]
+__all__ = ["SOURCES", "DataError", "Generated", "Stored", "Task", "load"]

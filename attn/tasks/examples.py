@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 PAD = 0  # the token that fills up sources and targets
+Tokens = Int[Array | np.ndarray, "n"] | Sequence[int]
 
 
 class DataError(ValueError):
@@ -52,7 +53,7 @@ def decoder_input(target: Int[Array, "T"], begin: int) -> Int[Array, "T"]:
     return jnp.concatenate([jnp.full((1,), begin, target.dtype), target[:-1]])
 
 
-def padded(rows: Sequence[Sequence[int]], width: int | None = None) -> Int[np.ndarray, "B T"]:
+def padded(rows: Sequence[Tokens], width: int | None = None) -> Int[np.ndarray, "B T"]:
     """Rows of tokens as one array, filled up with padding to the longest, or to `width`."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     width = int(lengths.max(initial=0)) if width is None else width

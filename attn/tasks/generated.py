@@ -1,4 +1,4 @@
-"""Examples made on the fly: any number to train on, and held-out strings, distinct, of every length, to be judged on."""
+"""Examples made on the fly: any number to train on, and distinct held-out strings of every length to be judged on."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

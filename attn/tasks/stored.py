@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -14,6 +16,13 @@ _ENOUGH = 0.2  # share of padding below which another bucket, one more program t
 _MOST_BUCKETS = 12
 _FEWEST_EXAMPLES = 64  # in a bucket, unless that is more than a twelfth of all: few would come too often
 _CANDIDATES = 128  # places between which the borders of buckets are chosen
+
+
+class StackedBatches(NamedTuple):
+    """The batches of some steps: for each the number of its bucket, and its examples, padded to the widest bucket."""
+
+    bucket: Int[np.ndarray, "K"]
+    examples: Example
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,6 +53,17 @@ class Batches:
         sizes = tuple(len(bucket.source) for bucket in self.buckets)
         number, rows = _epoch(sizes, self.batch_size, self.seed, epoch)[place]
         return number, Example(*(tokens[rows] for tokens in self.buckets[number]))
+
+    def stacked(self, step: int, until: int, count: int) -> StackedBatches:
+        """The batches from `step` up to `until`, and as many empty ones as make them `count`."""
+        widths = (max(tokens.shape[1] for tokens in side) for side in zip(*self.buckets))
+        buckets = np.zeros(count, np.int32)
+        examples = Example(*(np.full((count, self.batch_size, width), PAD, np.int32) for width in widths))
+        for place, (number, batch) in enumerate(map(self.at, range(step, until))):
+            buckets[place] = number
+            for room, tokens in zip(examples, batch):
+                room[place, :, : tokens.shape[1]] = tokens
+        return StackedBatches(buckets, examples)
 
 
 @functools.lru_cache(maxsize=2)
@@ -79,9 +99,9 @@ class Stored:
 
     @property
     def longest_source(self) -> int:
-        """S: tokens of the longest source of any part, its end included."""
-        widths = [bucket.source.shape[1] for bucket in self.training]
-        return max(widths + [questions.sources.shape[1] for questions in self.parts.values()])
+        """S: tokens of the longest source to train on, to validate or to test with, its end included."""
+        asked = [self.parts[part].sources for part in ("validation", "test")]
+        return max(sources.shape[1] for sources in (*(bucket.source for bucket in self.training), *asked))
 
     @property
     def padding(self) -> float:
@@ -147,7 +167,7 @@ def in_buckets(sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]
     key = np.maximum(s / s.mean(), t / t.mean())
     order = np.argsort(key, kind="stable")
     cuts = _cuts(s[order], t[order], key[order])
-    parts = [order[first:last] for first, last in zip(cuts, cuts[1:])]
+    parts = [order[first:last] for first, last in itertools.pairwise(cuts)]
     return tuple(Example(padded([sources[k] for k in part]), padded([targets[k] for k in part])) for part in parts)
 
 

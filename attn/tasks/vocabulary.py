@@ -5,15 +5,10 @@ Token 0 is padding, then come the symbols or pieces from 1 on, then the begin an
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import Array, Int
-
-from attn.tasks.examples import PAD
-
-Tokens = Int[Array | np.ndarray, "n"] | Sequence[int]
+from attn.tasks.examples import PAD, Tokens
 
 
 class InputError(ValueError):
@@ -49,7 +44,7 @@ class Symbols:
         """T: tokens of an answer to a source of `length` symbols, its end included."""
         return self.times * length + 1
 
-    def read(self, text: str) -> Int[np.ndarray, "n"]:
+    def read(self, text: str) -> list[int]:
         """The symbols that a text names.
 
         Raises:
@@ -63,7 +58,7 @@ class Symbols:
             if not (word.isascii() and word.isdigit() and len(word) < 10 and 1 <= int(word) <= self.count):
                 shown = word if len(word) <= 20 else word[:20] + "..."
                 raise InputError(f"unknown symbol {shown!r}; symbols are whole numbers 1..{self.count}")
-        return np.array([int(word) for word in words], np.int32)
+        return [int(word) for word in words]
 
     def names(self, tokens: Tokens) -> list[str]:
         """What each token is called: symbols by their number, the others by their purpose."""
@@ -146,7 +141,7 @@ class Pieces:
         """
         return -(-self.longest_target * max(length, self.longest_source) // self.longest_source) + 1
 
-    def read(self, text: str) -> Int[np.ndarray, "n"]:
+    def read(self, text: str) -> list[int]:
         """The tokens of a source; pieces that are not in the vocabulary become the unknown token.
 
         Raises:
@@ -155,7 +150,7 @@ class Pieces:
         pieces = SPLITTINGS[self.source].split(text)
         if not pieces:
             raise InputError(f"empty input; give a source in {self.source}")
-        return np.array(self.encode(pieces), np.int32)
+        return self.encode(pieces)
 
     def unknown_pieces(self, text: str) -> list[str]:
         """The pieces of a source that are not in the vocabulary, each once."""

@@ -84,7 +84,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Held-out examples: how many at the end, and how many for the figure on the way; a beam besides, if wider than 1."""
+    """Held-out examples: how many at the end, and how many for the figure on the way; a beam wider than 1 besides."""
 
     examples: int = 10_000
     examples_on_the_way: int = 500
@@ -131,6 +131,7 @@ def _between(low: float, high: float = math.inf, *, open_low: bool = False, open
 
 
 _COUNT = _between(1, 1_000_000_000)
+_PATH = Rule("a path", bool)
 _SIZE = _between(1, 65_536)
 RULES = {
     "task.name": _one_of(KINDS),
@@ -138,7 +139,11 @@ RULES = {
     "task.min_length": _SIZE,
     "task.max_length": _SIZE,
     "data.source": _one_of((*SOURCES, "pairs")),
+    "data.folder": _PATH,
+    "data.path": _PATH,
     "data.tokens": Rule(f"one of {', '.join(SPLITTINGS)}, or two of them as SOURCE:TARGET", is_splitting),
+    "data.validation": _PATH,
+    "data.test": _PATH,
     "model.name": _one_of(MODELS),
     "model.width": _SIZE,
     "model.num_heads": _SIZE,
@@ -297,8 +302,6 @@ def _check_together(config: Config):
 def _check_data(config: Config):
     """Settings that mean nothing for the source of the data must be left alone."""
     data, default = config.data, Data()
-    if data.source == "pairs" and data.path is None:
-        raise ConfigError("config.data.path: none given; name a file of pairs, --config.data.path=FILE")
     readers = {name: "pairs" for name in ("path", "tokens", "validation", "test")} | {"folder": "tfds"}
     for name, reader in readers.items():
         given = getattr(data, name)

@@ -4,7 +4,7 @@ from attn import tasks
 from attn.tasks.generated import Generated
 from attn.tasks.stored import Stored
 from attn.tasks.vocabulary import Vocabulary
-from attn.training.config import Config
+from attn.training.config import Config, ConfigError
 
 
 def load(config: Config, vocabulary: Vocabulary | None = None) -> Generated | Stored:
@@ -15,10 +15,13 @@ def load(config: Config, vocabulary: Vocabulary | None = None) -> Generated | St
       vocabulary: that a run of pairs has already; None to make it.
 
     Raises:
+      ConfigError: pairs without a file.
       attn.tasks.examples.DataError: files that cannot be learnt from.
     """
     data = config.data
     if data.source == "pairs":
+        if data.path is None:
+            raise ConfigError("config.data.path: none given; name a file of pairs, --config.data.path=FILE")
         parts = {"validation": data.validation, "test": data.test}
         return tasks.load("pairs", path=data.path, tokens=data.tokens, **parts, vocabulary=vocabulary)
     return tasks.load(**vars(config.task), source=data.source, folder=data.folder)

@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -14,20 +14,20 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from attn.tasks.examples import Example, Questions
+from attn.tasks.examples import Questions
 from attn.tasks.generated import Generated
-from attn.tasks.stored import Stored
+from attn.tasks.stored import StackedBatches, Stored
 from attn.training import checkpoints
 from attn.training.config import Config
 from attn.training.folders import Folder
 from attn.training.judging import Judgement, build_answer, judge, judging_batch
-from attn.training.meshes import replicate, share, tokens_like
+from attn.training.meshes import replicate, tokens_like
 from attn.training.progress import Clock, Display, Row
 from attn.training.state import (
     Report,
     State,
-    build_sampling_steps,
-    build_step,
+    batches_specs,
+    build_dispatch,
     initial_state,
     learning_rate,
     model_structure,
@@ -153,46 +153,34 @@ def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Pr
     shapes = jax.eval_shape(initial)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
     beams = [1] if config.evaluation.beam_width == 1 else [1, config.evaluation.beam_width]
-    advancing = _advance_sampling if isinstance(data, Generated) else _advance_stored
 
     # Several hosts must compile in one order; one host may do it all at once.
     with ThreadPoolExecutor(1 if jax.process_count() > 1 else None) as pool:
-        advance = advancing(config, data, mesh, shapes, pool.submit)
+        advance = pool.submit(_compile_steps, config, data, mesh, shapes)
         state = pool.submit(start)
         judges = [pool.submit(_compile_judge, config, data, mesh, shapes.params, width) for width in beams]
     greedy, *beam = (judge.result() for judge in judges)
-    return Programs(state.result(), advance, greedy, beam[0] if beam else None)
+    return Programs(state.result(), advance.result(), greedy, beam[0] if beam else None)
 
 
-def _advance_sampling(config, data: Generated, mesh, shapes: State, submit: Callable[..., Future]) -> Callable:
-    """Steps on examples that the devices draw themselves: many of them in one program."""
+def _compile_steps(config, data, mesh, shapes: State) -> Callable[[State, int, int], tuple[State, Report]]:
+    """Steps from one to another, at most as many as a dispatch has, on the batches that (seed, step) decides."""
+    count, specs = config.training.steps_per_dispatch, batches_specs(data)
+    places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+    def batches(step: int, until: int) -> StackedBatches | None:
+        if isinstance(data, Generated):
+            return None
+        return data.batches(config.training.batch_size, config.training.seed).stacked(step, until, count)
+
+    like = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), batches(0, 0), places)
     until = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-    steps = submit(lambda: build_sampling_steps(config, data, mesh).lower(shapes, until).compile())
+    dispatch = build_dispatch(config, data, mesh).lower(shapes, until, like).compile()
 
     def advance(state, step, until):
-        state, report = steps.result()(state, replicate(np.int32(until), mesh))
+        given = jax.device_put(batches(step, until), places)
+        state, report = dispatch(state, replicate(np.int32(until), mesh), given)
         return state, jax.device_get(report)
-
-    return advance
-
-
-def _advance_stored(config, data: Stored, mesh, shapes: State, submit: Callable[..., Future]) -> Callable:
-    """Steps on batches from memory: one program for each bucket's shape."""
-    batches = data.batches(config.training.batch_size, config.training.seed)
-    build = build_step(config, data.vocabulary, mesh)
-
-    def compiled(bucket: Example):
-        like = Example(*(tokens_like(batches.batch_size, tokens.shape[1], mesh) for tokens in bucket))
-        return build.lower(shapes, like).compile()
-
-    steps = [submit(compiled, bucket) for bucket in batches.buckets]
-
-    def advance(state, step, until):
-        reports = []
-        for number, examples in map(batches.at, range(step, until)):
-            state, report = steps[number].result()(state, share(examples, mesh))
-            reports.append(report)
-        return state, jax.tree.map(lambda *parts: sum(parts), *jax.device_get(reports))
 
     return advance
 

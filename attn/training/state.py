@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from attn.nn.transformer import MODELS
 from attn.tasks.examples import PAD, Example, decoder_input
 from attn.tasks.generated import Generated
+from attn.tasks.stored import StackedBatches, Stored
 from attn.tasks.vocabulary import Vocabulary
 from attn.training.config import Config, Optimizer
 from attn.training.meshes import DATA
@@ -94,41 +95,75 @@ def example_loss(model: nnx.Module, begin: int, example: Example, key: Array) ->
     return Report(loss, jnp.sum(example.source != PAD) + loss.count)
 
 
-def build_sampling_steps(config: Config, data: Generated, mesh: Mesh) -> Callable:
-    """Make `(state, until) -> (state, report)`: up to `steps_per_dispatch` steps, none beyond step `until`.
+def build_dispatch(config: Config, data: Generated | Stored, mesh: Mesh) -> Callable:
+    """Make `(state, until, batches) -> (state, report)`: up to `steps_per_dispatch` steps, none beyond step `until`.
 
-    Each device draws its own examples of the batch.
+    `batches` are those of `Stored`, stacked, or None for a sampler. Each device differentiates the loss of its own
+    examples; the gradients are added up in one message. The state's memory is used again.
     """
-    advance, draw = _advance(config, data.vocabulary), jax.vmap(data.sample)
+    differentiate = _sampled(config, data) if isinstance(data, Generated) else _given(config, data)
+    optimise = optimizer(config)
 
-    def dispatch(state: State, until: Int[Array, ""]) -> tuple[State, Report]:
+    def advance(state: State, batch) -> tuple[State, Report]:
+        # Marked as differing by device, the parameters' gradients stay local until the one sum below.
+        params = jax.tree.map(lambda x: jax.lax.pcast(x, DATA, to="varying"), state.params)
+        gradients, report = differentiate(params, state.step, batch)
+        gradients, report = jax.lax.psum((ravel_pytree(gradients)[0], report), DATA)
+        flat, unravel = ravel_pytree(state.params)
+        updates, optimizer_state = optimise.update(gradients / report.loss.count, state.optimizer, flat)
+        return State(unravel(optax.apply_updates(flat, updates)), optimizer_state, state.step + 1), report
+
+    def dispatch(state: State, until: Int[Array, ""], batches) -> tuple[State, Report]:
         nothing = Report(Mean(jnp.zeros(()), jnp.zeros(())), jnp.zeros(()))
 
-        def step(state, _):
-            return jax.lax.cond(state.step < until, lambda s: advance(s, draw), lambda s: (s, nothing), state)
+        def step(state, batch):
+            return jax.lax.cond(state.step < until, advance, lambda state, _: (state, nothing), state, batch)
 
-        state, reports = jax.lax.scan(step, state, length=config.training.steps_per_dispatch)
+        state, reports = jax.lax.scan(step, state, batches, length=config.training.steps_per_dispatch)
         return state, jax.tree.map(jnp.sum, reports)
 
-    return _on_mesh(dispatch, mesh, PartitionSpec())
+    everywhere, of_batches = PartitionSpec(), batches_specs(data)
+    mapped = jax.shard_map(
+        dispatch, mesh=mesh, in_specs=(everywhere, everywhere, of_batches), out_specs=(everywhere, everywhere)
+    )
+    return jax.jit(mapped, donate_argnums=0)
 
 
-def build_step(config: Config, vocabulary: Vocabulary, mesh: Mesh) -> Callable:
-    """Make `(state, examples [B ...]) -> (state, report)`: one step on a batch that is given."""
-    advance = _advance(config, vocabulary)
-    return _on_mesh(lambda state, examples: advance(state, lambda keys: examples), mesh, PartitionSpec(DATA))
+def batches_specs(data: Generated | Stored) -> StackedBatches | None:
+    """How the batches of a dispatch are shared out: their examples by device."""
+    if isinstance(data, Generated):
+        return None
+    by_device = PartitionSpec(None, DATA)
+    return StackedBatches(PartitionSpec(), Example(by_device, by_device))
 
 
-def _advance(config: Config, vocabulary: Vocabulary) -> Callable:
-    """`(state, keys -> examples) -> (state, report)`: one step of one device, on its share of the batch.
+def _sampled(config: Config, data: Generated) -> Callable:
+    """`(params, step, None) -> (gradients, report)` of examples that the device draws."""
+    gradient, draw = jax.grad(_local_loss(config, data.vocabulary), has_aux=True), jax.vmap(data.sample)
+    return lambda params, step, _: gradient(params, step, draw)
 
-    Each device differentiates the loss of its own examples; the gradients are added up in one message.
-    """
+
+def _given(config: Config, data: Stored) -> Callable:
+    """`(params, step, (bucket, examples)) -> (gradients, report)`, of the examples cut to their bucket's width."""
+    gradient = jax.grad(_local_loss(config, data.vocabulary), has_aux=True)
+
+    def of_bucket(bucket: Example):
+        def cut(params, step, examples):
+            narrow = jax.tree.map(lambda tokens, like: tokens[:, : like.shape[1]], examples, bucket)
+            return gradient(params, step, lambda keys: narrow)
+
+        return cut
+
+    branches = [of_bucket(bucket) for bucket in data.training]
+    return lambda params, step, batch: jax.lax.switch(batch.bucket, branches, params, step, batch.examples)
+
+
+def _local_loss(config: Config, vocabulary: Vocabulary) -> Callable:
+    """`(params, step, keys -> examples) -> (loss, report)` of one device's share of a batch."""
     graphdef, _ = model_structure(config, vocabulary)
-    optimise = optimizer(config)
     run_key = jax.random.fold_in(jax.random.key(config.training.seed), _BATCHES)
 
-    def local_loss(params, step, examples):
+    def loss(params, step, examples: Callable[[Array], Example]):
         each = config.training.batch_size // jax.lax.axis_size(DATA)
         numbers = jax.lax.axis_index(DATA) * each + jnp.arange(each)
         keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(run_key, step), n))(numbers)
@@ -138,20 +173,4 @@ def _advance(config: Config, vocabulary: Vocabulary) -> Callable:
         report = jax.tree.map(jnp.sum, losses(examples(sample_keys), dropout_keys))
         return report.loss.sum, report
 
-    def advance(state: State, examples: Callable[[Array], Example]) -> tuple[State, Report]:
-        # Marked as differing by device, the parameters' gradients stay local until the one sum below.
-        params = jax.tree.map(lambda x: jax.lax.pcast(x, DATA, to="varying"), state.params)
-        gradients, report = jax.grad(local_loss, has_aux=True)(params, state.step, examples)
-        gradients, report = jax.lax.psum((ravel_pytree(gradients)[0], report), DATA)
-        flat, unravel = ravel_pytree(state.params)
-        updates, optimizer_state = optimise.update(gradients / report.loss.count, state.optimizer, flat)
-        return State(unravel(optax.apply_updates(flat, updates)), optimizer_state, state.step + 1), report
-
-    return advance
-
-
-def _on_mesh(steps: Callable, mesh: Mesh, second: PartitionSpec) -> Callable:
-    """`steps(state, ...)` compiled for all devices of the mesh; the state's memory is used again."""
-    everywhere = PartitionSpec()
-    mapped = jax.shard_map(steps, mesh=mesh, in_specs=(everywhere, second), out_specs=(everywhere, everywhere))
-    return jax.jit(mapped, donate_argnums=0)
+    return loss

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn.tasks.evaluation import held_out_strings, strings_of_each_length
+from attn.tasks.examples import PAD, Example, decoder_input
+from attn.tasks.generated import Generated, distinct_strings
 from attn.tasks.sequences import KINDS, Task, is_held_out
 
 # What is right, in plain Python.
@@ -19,6 +20,11 @@ def draw(task: Task, number: int, *, held_out=False, seed=0):
     return jax.jit(jax.vmap(lambda key: task.sample(key, held_out=held_out)))(keys)
 
 
+def lengths_of(batch: Example) -> np.ndarray:
+    """Symbols of each source: all but its end token."""
+    return np.asarray((batch.source != PAD).sum(1) - 1)
+
+
 def test_every_kind_of_task_has_its_truth_here():
     assert set(RIGHT) == set(KINDS)
 
@@ -27,14 +33,18 @@ def test_every_kind_of_task_has_its_truth_here():
 def test_examples_are_right_ended_and_padded(name):
     task = Task(name, symbols=5, min_length=2, max_length=7)
     batch = draw(task, 200)
-    for source, target, length in zip(*map(np.asarray, batch)):
+    lengths = lengths_of(batch)
+    for source, target, length in zip(*map(np.asarray, batch), lengths):
         symbols = source[:length].tolist()
         assert set(symbols) <= set(range(1, 6))
-        assert source.tolist() == symbols + [task.end] + [0] * (7 - length)
-        right = [*RIGHT[name](symbols), task.end]
+        assert source.tolist() == symbols + [task.vocabulary.end] + [0] * (7 - length)
+        right = [*RIGHT[name](symbols), task.vocabulary.end]
         assert target.tolist() == right + [0] * (task.target_length - len(right))
-        assert task.decoder_input(jnp.asarray(target)).tolist() == [task.begin, *target[:-1]]
-    assert set(np.asarray(batch.length)) == set(range(2, 8))
+        assert decoder_input(jnp.asarray(target), task.vocabulary.begin).tolist() == [
+            task.vocabulary.begin,
+            *target[:-1],
+        ]
+    assert set(lengths_of(batch)) == set(range(2, 8))
 
 
 @pytest.mark.parametrize("held_out", [False, True])
@@ -43,13 +53,14 @@ def test_samples_are_of_the_wanted_part(held_out):
     batch = draw(task, 2_000, held_out=held_out)
     symbols = np.where(np.asarray(batch.source) <= 3, batch.source, 0)
     assert (is_held_out(symbols, 3) == held_out).all()
-    assert set(np.asarray(batch.length)) == set(range(1, 6))
+    assert set(lengths_of(batch)) == set(range(1, 6))
 
 
 def test_no_string_of_the_evaluation_is_ever_sampled_for_training():
     task = Task(symbols=2, max_length=6)
-    trained = {tuple(s[:n]) for s, _, n in zip(*map(np.asarray, draw(task, 4_000)))}
-    strings, lengths = held_out_strings(task, range(1, 7), 1_000, seed=0)
+    batch = draw(task, 4_000)
+    trained = {tuple(s[:n]) for s, n in zip(np.asarray(batch.source), lengths_of(batch))}
+    strings, lengths = distinct_strings(task, range(1, 7), 1_000, seed=0)
     judged = {tuple(s[:n]) for s, n in zip(strings, lengths)}
     assert trained.isdisjoint(judged)
     everything = {s for n in range(1, 7) for s in itertools.product((1, 2), repeat=n)}
@@ -88,7 +99,7 @@ def test_sampling_is_a_pure_function_of_the_key():
 
 
 def test_evaluated_strings_are_distinct_and_of_every_length():
-    strings, lengths = held_out_strings(Task(), range(1, 33), 10_000, seed=0)
+    strings, lengths = distinct_strings(Task(), range(1, 33), 10_000, seed=0)
     assert len(strings) == len(np.unique(strings, axis=0)) == 10_000
     assert is_held_out(strings, 16).all()
     assert ((strings > 0).sum(1) == lengths).all()
@@ -102,11 +113,28 @@ def test_evaluated_strings_are_distinct_and_of_every_length():
 
 
 def test_fewer_strings_than_asked_for_are_all_of_them():
-    strings, lengths = held_out_strings(Task(symbols=2), [1, 2, 3], 1_000, seed=0)
+    strings, lengths = distinct_strings(Task(symbols=2), [1, 2, 3], 1_000, seed=0)
     assert len(strings) == 1 + 2 + 4
     assert np.bincount(lengths).tolist() == [0, 1, 2, 4]
 
 
-def test_strings_of_each_length_come_in_equal_numbers():
-    _, lengths = strings_of_each_length(Task(), [4, 50, 7], 20, seed=3)
+def test_questions_of_each_length_come_in_equal_numbers():
+    lengths = Generated(Task()).questions_of_each_length([4, 50, 7], 20, seed=3).lengths
     assert {n: int((lengths == n).sum()) for n in (4, 7, 50)} == {4: 20, 7: 20, 50: 20}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_questions_ask_what_is_right(name):
+    task = Task(name, symbols=5, min_length=2, max_length=6)
+    questions = Generated(task).questions("test", 100, seed=0)
+    for source, length, target in zip(questions.sources, questions.lengths, questions.targets):
+        symbols = source[:length].tolist()
+        assert source.tolist() == [*symbols, task.vocabulary.end] + [0] * (6 - length)
+        right = [*RIGHT[name](symbols), task.vocabulary.end]
+        assert target.tolist() == right + [0] * (task.target_length - len(right))
+    assert questions.asked.tolist() == list(range(100))
+
+
+def test_validation_is_another_draw_than_the_test():
+    one, other = (Generated(Task()).questions(part, 500, seed=0).sources for part in ("test", "validation"))
+    assert (one != other).any()

@@ -1,23 +1,64 @@
-"""Text to symbols and back."""
+"""Text to tokens and back."""
 
 import pytest
 
-from attn.tasks.sequences import Task
-from attn.tasks.vocabulary import InputError, answer_text, names, parse
+from attn.tasks.vocabulary import InputError, Pieces, Symbols
 
-TASK = Task(symbols=12)
+SYMBOLS = Symbols(12)
+LETTERS = Pieces((" ", "\n", "a", "b", "é"), "characters", "characters", longest_source=4, longest_target=6)
 
 
-def test_parsing_and_printing_are_inverse():
-    assert parse(TASK, " 3 1  12\t1 ").tolist() == [3, 1, 12, 1]
-    assert answer_text(TASK, [3, 1, 12, TASK.end, 0, 0]) == "3 1 12"
-    assert answer_text(TASK, [TASK.end, 0]) == ""
-    assert names(TASK, [0, TASK.begin, 5, TASK.end]) == ["pad", "begin", "5", "end"]
+def test_symbols_are_read_and_written():
+    assert SYMBOLS.read(" 3 1  12\t1 ") == [3, 1, 12, 1]
+    assert SYMBOLS.write([3, 1, 12, SYMBOLS.end, 0, 0]) == "3 1 12"
+    assert SYMBOLS.write([SYMBOLS.end, 0]) == ""
+    assert SYMBOLS.names([0, SYMBOLS.begin, 5, SYMBOLS.end]) == ["pad", "begin", "5", "end"]
+    assert sorted({0, SYMBOLS.begin, SYMBOLS.end, *range(1, 13)}) == list(range(SYMBOLS.size))
 
 
 @pytest.mark.parametrize("text", ["", "   ", "0", "13", "-1", "1.5", "a", "1_0", "٣", "1 2 x", "9" * 5000])
 def test_bad_input_is_named_in_one_short_line(text):
     with pytest.raises(InputError) as error:
-        parse(TASK, text)
+        SYMBOLS.read(text)
     assert len(str(error.value)) < 120
     assert "1..12" in str(error.value)
+
+
+def test_characters_are_read_and_written():
+    assert LETTERS.read("ab éz") == [3, 4, 1, 5, LETTERS.unknown]
+    assert LETTERS.unknown_pieces("zabzy") == ["z", "y"]
+    assert LETTERS.write([3, 1, 5, LETTERS.end, 4, 0]) == "a é"
+    assert LETTERS.write([LETTERS.unknown, 0]) == "\ufffd\ufffd"
+    assert LETTERS.names([0, 1, 2, 5, LETTERS.unknown, LETTERS.begin, LETTERS.end]) == [
+        "pad",
+        "␣",
+        "\\n",
+        "é",
+        "unknown",
+        "begin",
+        "end",
+    ]
+    assert {LETTERS.begin, LETTERS.end, LETTERS.unknown} | set(range(6)) == set(range(LETTERS.size))
+    with pytest.raises(InputError, match="empty"):
+        LETTERS.read("")
+
+
+def test_words_and_bytes_are_read_and_written():
+    words = Pieces(("one", "two"), "words", "words", 2, 2)
+    assert words.read(" two  one three") == [2, 1, words.unknown]
+    assert words.write([1, 2, words.end]) == "one two"
+    octets = Pieces(tuple(map(chr, range(256))), "bytes", "bytes", 2, 2)
+    assert octets.read("é") == [0xC3 + 1, 0xA9 + 1]
+    assert octets.write(octets.read("naïve €")) == "naïve €"
+    assert octets.write([0xC3 + 1]) == "\ufffd"  # half a character
+
+
+def test_each_side_is_written_in_its_own_way():
+    mixed = Pieces(("K", "AE", "T", "c", "a", "t"), "characters", "words", 3, 3)
+    assert mixed.write(mixed.read("cat"), side="source") == "cat"
+    assert mixed.write([1, 2, 3, mixed.end]) == "K AE T"
+
+
+def test_room_grows_for_sources_longer_than_any_of_training():
+    assert [LETTERS.room(n) for n in (1, 4, 8, 9)] == [7, 7, 13, 15]
+    assert Symbols(5, times=2).room(7) == 15

@@ -10,15 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import attn
 from attn import experiment
-from attn.tasks.evaluation import strings_of_each_length
+from attn.tasks.generated import Generated
 from attn.training import checkpoints, meshes
 from attn.training.config import Config, from_mapping, to_mapping
 from attn.training.flags import load_config
 from attn.training.folders import Folder
-from attn.training.judging import Strings, build_judge, judge_all
+from attn.training.judging import build_answer, judge
 from attn.training.loop import compile_programs
 from attn.training.progress import Display
 from attn.training.state import _BATCHES, build_dispatch, example_loss, initial_state, learning_rate, model_structure
@@ -49,12 +50,16 @@ def leaves(tree):
 def dispatcher(config: Config, devices: int):
     """A mesh, a maker of initial states, and the jitted dispatch."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), (meshes.DATA,))
-    return mesh, jax.jit(lambda: initial_state(config)), build_dispatch(config, mesh)
+    return (
+        mesh,
+        jax.jit(lambda: initial_state(config, config.task.vocabulary)),
+        build_dispatch(config, Generated(config.task), mesh),
+    )
 
 
 def dispatch_once(config: Config, devices: int, until=5):
     mesh, start, dispatch = dispatcher(config, devices)
-    return dispatch(meshes.replicate(start(), mesh), meshes.replicate(np.int32(until), mesh))
+    return dispatch(meshes.replicate(start(), mesh), meshes.replicate(np.int32(until), mesh), None)
 
 
 def test_a_tiny_model_learns_to_copy_every_held_out_string(copy_run):
@@ -90,13 +95,17 @@ def test_a_dispatch_stops_where_it_is_told(config):
 
 def test_loss_and_update_are_those_of_a_plain_step(config):
     """One dispatched step against AdamW written out, on the mean loss over the batch's tokens."""
-    graphdef, _ = model_structure(config)
-    start = jax.jit(lambda: initial_state(config))()
+    graphdef, _ = model_structure(config, config.task.vocabulary)
+    start = jax.jit(lambda: initial_state(config, config.task.vocabulary))()
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.training.seed), _BATCHES), 0)
     keys = [jax.random.fold_in(key, n) for n in range(config.training.batch_size)]
 
     def loss(params):
-        reports = jax.vmap(lambda key: example_loss(config.task, graphdef, params, key))(jnp.stack(keys))
+        model, begin = nnx.merge(graphdef, params), config.task.vocabulary.begin
+        sample_keys, dropout_keys = zip(*map(jax.random.split, keys))
+        examples = jax.vmap(config.task.sample)(jnp.stack(sample_keys))
+        losses = jax.vmap(lambda example, key: example_loss(model, begin, example, key))
+        reports = losses(examples, jnp.stack(dropout_keys))
         return reports.loss.sum.sum() / reports.loss.count.sum()
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(start.params)
@@ -116,16 +125,16 @@ def test_learning_rate_warms_up_and_decays_to_zero():
 
 def test_training_and_judging_compile_once(config):
     mesh = meshes.data_mesh(config.training.batch_size)
-    programs = compile_programs(config, mesh)
-    state = programs.state
-    strings = Strings(np.ones((100, 6), np.int32), np.full(100, 3, np.int32))
+    data = Generated(config.task)
+    programs = compile_programs(config, data, mesh)
+    state, questions = programs.state, data.questions("test", 100, seed=0)
     # The transfers to the devices are compiled at their first use.
-    judge_all(programs.judge, state.params, strings, programs.batch_size, mesh)
-    state, _ = programs.dispatch(state, meshes.replicate(np.int32(1), mesh))
+    programs.judge(state.params, questions)
+    state, _ = programs.advance(state, 0, 1)
     with counting_compilations() as compiled:
-        for until in (3, 10, 12):
-            state, _ = programs.dispatch(state, meshes.replicate(np.int32(until), mesh))
-            judge_all(programs.judge, state.params, strings, programs.batch_size, mesh)
+        for step, until in ((1, 3), (3, 10), (10, 12)):
+            state, _ = programs.advance(state, step, until)
+            programs.judge(state.params, questions)
     assert compiled == []
     assert int(state.step) == 12
 
@@ -139,21 +148,35 @@ def test_the_jitted_programs_hold_one_entry_after_many_calls(config):
 
 def test_judging_counts_what_a_plain_loop_counts(copy_run):
     run = attn.load(copy_run)
-    task = run.config.task
+    task, vocabulary = run.config.task, run.vocabulary
     mesh = meshes.data_mesh(8)
     # Longer than it was trained on, so that some answers are wrong.
-    strings = Strings(*strings_of_each_length(task, [3, 6, 12], 7, seed=0))
-    judge = build_judge(task, run.graphdef, mesh, 12)
-    scores, answers = judge_all(judge, meshes.replicate(run.params, mesh), strings, 8, mesh)
-    exact, right_tokens, tokens = {}, 0, 0
-    for symbols, length, answer in zip(*strings, answers):
-        right = [*symbols[:length].tolist(), task.end]
+    questions = Generated(task).questions_of_each_length([3, 6, 12], 7, seed=0)
+    answer = build_answer(vocabulary, run.graphdef, mesh, 13)
+    scores, answers = judge(answer, meshes.replicate(run.params, mesh), questions, vocabulary, 13, 8, mesh)
+    exact, right_tokens, tokens, edits = {}, 0, 0, 0
+    for source, length, answer in zip(questions.sources, questions.lengths, answers):
+        right = [*source[:length].tolist(), vocabulary.end]
         exact.setdefault(int(length), []).append(answer.tolist() == right + [0] * (len(answer) - len(right)))
         right_tokens += sum(a == b for a, b in zip(answer.tolist(), right))
         tokens += len(right)
-    assert 0 < sum(map(sum, exact.values())) < len(strings.lengths)
+        written = answer.tolist()
+        written = written[: written.index(vocabulary.end)] if vocabulary.end in written else written
+        edits += edit_distance(written, right[:-1])
+    assert 0 < sum(map(sum, exact.values())) < len(questions.lengths)
     assert {n: s.exact_match.sum for n, s in scores.by_length()} == {n: sum(e) for n, e in exact.items()}
     assert scores.overall().token_accuracy == (right_tokens, tokens)
+    assert scores.overall().error_rate == (edits, tokens - len(questions.lengths))
+
+
+def edit_distance(a: list, b: list) -> int:
+    """Insertions, deletions and substitutions between two sequences, by the textbook's table."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, start=1):
+        row, above = [i], row
+        for j, y in enumerate(b, start=1):
+            row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (x != y)))
+    return row[-1]
 
 
 def request(repository, tiny, folder, *, resume=False, **overrides):
@@ -170,7 +193,11 @@ def request(repository, tiny, folder, *, resume=False, **overrides):
 def final_state(folder, config) -> list[np.ndarray]:
     files = Folder(folder)
     return leaves(
-        checkpoints.restore(files.checkpoints, files.newest_step(), jax.eval_shape(lambda: initial_state(config)))
+        checkpoints.restore(
+            files.checkpoints,
+            files.newest_step(),
+            jax.eval_shape(lambda: initial_state(config, config.task.vocabulary)),
+        )
     )
 
 
@@ -240,6 +267,7 @@ def test_a_run_folder_holds_what_it_promises(copy_run):
     assert set(summary) >= {
         "exact_match",
         "token_accuracy",
+        "error_rate",
         "examples_evaluated",
         "steps",
         "parameters",
@@ -249,14 +277,16 @@ def test_a_run_folder_holds_what_it_promises(copy_run):
     }
     assert set(summary["seconds"]) == {"import", "compile", "train", "evaluate", "total"}
     assert (summary["steps"], summary["seed"], summary["jax"]) == (400, 0, jax.__version__)
-    params = jax.tree.leaves(model_structure(Folder(copy_run).config())[1])
+    params = jax.tree.leaves(model_structure(Folder(copy_run).config(), attn.load(copy_run).vocabulary)[1])
     assert summary["parameters"] == sum(leaf.size for leaf in params)
 
 
 def test_a_checkpoint_of_another_shape_is_named(copy_run, repository, tiny):
     other = load_config(str(repository / "configs/copy.py"), tiny | {"model.width": "16"})
     with pytest.raises(checkpoints.CheckpointError, match=r"is float32\[\d+\], the config makes it float32\[\d+\]"):
-        checkpoints.restore(Folder(copy_run).checkpoints, 400, jax.eval_shape(lambda: initial_state(other)))
+        checkpoints.restore(
+            Folder(copy_run).checkpoints, 400, jax.eval_shape(lambda: initial_state(other, other.task.vocabulary))
+        )
 
 
 def test_the_largest_divisor_that_fits():
