@@ -53,7 +53,7 @@ def decoder_input(target: Int[Array, "T"], begin: int) -> Int[Array, "T"]:
     return jnp.concatenate([jnp.full((1,), begin, target.dtype), target[:-1]])
 
 
-def padded(rows: Sequence[Tokens], width: int | None = None) -> Int[np.ndarray, "B T"]:
+def padded(rows: Sequence[Sequence[int] | np.ndarray], width: int | None = None) -> Int[np.ndarray, "B T"]:
     """Rows of tokens as one array, filled up with padding to the longest, or to `width`."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     width = int(lengths.max(initial=0)) if width is None else width

@@ -6,7 +6,7 @@ Both stop as soon as every answer of the batch has ended.
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from attn.nn.transformer import Cache
 from attn.tasks.examples import PAD
@@ -44,7 +44,7 @@ def greedy(model: nnx.Module, vocabulary: Vocabulary, sources: Int[Array, "B S"]
         token, ended, answers, cache = state
         place = cache.position
         logits, cache, _ = decode(token[:, None], cache)
-        token = jnp.where(ended, PAD, jnp.argmax(logits[:, 0], axis=-1).astype(token.dtype))
+        token = jnp.where(ended, PAD, jnp.argmax(_unpadded(logits[:, 0]), axis=-1).astype(token.dtype))
         return token, ended | (token == vocabulary.end), answers.at[:, place].set(token), cache
 
     def unfinished(state):
@@ -84,8 +84,8 @@ def beam_search(
         scores, token, ended, answers, cache = state
         place = cache.position
         logits, cache, _ = decode(token[..., None], cache)
-        # An answer that has ended goes on with padding alone, for nothing; one that has not must not be padded.
-        likely = jax.nn.log_softmax(logits[:, :, 0].at[..., PAD].set(-jnp.inf))
+        likely = jax.nn.log_softmax(_unpadded(logits[:, :, 0]))
+        # An answer that has ended goes on with padding alone, for nothing.
         likely = scores[..., None] + jnp.where(ended[..., None], padding, likely)
         scores, best = jax.lax.top_k(likely.reshape(len(sources), -1), width)
         beam, token = best // vocabulary.size, (best % vocabulary.size).astype(token.dtype)
@@ -108,6 +108,11 @@ def beam_search(
         cache,
     )
     return jax.lax.while_loop(unfinished, step, state)[3][:, 0]
+
+
+def _unpadded(logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
+    """Logits by which an answer that has not ended is not padded."""
+    return logits.at[..., PAD].set(-jnp.inf)
 
 
 def _start(model: nnx.Module, sources: Int[Array, "B S"], room: int) -> Cache:

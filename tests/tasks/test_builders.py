@@ -1,0 +1,134 @@
+"""The TFDS data sets: right, distinct, without a string in two splits, the same wherever they are prepared."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from attn import tasks
+from attn.tasks.builders import BUILDERS, SequenceConfig
+from attn.tasks.examples import PAD, DataError
+from attn.tasks.sequences import KINDS, Task, is_held_out
+
+RIGHT = {"copy": lambda s: s, "reverse": lambda s: s[::-1], "duplicate": lambda s: s + s}
+SMALL = Task("duplicate", symbols=3, min_length=2, max_length=6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    """TFDS's folder, with small data sets of every task."""
+    folder = tmp_path_factory.mktemp("tfds")
+    for name in KINDS:
+        tasks.load(name, symbols=3, min_length=2, max_length=6, source="tfds", folder=folder)
+    return folder
+
+
+def strings(source) -> list[tuple[int, ...]]:
+    return [tuple(row["source"].tolist()) for row in source.__getitems__(range(len(source)))]
+
+
+def opened(folder, name="duplicate") -> dict:
+    config = SequenceConfig(symbols=3, min_length=2, max_length=6)
+    return BUILDERS[name](config=config, data_dir=folder).as_data_source()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_examples_are_right(folder, name):
+    for split, source in opened(folder, name).items():
+        assert len(source) > 30, split
+        for row in source.__getitems__(range(0, len(source), 7)):
+            assert set(row["source"].tolist()) <= {1, 2, 3}
+            assert row["target"].tolist() == RIGHT[name](row["source"].tolist())
+
+
+def test_splits_share_no_string_and_have_none_twice(folder):
+    splits = {split: strings(source) for split, source in opened(folder).items()}
+    assert set(splits) == {"train", "validation", "test", "test_long"}
+    everything = [string for rows in splits.values() for string in rows]
+    assert len(everything) == len(set(everything))
+    lengths = {split: {len(string) for string in rows} for split, rows in splits.items()}
+    assert lengths["train"] == lengths["validation"] | lengths["test"] == set(range(2, 7))
+    assert lengths["test_long"] == set(range(7, 25))
+    # All 3^2 + ... + 3^6 short strings are there, so that nothing is lost between the splits.
+    assert len(everything) - len(splits["test_long"]) == sum(3**n for n in range(2, 7))
+
+
+def test_what_is_trained_on_is_what_generated_examples_train_on(folder):
+    for split, rows in ((split, strings(source)) for split, source in opened(folder).items()):
+        assert {bool(is_held_out(np.array(string), 3)) for string in rows} == {split != "train"}
+
+
+def test_another_preparation_gives_the_same_in_the_same_order(folder, tmp_path):
+    tasks.load("reverse", symbols=3, min_length=2, max_length=6, source="tfds", folder=tmp_path)
+    for split, source in opened(folder, "reverse").items():
+        assert strings(source) == strings(opened(tmp_path, "reverse")[split])
+
+
+def test_anyone_can_load_it_by_name_without_tensorflow(tmp_path):
+    script = (
+        "import sys; import attn.tasks; import tensorflow_datasets as tfds;"
+        f"source = tfds.data_source('attn_copy/symbols2_lengths1to40', data_dir={str(tmp_path)!r}, split='test');"
+        "row = source[0]; assert row['source'].tolist() == row['target'].tolist();"
+        "assert 'tensorflow' not in sys.modules;"
+        "print(len(source))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "10000"
+    [record] = tmp_path.glob("attn_copy/symbols2_lengths1to40/1.0.0/*test.array_record*")
+    assert record.stat().st_size > 100_000
+
+
+def test_the_default_of_a_builder_is_the_default_of_the_task():
+    builder = tfds.builder("attn_reverse", data_dir="/nonexistent")
+    assert builder.task == Task()
+    assert "symbols16_lengths1to32" in builder.builder_configs
+    assert builder.info.file_format.value == "array_record"
+
+
+def test_in_memory_it_is_what_was_prepared(folder):
+    data = tasks.load("duplicate", symbols=3, min_length=2, max_length=6, source="tfds", folder=folder)
+    assert data.vocabulary == SMALL.vocabulary
+    trained = {
+        data.vocabulary.write(source): data.vocabulary.write(target)
+        for bucket in data.training
+        for source, target in zip(*bucket)
+    }
+    stored = strings(opened(folder)["train"])
+    assert trained == {" ".join(map(str, s)): " ".join(map(str, s + s)) for s in stored}
+    questions = data.parts["test_long"]
+    np.testing.assert_array_equal(questions.lengths, (questions.sources != PAD).sum(1) - 1)
+    assert (2 * questions.lengths == (questions.targets != PAD).sum(1) - 1).all()
+    assert data.longest_source == 7  # the long part is asked apart
+
+
+def test_a_killed_preparation_leaves_nothing_that_is_taken_for_whole(tmp_path):
+    script = f"from attn import tasks; tasks.load('reverse', source='tfds', folder={str(tmp_path)!r})"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 60
+    while not list(tmp_path.rglob("*incomplete*/*")) and process.poll() is None:
+        assert time.time() < deadline
+        time.sleep(0.01)
+    assert process.poll() is None, "it was over before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not tfds.builder("attn_reverse", data_dir=tmp_path).is_prepared()
+    data = tasks.load("reverse", source="tfds", folder=tmp_path)
+    assert sum(len(bucket.source) for bucket in data.training) == 100_000
+
+
+def test_a_damaged_or_impossible_folder_is_named_in_one_line(tmp_path):
+    tasks.load("copy", symbols=2, max_length=4, source="tfds", folder=tmp_path)
+    for record in tmp_path.rglob("*train.array_record*"):
+        record.write_bytes(record.read_bytes()[:100])
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path, tmp_path / "file"):
+        with pytest.raises(DataError, match=f"{folder}: attn_copy cannot be prepared or read") as error:
+            tasks.load("copy", symbols=2, max_length=4, source="tfds", folder=folder)
+        assert "\n" not in str(error.value)

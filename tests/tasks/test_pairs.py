@@ -1,0 +1,231 @@
+"""Pairs of one's own: read as they stand, split honestly, and refused in one line that names what is wrong."""
+
+import os
+import random
+
+import numpy as np
+import pytest
+
+from attn import tasks
+from attn.tasks import pairs
+from attn.tasks.examples import PAD, DataError
+from attn.tasks.stored import padding_share
+
+LETTERS = "abcdefghij"
+
+
+def some_pairs(number: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Distinct words, each with itself in capitals."""
+    rng = random.Random(seed)
+    words = {}
+    while len(words) < number:
+        words["".join(rng.choices(LETTERS, k=max(1, round(rng.gauss(8, 3)))))] = None
+    return [(word, word.upper()) for word in words]
+
+
+def written(path, rows) -> str:
+    path.write_text("".join(f"{source}\t{target}\n" for source, target in rows))
+    return str(path)
+
+
+def texts_of(data, part) -> set[str]:
+    """The sources of a part as text."""
+    buckets = data.training if part == "training" else [data.parts[part]]
+    rows = [row for bucket in buckets for row in bucket[0]]
+    return {data.vocabulary.write(row, side="source") for row in rows}
+
+
+@pytest.fixture
+def data(tmp_path):
+    return tasks.load("pairs", path=written(tmp_path / "words.tsv", some_pairs(2_000)))
+
+
+def test_every_pair_is_in_one_part_and_reads_as_it_was_written(data):
+    right = dict(some_pairs(2_000))
+    vocabulary, seen = data.vocabulary, {}
+    for bucket in data.training:
+        for source, target in zip(*bucket):
+            seen[vocabulary.write(source, side="source")] = vocabulary.write(target)
+    for part in ("validation", "test"):
+        questions = data.parts[part]
+        for row, target in zip(questions.asked, questions.targets):
+            source = vocabulary.write(questions.sources[row], side="source")
+            assert source not in seen
+            seen[source] = vocabulary.write(target)
+    assert seen == right
+
+
+def test_a_twentieth_each_is_held_out(data):
+    for part in ("validation", "test"):
+        assert 60 < len(data.parts[part].lengths) < 140  # 100 expected of 2,000, of standard deviation 9.7
+        questions = data.parts[part]
+        np.testing.assert_array_equal(questions.lengths, (questions.sources != PAD).sum(1) - 1)
+
+
+def test_the_split_is_stable_when_lines_are_added_and_shuffled(data, tmp_path):
+    rows = some_pairs(2_000) + [(word + "x", word) for word, _ in some_pairs(500, seed=1)]
+    random.Random(3).shuffle(rows)
+    more = tasks.load("pairs", path=written(tmp_path / "more.tsv", rows))
+    for part in ("training", "validation", "test"):
+        assert texts_of(data, part) <= texts_of(more, part)
+
+
+def test_no_source_is_in_two_parts_even_with_files_of_ones_own(tmp_path):
+    rows = some_pairs(600)
+    own = {
+        "validation": written(tmp_path / "v.tsv", [*rows[:50], ("j" * 30, "J")]),
+        "test": written(tmp_path / "t.tsv", [*rows[40:90], ("i" * 30, "I")]),
+    }
+    data = tasks.load("pairs", path=written(tmp_path / "all.tsv", rows), **own)
+    parts = {part: texts_of(data, part) for part in ("training", "validation", "test")}
+    assert parts["test"] == {source for source, _ in rows[40:90]} | {"i" * 30}
+    assert parts["validation"] == {source for source, _ in rows[:40]} | {"j" * 30}
+    assert parts["training"] == {source for source, _ in rows[90:]}
+    assert any("100 pairs are left out" in line for line in data.describe())  # 90 of training, 10 of validation
+    # One file of one's own: the other part is still a hash's.
+    data = tasks.load("pairs", path=str(tmp_path / "all.tsv"), test=own["test"])
+    assert texts_of(data, "test") == parts["test"]
+    assert 0 < len(texts_of(data, "validation")) < 60
+
+
+def test_the_vocabulary_is_of_the_training_part_alone(tmp_path):
+    rows = some_pairs(400)
+    test = written(tmp_path / "t.tsv", [("aq", "AQ"), ("ab", "AB")])
+    data = tasks.load("pairs", path=written(tmp_path / "all.tsv", rows), test=test)
+    assert set(data.vocabulary.pieces) == set(LETTERS + LETTERS.upper())
+    questions = data.parts["test"]
+    assert data.vocabulary.write(questions.sources[0], side="source") == "a\ufffd"
+    assert questions.targets[0].tolist()[1] == -1  # nothing that a model writes is right there
+    said = "\n".join(data.describe())
+    assert "test: 1 sources have tokens that no training pair has" in said
+    assert "test: 1 targets have tokens that no training pair has" in said
+
+
+@pytest.mark.parametrize(
+    ("tokens", "pieces"),
+    [
+        ("characters", {"a", "é", " ", "A", "B"}),
+        ("words", {"a", "é", "A", "B"}),
+        ("bytes", set(map(chr, range(256)))),
+        ("characters:words", {"a", "é", " ", "A", "B"}),
+    ],
+)
+def test_tokens_are_characters_words_or_bytes(tmp_path, tokens, pieces):
+    # Sources of one kind of letter only, so that any split has the whole vocabulary.
+    rows = [("é a" + " a" * k, "A B") for k in range(300)]
+    data = tasks.load("pairs", path=written(tmp_path / "p.tsv", rows), tokens=tokens)
+    assert set(data.vocabulary.pieces) == pieces
+    everything = set().union(*(texts_of(data, part) for part in ("training", "validation", "test")))
+    assert everything == {source for source, _ in rows}
+    target_length = {"characters": 4, "words": 3, "bytes": 4, "characters:words": 3}[tokens]
+    assert {bucket.target.shape[1] for bucket in data.training} == {target_length}
+
+
+def test_words_are_the_same_source_however_they_are_spaced(tmp_path):
+    rows = [(gap.join(f"{k:03d}"), "x") for k in range(300) for gap in (" ", "  ")]
+    data = tasks.load("pairs", path=written(tmp_path / "p.tsv", rows), tokens="words")
+    parts = [texts_of(data, part) for part in ("training", "validation", "test")]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 300
+
+
+def test_several_targets_of_a_source_are_one_question(tmp_path):
+    rows = [(source, target + extra) for source, target in some_pairs(400) for extra in ("", "A")]
+    data = tasks.load("pairs", path=written(tmp_path / "p.tsv", rows))
+    questions = data.parts["test"]
+    assert len(questions.targets) == 2 * len(questions.sources)
+    assert (np.bincount(questions.asked) == 2).all() and (np.diff(questions.asked) >= 0).all()
+    some = questions.chosen([1, 4])
+    assert some.asked.tolist() == [0, 0, 1, 1]
+    assert data.vocabulary.write(some.targets[2]) == data.vocabulary.write(some.sources[1], side="source").upper()
+
+
+def test_line_ends_of_windows_and_a_byte_order_mark_do_not_matter(data, tmp_path):
+    text = "".join(f"{source}\t{target}\r\n" for source, target in some_pairs(2_000))
+    (tmp_path / "windows.tsv").write_bytes(b"\xef\xbb\xbf" + text.encode().removesuffix(b"\r\n"))
+    other = tasks.load("pairs", path=tmp_path / "windows.tsv")
+    assert other.vocabulary == data.vocabulary
+    for part in ("training", "validation", "test"):
+        assert texts_of(other, part) == texts_of(data, part)
+
+
+def test_duplicates_are_reported_and_count_once(data, tmp_path):
+    rows = some_pairs(2_000)
+    twice = tasks.load("pairs", path=written(tmp_path / "twice.tsv", rows + rows[:7]))
+    assert any("7 duplicate pairs" in line for line in twice.describe())
+    assert sum(len(b.source) for b in twice.training) == sum(len(b.source) for b in data.training)
+
+
+BAD_FILES = {
+    "empty": (b"", ["an empty file"]),
+    "only a byte-order mark": (b"\xef\xbb\xbf", ["an empty file"]),
+    "no TAB": (b"a\tb\nc d\n", ["line 2", "no TAB"]),
+    "an empty line": (b"a\tb\n\nc\td\n", ["line 2", "no TAB"]),
+    "two TABs": (b"a\tb\tc\n", ["line 1", "2 TABs"]),
+    "no source": (b"a\tb\n\tc\n", ["line 2", "empty source"]),
+    "no target": (b"a\t \n", ["line 1", "empty target"]),
+    "invalid UTF-8": (b"a\tb\nc\t\xe9\n", ["invalid UTF-8", "byte 6", "line 2"]),
+    "invalid UTF-8 after a byte-order mark": (b"\xef\xbb\xbfa\tb\nc\t\xe9\n", ["byte 9", "line 2"]),
+    "a long line": (b"a\tb\nc\t" + b"d" * (1 << 21) + b"\n", ["line 2", "longer than 1,048,576 bytes"]),
+    "an empty part": (b"a\tb\n", ["nothing is left for the test part", "1 sources"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_named_in_one_line(tmp_path, name):
+    content, said = BAD_FILES[name]
+    path = tmp_path / "bad.tsv"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as error:
+        pairs.load(path)
+    message = str(error.value)
+    assert message.startswith(str(path)) and "\n" not in message
+    for words in said:
+        assert words in message
+
+
+def test_what_is_no_file_is_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name, said in (("", "a folder"), ("missing.tsv", "No such file"), ("pipe", "not a regular file")):
+        with pytest.raises(DataError, match=said):
+            pairs.load(tmp_path / name)
+
+
+def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "secret.tsv"
+    written(path, some_pairs(10))
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)  # a mode would not stop the administrator
+    with pytest.raises(DataError, match=r"secret\.tsv: cannot be read \(Permission denied\)"):
+        pairs.load(path)
+
+
+def test_unknown_tasks_sources_and_tokens_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"'sort'; known are copy, reverse, duplicate and pairs"):
+        tasks.load("sort")
+    with pytest.raises(ValueError, match=r"'file'; known are generated, tfds"):
+        tasks.load("copy", source="file")
+    with pytest.raises(DataError, match=r"'letters', must be one of characters, words, bytes"):
+        tasks.load("pairs", path=tmp_path, tokens="letters")
+
+
+@pytest.mark.parametrize("kind", ["words", "sentences", "very long tails"])
+def test_padding_stays_under_a_quarter_for_natural_lengths(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    lengths = {
+        "words": rng.normal(8, 2.5, 5_000),
+        "sentences": np.exp(rng.normal(3, 0.6, 5_000)),
+        "very long tails": np.minimum(3 * rng.pareto(1.2, 5_000) + 2, 400),
+    }[kind].clip(1)
+    rows = []
+    for number, n in enumerate(lengths):
+        word = "".join(chr(97 + d) for d in rng.integers(0, 26, int(n)))
+        rows.append((f"{number:04d}{word}", word + "x" * int(rng.integers(1, 2 + n / 4))))
+    data = tasks.load("pairs", path=written(tmp_path / "p.tsv", rows))
+    one_bucket = [len(source) + len(target) + 2 for source, target in rows]
+    longest = max(len(s) for s, _ in rows) + max(len(t) for _, t in rows) + 2
+    assert 1 - np.mean(one_bucket) / longest > 0.4  # what a single width would cost
+    assert data.padding == padding_share(data.training) < 0.25
+    assert f"{data.padding:.1%} padding" in data.describe()[-1]

@@ -1,0 +1,202 @@
+"""Pairs from file to answer, as a user would: train, ask, look, evaluate, resume, and what is refused."""
+
+import json
+import random
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import attn
+from attn import cli, experiment
+from attn.tasks.vocabulary import Pieces
+from attn.training import data, meshes
+from attn.training.flags import load_config
+from attn.training.folders import Folder
+from attn.training.loop import compile_programs
+from attn.training.meshes import replicate
+from attn.training.state import Report, build_dispatch, example_loss, initial_state, model_structure
+
+SMALL = {
+    "model.width": "32",
+    "model.feed_forward_width": "64",
+    "model.num_encoder_layers": "1",
+    "model.num_decoder_layers": "1",
+    "model.dropout": "0.0",
+    "optimizer.learning_rate": "5e-3",
+    "training.steps": "500",
+    "training.batch_size": "32",
+    "training.steps_per_dispatch": "20",
+    "training.evaluate_every": "250",
+    "training.checkpoint_every": "250",
+    "evaluation.beam_width": "2",
+}
+
+
+def write_pairs(path, number=3_000, seed=0) -> str:
+    """Words of a to f, each with its letters in capitals; a word that ends with a may also lose it."""
+    rng = random.Random(seed)
+    words = dict.fromkeys("".join(rng.choices("abcdef", k=rng.randint(1, 8))) for _ in range(number))
+    lines = [f"{word}\t{word.upper()}\n" for word in words]
+    lines += [f"{word}\t{word[:-1].upper()}\n" for word in words if len(word) > 1 and word.endswith("a")]
+    path.write_text("".join(lines))
+    return str(path)
+
+
+def request(repository, path, folder, *, resume=False, **overrides):
+    overrides = SMALL | overrides | ({} if resume else {"data.path": str(path)})
+    return experiment.Request(
+        None if resume else str(repository / "configs/pairs.py"), overrides, str(folder), resume, "off"
+    )
+
+
+@pytest.fixture(scope="module")
+def pairs_file(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("pairs") / "capitals.tsv")
+
+
+@pytest.fixture(scope="module")
+def pairs_run(repository, pairs_file, tmp_path_factory):
+    """The folder of a finished run on pairs."""
+    folder = tmp_path_factory.mktemp("runs") / "pairs"
+    assert experiment.run(request(repository, pairs_file, folder)) == 0
+    return folder
+
+
+def test_it_learns_and_any_accepted_answer_is_right(pairs_run):
+    summary = json.loads((pairs_run / "summary.json").read_text())
+    assert summary["exact_match"] > 0.9
+    assert summary["error_rate"] < 0.05
+    assert summary["beam"]["width"] == 2 and summary["beam"]["exact_match"] > 0.9
+    assert any(len(sample["right"]) == 2 for sample in summary["samples"]) or summary["samples"]
+
+
+def test_it_answers_and_says_what_it_does_not_know(pairs_run, capsys):
+    run = attn.load(pairs_run)
+    assert run.predict(["abc", "fed"]) == ["ABC", "FED"]
+    assert run.predict(["abc", "fed"], beam_width=3) == ["ABC", "FED"]
+    assert cli.main(["predict", str(pairs_run), "abc", "axa", "--beam", "2"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[0] == "ABC"
+    assert captured.err == "input 2: 'x' not in the vocabulary, read as unknown\n"
+
+
+def test_inspect_shows_data_and_vocabulary_and_draws(pairs_run, pairs_file, tmp_path, capsys):
+    assert cli.main(["inspect", str(pairs_run)]) == 0
+    said = capsys.readouterr().out
+    assert "A B C D E F a b c d e f" in said
+    assert pairs_file in said and "padding" in said and "exact match" in said
+    assert cli.main(["inspect", str(pairs_run), "abc", "--output", str(tmp_path / "map.png")]) == 0
+    assert (tmp_path / "map.png").stat().st_size > 10_000
+    assert attn.load(pairs_run).look("abc").written == ["A", "B", "C", "end"]
+
+
+def test_the_vocabulary_is_saved_with_the_run(pairs_run):
+    vocabulary = attn.load(pairs_run).vocabulary
+    assert isinstance(vocabulary, Pieces)
+    assert json.loads((pairs_run / "vocabulary.json").read_text())["pieces"] == list("ABCDEFabcdef")
+
+
+def test_evaluate_asks_the_test_part(pairs_run, tmp_path, capsys):
+    stem = str(tmp_path / "e")
+    assert cli.main(["evaluate", str(pairs_run), "--output", stem]) == 0
+    overall = json.loads((tmp_path / "e.json").read_text())["overall"]
+    summary = json.loads((pairs_run / "summary.json").read_text())
+    assert overall == pytest.approx(
+        {name: summary[name] for name in ("exact_match", "token_accuracy", "error_rate")}
+        | {"sources": summary["examples_evaluated"]}
+    )
+    words = ["--part", "validation", "--lengths", "5:6", "--examples", "9", "--beam", "2", "--output", stem]
+    assert cli.main(["evaluate", str(pairs_run), *words]) == 0
+    values = json.loads((tmp_path / "e.json").read_text())
+    assert [(row["length"], row["sources"]) for row in values["by_length"]] == [(5, 9), (6, 9)]
+    capsys.readouterr()
+    for words, said in ((["--part", "train"], "'train'"), (["--lengths", "70"], "has such a length")):
+        assert cli.main(["evaluate", str(pairs_run), *words, "--output", stem]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_bad_file_is_one_line_and_nothing_is_written(repository, tmp_path, capsys):
+    (tmp_path / "bad.tsv").write_text("a\tb\nc\n")
+    assert experiment.run(request(repository, tmp_path / "bad.tsv", tmp_path / "run")) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"error: {tmp_path / 'bad.tsv'}: line 2 has no TAB; a line is source TAB target\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_long_for_learned_positions_is_one_line(repository, pairs_file, tmp_path, capsys):
+    learned = {"model.positions": "learned", "model.max_length": "8"}
+    assert experiment.run(request(repository, pairs_file, tmp_path / "run", **learned)) == 2
+    assert "config.model.max_length: got 8, must be at least 9" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_goes_on_with_the_very_same_pairs(repository, tmp_path, capsys):
+    path = tmp_path / "pairs.tsv"
+    write_pairs(path, 600)
+    steps = {"training.checkpoint_every": "20", "training.steps_per_dispatch": "10", "evaluation.beam_width": "1"}
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert experiment.run(request(repository, path, whole, **steps, **{"training.steps": "60"})) == 0
+    config = Folder(whole).config()
+    folder, loaded = Folder(halves), data.load(config)
+    folder.create(config, loaded)
+    stopped = load_config(str(repository / "configs/pairs.py"), SMALL | steps | {"data.path": str(path)})
+    states = run_to(stopped, loaded, 40), run_to(stopped, loaded, 20, 40)
+    for one, other in zip(*map(jax.tree.leaves, states)):
+        np.testing.assert_array_equal(one, other)
+    with path.open("a") as file:
+        file.write("zzz\tZZZ\n")
+    capsys.readouterr()
+    assert experiment.run(request(repository, path, halves, resume=True)) == 2
+    assert f"{path}: has changed since {halves} began" in capsys.readouterr().err
+
+
+def run_to(config, loaded, *until):
+    """The state after the steps up to each of `until`, dispatch by dispatch."""
+    programs = compile_programs(config, loaded, meshes.data_mesh(config.training.batch_size))
+    state, step = programs.state, 0
+    for last in until:
+        while step < last:
+            state, _ = programs.advance(state, step, min(step + config.training.steps_per_dispatch, last))
+            step = min(step + config.training.steps_per_dispatch, last)
+    return jax.device_get(state)
+
+
+@pytest.fixture(scope="module")
+def small_config(repository, pairs_file):
+    overrides = SMALL | {"data.path": pairs_file, "training.steps_per_dispatch": "4"}
+    return load_config(str(repository / "configs/pairs.py"), overrides)
+
+
+def test_a_step_is_that_of_the_bucket_alone(small_config):
+    """Cutting a batch to its bucket inside the program changes nothing: losses are those of a plain call."""
+    loaded = data.load(small_config)
+    batches = loaded.batches(32, small_config.training.seed)
+    mesh = meshes.data_mesh(32)
+    dispatch = build_dispatch(small_config, loaded, mesh)
+    state = jax.jit(lambda: initial_state(small_config, loaded.vocabulary))()
+    model = nnx.merge(model_structure(small_config, loaded.vocabulary)[0], state.params)
+    losses = jax.vmap(lambda example: example_loss(model, loaded.vocabulary.begin, example, None))
+    steps = [next(k for k in range(500) if batches.at(k)[0] == b) for b in range(len(batches.buckets))]
+    for step in steps:
+        _, examples = batches.at(step)
+        expected: Report = jax.tree.map(lambda x: float(x.sum()), losses(jax.tree.map(np.asarray, examples)))
+        one = batches.stacked(step, step + 1, 4)
+        fresh = replicate(jax.device_get(state), mesh)
+        _, report = dispatch(fresh, replicate(np.int32(1), mesh), one)
+        assert report.loss.count == expected.loss.count
+        np.testing.assert_allclose(report.loss.sum, expected.loss.sum, rtol=1e-5)
+        assert report.tokens == expected.tokens == sum((tokens != 0).sum() for tokens in examples)
+
+
+def test_in_a_notebook_the_same_data_come_from_one_call(small_config, pairs_file):
+    loaded, own = data.load(small_config), attn.tasks.load("pairs", path=pairs_file)
+    assert loaded.vocabulary == own.vocabulary
+    for step in range(20):
+        for a, b in zip(jax.tree.leaves(loaded.batches(32, 0).at(step)), jax.tree.leaves(own.batches(32, 0).at(step))):
+            np.testing.assert_array_equal(a, b)
+    for part in ("validation", "test"):
+        for a, b in zip(loaded.questions(part, None, 0), own.questions(part, None, 0)):
+            np.testing.assert_array_equal(a, b)

@@ -1,0 +1,83 @@
+"""Decoding: greedy is the argmax again and again, a beam finds what an exhaustive search finds."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from attn.nn.transformer import Transformer
+from attn.tasks.examples import PAD, decoder_input, padded
+from attn.tasks.vocabulary import Symbols
+from attn.training.decoding import beam_search, decode, greedy
+
+VOCABULARY = Symbols(3)  # 6 tokens
+SOURCES = jnp.array(  # all of 1 to 3 symbols
+    padded([[*s, VOCABULARY.end] for n in (1, 2, 3) for s in itertools.product((1, 2, 3), repeat=n)])
+)
+ROOM = 4
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    sizes = dict(width=12, num_heads=2, num_encoder_layers=1, num_decoder_layers=2, feed_forward_width=16)
+    model = Transformer(VOCABULARY.size, **sizes, rngs=nnx.Rngs(4))
+    # Untrained logits are nearly even: larger ones make some answers much likelier than others.
+    model.output.kernel[...] = 4 * model.output.kernel[...]
+    return model
+
+
+def log_probability(model, source, answer):
+    """Of the tokens of an answer, which may be padded; padding is never written inside."""
+    logits = model(source, decoder_input(answer, VOCABULARY.begin)).at[:, PAD].set(-jnp.inf)
+    each = jax.nn.log_softmax(logits)[jnp.arange(len(answer)), answer]
+    return jnp.where(answer != PAD, each, 0).sum()
+
+
+def all_answers():
+    """Every answer that fits: up to an end token, or as many tokens as there is room for."""
+    inside = [token for token in range(1, VOCABULARY.size) if token != VOCABULARY.end]
+    for length in range(ROOM):
+        yield from ((*answer, VOCABULARY.end) for answer in itertools.product(inside, repeat=length))
+    yield from itertools.product(inside, repeat=ROOM)
+
+
+def test_greedy_takes_the_likeliest_token_again_and_again(model):
+    answers = jax.jit(lambda: greedy(model, VOCABULARY, SOURCES, ROOM))()
+    for source, answer in zip(SOURCES, answers):
+        right = []
+        while len(right) < ROOM and VOCABULARY.end not in right:
+            logits = model(source, jnp.array([VOCABULARY.begin, *right]))
+            right.append(int(logits[-1, 1:].argmax()) + 1)  # never padding
+        assert answer.tolist() == right + [PAD] * (ROOM - len(right))
+
+
+def test_a_beam_wide_enough_finds_the_likeliest_of_all_answers(model):
+    answers = jax.jit(lambda: beam_search(model, VOCABULARY, SOURCES, ROOM, 200))()
+    scored = jax.jit(jax.vmap(lambda source, answer: log_probability(model, source, answer), (None, 0)))
+    for source, found in zip(SOURCES, answers):
+        every = list(all_answers())
+        scores = np.asarray(scored(source, jnp.array([answer + (PAD,) * (ROOM - len(answer)) for answer in every])))
+        best = every[int(scores.argmax())]
+        assert found.tolist() == [*best, *[PAD] * (ROOM - len(best))]
+
+
+def test_a_wider_beam_never_finds_a_less_likely_answer_here_and_some_likelier(model):
+    found = [jax.jit(lambda w=w: decode(model, VOCABULARY, SOURCES, ROOM, w))() for w in (1, 2, 200)]
+    scores = np.array([[float(log_probability(model, s, a)) for s, a in zip(SOURCES, rows)] for rows in found])
+    assert (scores[2] >= scores[1] - 1e-5).all() and (scores[2] >= scores[0] - 1e-5).all()
+    assert (scores[2] > scores[0] + 1e-3).any()  # greedy is not always best, or nothing would be tested
+
+
+def test_a_beam_of_one_is_greedy(model):
+    one = jax.jit(lambda: beam_search(model, VOCABULARY, SOURCES, ROOM, 1))()
+    np.testing.assert_array_equal(one, jax.jit(lambda: greedy(model, VOCABULARY, SOURCES, ROOM))())
+
+
+def test_answers_do_not_depend_on_the_rest_of_the_batch(model):
+    for width in (1, 3):
+        together = decode(model, VOCABULARY, SOURCES, ROOM, width)
+        alone = [decode(model, VOCABULARY, SOURCES[k : k + 1], ROOM, width)[0] for k in range(len(SOURCES))]
+        np.testing.assert_array_equal(together, np.stack(alone))
