@@ -97,6 +97,9 @@ class Stored:
     about: tuple[str, ...]
     files: dict[str, str] = dataclasses.field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return "\n".join([f"{self.name}, stored", *self.describe()])
+
     @property
     def longest_source(self) -> int:
         """S: tokens of the longest source to train on, to validate or to test with, its end included."""

@@ -156,14 +156,14 @@ def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Pr
 
     # Several hosts must compile in one order; one host may do it all at once.
     with ThreadPoolExecutor(1 if jax.process_count() > 1 else None) as pool:
-        advance = pool.submit(_compile_steps, config, data, mesh, shapes)
+        advance = pool.submit(compile_steps, config, data, mesh, shapes)
         state = pool.submit(start)
         judges = [pool.submit(_compile_judge, config, data, mesh, shapes.params, width) for width in beams]
     greedy, *beam = (judge.result() for judge in judges)
     return Programs(state.result(), advance.result(), greedy, beam[0] if beam else None)
 
 
-def _compile_steps(config, data, mesh, shapes: State) -> Callable[[State, int, int], tuple[State, Report]]:
+def compile_steps(config, data, mesh, shapes: State) -> Callable[[State, int, int], tuple[State, Report]]:
     """Steps from one to another, at most as many as a dispatch has, on the batches that (seed, step) decides."""
     count, specs = config.training.steps_per_dispatch, batches_specs(data)
     places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
