@@ -25,9 +25,10 @@ COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
 @pytest.fixture
 def shell(copy_run, tiny, tmp_path):
     """Run one command of the README in a copy-like folder: small sizes, and RUN is a finished run."""
-    for name in ("configs", "train.py", "launch", "Makefile", "requirements.txt", "pyproject.toml"):
+    for name in ("benchmarks", "configs", "train.py", "launch", "Makefile", "requirements.txt", "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
-    small = [f"--config.{key}={value}" for key, value in (tiny | {"training.steps": "20"}).items()]
+    small = {f"--config.{key}={value}" for key, value in (tiny | {"training.steps": "20"}).items()}
+    of_pairs = {setting for setting in small if not setting.startswith("--config.task.")}
 
     def run(line: str) -> subprocess.CompletedProcess:
         if line.startswith("make "):
@@ -36,10 +37,13 @@ def shell(copy_run, tiny, tmp_path):
             dry = "--dry-run --quiet --no-deps --no-build-isolation"
             line = line.replace("pip install", f"cd {ROOT} && python -m pip install {dry}") + " && echo done"
         elif line.startswith("python train.py"):
-            line += " " + shlex.join(small)
+            line += " " + shlex.join(sorted(of_pairs if "configs/pairs.py" in line else small))
+        elif line.startswith("python benchmarks/spelling.py"):
+            line += " --pairs=2000"
         line = line.replace(" RUN", f" {copy_run}")
         # `python` and `attn` are those of the environment that runs the tests.
-        environment = os.environ | {"PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"}
+        path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment = os.environ | {"PATH": path, "TFDS_DATA_DIR": str(tmp_path / "tfds")}
         return subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     return run
@@ -47,10 +51,13 @@ def shell(copy_run, tiny, tmp_path):
 
 def test_the_commands_are_those_that_are_tested():
     starts = {line.split()[0] for line in COMMANDS}
-    assert starts == {"make", "pip", "python", "attn", "PROJECT=my-project"}
+    assert starts == {"make", "pip", "python", "attn", "tfds", "PROJECT=my-project"}
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if "--resume" not in line and "1:64" not in line])
+APART = ("--resume", "1:64", "spelling.tsv", "tfds build")  # what the tests below run
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if not any(word in line for word in APART)])
 def test_the_command_runs(shell, line):
     done = shell(line)
     assert done.returncode == 0, done.stderr
@@ -74,11 +81,50 @@ def test_a_run_is_resumed_as_shown(shell):
     assert "finished already" in done.stdout
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=["ask", "change"])
-def test_the_python_runs(code, copy_run, capsys):
+def test_pairs_are_made_trained_on_and_loaded_as_shown(shell, tmp_path, monkeypatch):
+    for line in [line for line in COMMANDS if "spelling.tsv" in line]:
+        done = shell(line)
+        assert done.returncode == 0, done.stderr
+    assert "held-out exact match" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    [code] = [code for code in blocks("python") if "spelling.tsv" in code]
+    exec(compile(code, "README.md", "exec"), space := {})
+    assert space["examples"].source.shape[0] == 64
+
+
+def test_data_sets_are_loaded_as_shown(shell, tmp_path):
+    [code] = [code for code in blocks("python") if "tfds.data_source" in code]
+    (tmp_path / "code.py").write_text(code + "\nassert len(test) == 10_000 and 'source' in test[0]")
+    done = shell("python code.py")
+    assert done.returncode == 0, done.stderr
+
+
+def test_data_sets_are_built_as_shown(shell, tmp_path):
+    """The line is taken apart and carried out by TFDS's own code, but for its start, which imports TensorFlow."""
+    [line] = [line for line in COMMANDS if line.startswith("tfds build")]
+    script = (
+        "import sys, simple_parsing; from tensorflow_datasets.scripts.cli import build;"
+        "simple_parsing.parse(build.Args, args=sys.argv[1:]).execute()"
+    )
+    done = shell(line.replace("tfds build", f"python -c {shlex.quote(script)}"))
+    assert done.returncode == 0, done.stderr
+    for config in ("symbols16_lengths1to32", "symbols16_lengths1to64", "symbols2_lengths1to40"):
+        assert len(list(tmp_path.glob(f"tfds/attn_reverse/{config}/1.0.0/*.array_record*"))) == 4
+
+
+IN_PROCESS = {"ask": "attn.load", "change": "masks"}
+
+
+@pytest.mark.parametrize("name", IN_PROCESS)
+def test_the_python_runs(name, copy_run, capsys):
+    [code] = [code for code in blocks("python") if IN_PROCESS[name] in code]
     exec(compile(code.replace('"RUN"', repr(str(copy_run))), "README.md", "exec"), {})
-    if "masks" in code:
+    if name == "change":
         assert "■ · ■ · ■ ·" in capsys.readouterr().out
+
+
+def test_every_python_block_is_run():
+    assert len(blocks("python")) == len(IN_PROCESS) + 2
 
 
 def test_links_lead_somewhere():

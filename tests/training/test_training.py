@@ -201,8 +201,11 @@ def final_state(folder, config) -> list[np.ndarray]:
     )
 
 
-def test_a_stopped_run_resumes_to_the_same_bits(repository, tiny, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("source", ["generated", "tfds"])
+def test_a_stopped_run_resumes_to_the_same_bits(repository, tiny, tmp_path, capsys, monkeypatch, source):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
+    if source == "tfds":
+        tiny = tiny | {"data.source": "tfds", "data.folder": str(tmp_path / "tfds"), "task.symbols": "3"}
     assert experiment.run(request(repository, tiny, whole)) == 0
     # Ask the second run to stop, as a terminal would, when it reports step 30.
     show = Display.show
