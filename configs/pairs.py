@@ -1,6 +1,9 @@
 """Pairs of one's own, one a line, source TAB target.
 
 python train.py --config=configs/pairs.py --config.data.path=pairs.tsv
+
+On two CPU cores, with the 130,000 pairs of benchmarks/spelling.py: 333 seconds from start to final line, exact match
+98.85 % of 6,295 held-out words, error rate 0.25 % (seed 0; benchmarks/results/pairs.json).
 """
 
 from ml_collections import ConfigDict

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 from attn.functional.hashing import mix
 from attn.tasks.examples import DataError, Questions, padded
@@ -21,6 +22,7 @@ from attn.tasks.sequences import KINDS, Task, hash_of, is_held_out
 from attn.tasks.stored import Stored, in_buckets
 
 _SEED = 0  # of every draw; another one would be another version
+_LONGEST = 512  # symbols of a training string: the data set is held in memory, and "test_long" is longer still
 _TIMES_AS_LONG = 4  # the strings of "test_long", compared with the longest of training
 
 
@@ -124,10 +126,14 @@ def load(task: Task, folder: str | os.PathLike | None = None) -> Stored:
     Raises:
       DataError: it cannot be prepared or read.
     """
+    if task.max_length > _LONGEST:
+        raise DataError(f"max_length: got {task.max_length}, a data set has strings of at most {_LONGEST} symbols")
     config = SequenceConfig(symbols=task.symbols, min_length=task.min_length, max_length=task.max_length)
     listed = config.name in SequenceBuilder.builder_configs  # TFDS wants those by name, and others as they are
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of every config that is not listed
     try:
         builder = BUILDERS[task.name](config=config.name if listed else config, data_dir=folder and os.fspath(folder))
         _prepare(builder)
@@ -138,6 +144,8 @@ def load(task: Task, folder: str | os.PathLike | None = None) -> Stored:
         raise DataError(
             f"{place}: attn_{task.name} cannot be prepared or read ({type(error).__name__}: {words})"
         ) from None
+    finally:
+        logging.set_verbosity(verbosity)
     end = [task.vocabulary.end]
     return Stored(
         name=f"attn_{task.name}",
