@@ -15,7 +15,6 @@ of strings that are never trained on, after every `--judge_every` steps; judging
 import argparse
 import importlib.util
 import json
-import math
 import pathlib
 import platform
 import statistics
@@ -29,12 +28,12 @@ import numpy as np
 import psutil
 from jax.sharding import NamedSharding, PartitionSpec
 
-from attn.tasks.evaluation import held_out_strings
+from attn.tasks.generated import Generated, ask, distinct_strings
 from attn.tasks.sequences import is_held_out
 from attn.training import meshes
 from attn.training.config import Config, from_mapping
-from attn.training.judging import Strings, build_judge, judge_all, strings_like
-from attn.training.state import State, build_dispatch, initial_state, model_structure
+from attn.training.loop import compile_judge, compile_steps
+from attn.training.state import State, initial_state
 
 SYMBOLS, LENGTH, BATCH = 16, 32, 32
 WIDTH, HEADS, HEAD_WIDTH, LAYERS, FEED_FORWARD = 128, 8, 64, 3, 512
@@ -90,40 +89,34 @@ class Attn:
     def __init__(self, seed: int, steps_per_dispatch: int, judges: bool):
         started = time.perf_counter()
         self.config = our_config(seed, steps_per_dispatch)
-        self.mesh = meshes.data_mesh(BATCH)
-        self.state: State = jax.jit(
-            lambda: initial_state(self.config), out_shardings=NamedSharding(self.mesh, PartitionSpec())
-        )()
+        self._data = Generated(self.config.task)
+        mesh = meshes.data_mesh(BATCH)
+        initial = jax.jit(
+            lambda: initial_state(self.config, self._data.vocabulary),
+            out_shardings=NamedSharding(mesh, PartitionSpec()),
+        )
+        self.state: State = initial()
         self._step = 0
-        self._dispatch = build_dispatch(self.config, self.mesh).lower(self.state, self._until()).compile()
+        self._advance = compile_steps(self.config, self._data, mesh, self.state)
         jax.block_until_ready(self.state)
         self.compile_seconds = time.perf_counter() - started
         self.parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
-        self._batch = math.ceil(JUDGED_AT_ONCE / self.mesh.size) * self.mesh.size
-        self._judge = self._compile_judge() if judges else None
+        self._judge = compile_judge(self.config, self._data, mesh, self.state.params, 1) if judges else None
 
     def train(self, steps: int) -> float:
         """Dispatch until `steps` more are done."""
         report, end = None, self._step + steps
         while self._step < end:
-            self._step = min(end, self._step + self.config.training.steps_per_dispatch)
-            self.state, report = self._dispatch(self.state, self._until())
+            until = min(end, self._step + self.config.training.steps_per_dispatch)
+            self.state, report = self._advance(self.state, self._step, until)
+            self._step = until
         jax.block_until_ready(self.state)
         return float(report.loss.value())
 
     def exact_match(self, strings: np.ndarray) -> float:
         """By `attn.training.judging`: decoding with a cache of keys and values."""
-        judged = Strings(strings, np.full(len(strings), LENGTH))
-        judgement = judge_all(self._judge, self.state.params, judged, self._batch, self.mesh)
-        return judgement.scores.overall().exact_match.value()
-
-    def _until(self) -> jax.Array:
-        return meshes.replicate(np.int32(self._step), self.mesh)
-
-    def _compile_judge(self):
-        graphdef, _ = model_structure(self.config)
-        judge = build_judge(self.config.task, graphdef, self.mesh, LENGTH)
-        return judge.lower(self.state.params, strings_like(self._batch, LENGTH, self.mesh)).compile()
+        questions = ask(self.config.task, strings, np.full(len(strings), LENGTH))
+        return self._judge(self.state.params, questions).scores.overall().exact_match.value()
 
 
 class XTransformers:
@@ -215,6 +208,7 @@ def our_config(seed: int, steps_per_dispatch: int) -> Config:
                 "clip_norm": 1e9,
             },
             "training": {"seed": seed, "batch_size": BATCH, "steps_per_dispatch": steps_per_dispatch},
+            "evaluation": {"batch_size": JUDGED_AT_ONCE},
         }
     )
 
@@ -355,7 +349,7 @@ def main() -> int:
     times = time_steps(contestants, args.blocks, args.steps_per_block)
     races = {}
     if args.to_exact:
-        strings, _ = held_out_strings(contestants[0].config.task, [LENGTH], JUDGED, args.seed)
+        strings, _ = distinct_strings(contestants[0].config.task, [LENGTH], JUDGED, args.seed)
         assert is_held_out(strings, SYMBOLS).all()
         # Fresh ones, one after the other: training has the machine to itself, as it would elsewhere.
         fresh = [lambda: Attn(args.seed, args.judge_every, judges=True), lambda: XTransformers(args.seed, args.adam)]

@@ -158,12 +158,14 @@ def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Pr
     with ThreadPoolExecutor(1 if jax.process_count() > 1 else None) as pool:
         advance = pool.submit(compile_steps, config, data, mesh, shapes)
         state = pool.submit(start)
-        judges = [pool.submit(_compile_judge, config, data, mesh, shapes.params, width) for width in beams]
+        judges = [pool.submit(compile_judge, config, data, mesh, shapes.params, width) for width in beams]
     greedy, *beam = (judge.result() for judge in judges)
     return Programs(state.result(), advance.result(), greedy, beam[0] if beam else None)
 
 
-def compile_steps(config, data, mesh, shapes: State) -> Callable[[State, int, int], tuple[State, Report]]:
+def compile_steps(
+    config: Config, data: Generated | Stored, mesh: Mesh, shapes: State
+) -> Callable[[State, int, int], tuple[State, Report]]:
     """Steps from one to another, at most as many as a dispatch has, on the batches that (seed, step) decides."""
     count, specs = config.training.steps_per_dispatch, batches_specs(data)
     places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
@@ -185,7 +187,9 @@ def compile_steps(config, data, mesh, shapes: State) -> Callable[[State, int, in
     return advance
 
 
-def _compile_judge(config, data, mesh, params, beam_width: int) -> Callable[[nnx.State, Questions], Judgement]:
+def compile_judge(
+    config: Config, data: Generated | Stored, mesh: Mesh, params: nnx.State, beam_width: int
+) -> Callable[[nnx.State, Questions], Judgement]:
     """Answers to questions as wide as the widest of the data."""
     width, vocabulary = data.longest_source, data.vocabulary
     batch_size = -(-judging_batch(config, width, beam_width) // mesh.size) * mesh.size
