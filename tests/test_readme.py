@@ -94,8 +94,8 @@ def test_pairs_are_made_trained_on_and_loaded_as_shown(shell, tmp_path, monkeypa
 
 def test_data_sets_are_loaded_as_shown(shell, tmp_path):
     [code] = [code for code in blocks("python") if "tfds.data_source" in code]
-    (tmp_path / "code.py").write_text(code + "\nassert len(test) == 10_000 and 'source' in test[0]")
-    done = shell("python code.py")
+    (tmp_path / "loaded.py").write_text(code + "\nassert len(test) == 10_000 and 'source' in test[0]")
+    done = shell("python loaded.py")
     assert done.returncode == 0, done.stderr
 
 
