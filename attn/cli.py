@@ -98,7 +98,9 @@ def _add_beam(command: argparse.ArgumentParser):
 def _predict(arguments) -> int:
     texts = arguments.inputs
     if not texts:
-        texts = sys.stdin.buffer.read().decode(errors="replace").splitlines()
+        # As a file of pairs is read: other signs that end lines in some scripts are part of the text.
+        lines = sys.stdin.buffer.read().decode("utf-8-sig", errors="replace").removesuffix("\n")
+        texts = [line.removesuffix("\r") for line in lines.split("\n")] if lines else []
     if not texts:
         raise InputError("no input: give inputs as arguments, or one a line on standard input")
     run = _load(arguments.run)

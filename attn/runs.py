@@ -16,6 +16,7 @@ from attn.inspection.capture import Maps, capture
 from attn.nn.encodings import ENCODINGS
 from attn.tasks.examples import Questions, padded
 from attn.tasks.generated import Generated
+from attn.tasks.stored import Stored
 from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
 from attn.training import checkpoints, data, meshes
 from attn.training.config import Config
@@ -106,6 +107,7 @@ class Run:
         Raises:
           InputError: a length that the positions cannot encode or that the part lacks, or no such part.
           attn.tasks.examples.DataError: the data are gone.
+          RunError: the data have changed since the run began, so that what it trained on may be asked.
         """
         questions = self._questions(lengths, examples, part)
         longest = int(questions.lengths.max())
@@ -130,8 +132,10 @@ class Run:
         return stored.questions_of_each_length(part, lengths, examples, seed) if lengths else stored.part(part)
 
     @functools.cached_property
-    def _data(self):
-        return data.load(self.config, self.vocabulary)
+    def _data(self) -> Stored:
+        stored = data.load(self.config, self.vocabulary)
+        Folder(self.folder).check_data(stored)
+        return stored
 
     def look(self, text: str) -> Maps:
         """The attention weights of every layer and head while the model answers `text`.
