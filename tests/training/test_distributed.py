@@ -10,10 +10,24 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def command(repository, tiny):
+def flags(tiny):
     small = tiny | {"training.steps": "30", "training.steps_per_dispatch": "10", "training.evaluate_every": "20"}
-    flags = [f"--config.{key}={value}" for key, value in small.items()]
+    return [f"--config.{key}={value}" for key, value in small.items()]
+
+
+@pytest.fixture(scope="module")
+def command(repository, flags):
     return [sys.executable, str(repository / "train.py"), f"--config={repository}/configs/copy.py", *flags]
+
+
+@pytest.fixture(scope="module")
+def pairs_command(repository, flags, tmp_path_factory):
+    """The same on a file of pairs: cubes, with dashes before them."""
+    path = tmp_path_factory.mktemp("pairs") / "numbers.tsv"
+    path.write_text("".join(f"{n}\t{'-' * (n % 7 + 1)}{n}\n" for n in (k**3 for k in range(800))))
+    synthetic = [flag for flag in flags if not flag.startswith("--config.task")]
+    data = [f"--config.data.path={path}", "--config.evaluation.beam_width=2"]
+    return [sys.executable, str(repository / "train.py"), f"--config={repository}/configs/pairs.py", *synthetic, *data]
 
 
 def start(command, folder, devices, **variables):
@@ -28,7 +42,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_two_processes_have_the_losses_of_one(command, tmp_path):
+@pytest.mark.parametrize("learnt", ["command", "pairs_command"])
+def test_two_processes_have_the_losses_of_one(learnt, tmp_path, request):
+    command = request.getfixturevalue(learnt)
     cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     flags = [*command, "--distributed=on"]
     pair = [start(flags, tmp_path / "two", 1, JAX_PROCESS_ID=str(number), **cluster) for number in (0, 1)]
@@ -44,7 +60,7 @@ def test_two_processes_have_the_losses_of_one(command, tmp_path):
     assert rows["two"][1]["exact_match"] == rows["one"][1]["exact_match"]
     summaries = {run: json.loads((tmp_path / run / "summary.json").read_text()) for run in ("one", "two")}
     assert len(summaries["two"]["devices"]) == 2
-    for name in ("exact_match", "token_accuracy", "examples_evaluated", "samples"):
+    for name in ("exact_match", "token_accuracy", "examples_evaluated", "samples", "beam"):
         assert summaries["one"][name] == summaries["two"][name]
     # One host writes and speaks.
     assert "held-out exact match" in outputs[0][0]
