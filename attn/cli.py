@@ -60,8 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         "--examples",
         metavar="N",
         type=_whole(1_000_000),
-        default=100,
-        help="held-out sources of each length (%(default)s)",
+        help="held-out sources of each length (100, or all of the part if no lengths are given either)",
     )
     evaluate.add_argument(
         "--part", metavar="PART", help="of pairs and of TFDS data: validation, test or test_long (test, all of it)"

@@ -14,6 +14,7 @@ from attn.runs import Run
 from attn.tasks.examples import DataError
 from attn.tasks.generated import Generated
 from attn.tasks.stored import Stored
+from attn.tasks.vocabulary import before
 from attn.training import data as training_data
 from attn.training import flags, meshes
 from attn.training.checkpoints import CheckpointError
@@ -54,6 +55,7 @@ class Request:
 
 
 DEFAULT_CONFIG = "configs/reverse.py"
+_NOTHING_WRITTEN = "stopped before the run began"
 
 
 def run(request: Request) -> int:
@@ -71,7 +73,7 @@ def run(request: Request) -> int:
     except OSError as error:
         return fail(f"{error.filename}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
-        return fail("stopped before anything was written", 130)
+        return fail(_NOTHING_WRITTEN, 130)
     try:
         if finished and finished["steps"] >= config.training.steps:
             print(f"{folder.path} is finished already; more steps: --config.training.steps=N")
@@ -97,7 +99,8 @@ def run(request: Request) -> int:
     except OSError as error:  # a full disk, a folder that may not be written
         return fail(f"{error.filename or folder.path}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
-        return fail(f"stopped; go on with: python train.py --resume --workdir={folder.path}", 130)
+        go_on = f"stopped; go on with: python train.py --resume --workdir={folder.path}"
+        return fail(go_on if folder.is_run() else _NOTHING_WRITTEN, 130)
     except Interrupted as error:
         return fail(f"{error}; go on with: python train.py --resume --workdir={folder.path}", 130)
 
@@ -139,9 +142,10 @@ def prepare(request: Request) -> tuple[Folder, Config]:
 
 def _settled(config: Config) -> Config:
     """The same config with whole paths, so that the run's data are found from any folder."""
-    data = config.data
-    paths = {name: os.path.abspath(path) for name in ("path", "validation", "test") if (path := getattr(data, name))}
-    return dataclasses.replace(config, data=dataclasses.replace(data, **paths))
+    given = {name: getattr(config.data, name) for name in ("path", "validation", "test", "folder")}
+    # A bucket, as in gs://bucket/folder, is no path of this machine.
+    whole = {name: os.path.abspath(path) for name, path in given.items() if path and "://" not in path}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **whole))
 
 
 def _flat(settings: dict) -> dict:
@@ -193,10 +197,13 @@ def _sample_rows(outcome: Outcome) -> list[int]:
 def _sample(data: Generated | Stored, outcome: Outcome, row: int) -> dict:
     """One question of the evaluation as text: input, answer, and what would be right."""
     vocabulary, questions = data.vocabulary, outcome.questions
+    answer, targets = outcome.judgement.answers[row], questions.targets[questions.asked == row]
     return {
         "input": vocabulary.write(questions.sources[row], side="source"),
-        "answer": vocabulary.write(outcome.judgement.answers[row]),
-        "right": [vocabulary.write(target) for target in questions.targets[questions.asked == row]],
+        "answer": vocabulary.write(answer),
+        "accepted": [vocabulary.write(target) for target in targets],
+        # By tokens, as the score is: two texts may be alike in what cannot be shown.
+        "right": before(vocabulary.end, answer) in [before(vocabulary.end, target) for target in targets],
     }
 
 
@@ -214,8 +221,7 @@ def report(summary: dict, folder: Folder):
         print(line + (f"   of {span}, never trained on" if name == "exact_match" else ""))
     print(f"time                  {seconds['total']:6.1f} s   ({phases}) for {summary['steps']:,} steps")
     for sample in summary["samples"]:
-        right = " or ".join(sample["right"])
-        verdict = "right" if sample["answer"] in sample["right"] else f"wrong, should be {right}"
+        verdict = "right" if sample["right"] else f"wrong, should be {' or '.join(sample['accepted'])}"
         print(f"  {sample['input']}  ->  {sample['answer']}   ({verdict})")
     print(f"run                   {folder.path}")
     print(f"what it looks at      {folder.picture}")

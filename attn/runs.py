@@ -20,10 +20,11 @@ from attn.tasks.stored import Stored
 from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
 from attn.training import checkpoints, data, meshes
 from attn.training.config import Config
-from attn.training.decoding import decode
 from attn.training.folders import Folder, RunError
-from attn.training.judging import Scores, build_answer, judge, judging_batch
+from attn.training.judging import Scores, answer_all, build_answer, judge, judging_batches
 from attn.training.state import initial_state, model_structure
+
+_OF_EACH_LENGTH = 100  # held-out examples, where it is not said how many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,25 +71,23 @@ class Run:
         # Few shapes, so that little is compiled: lengths and batches in powers of two.
         longest = _power_of_two(max(len(source) for source in sources))
         longest = min(longest, self.longest_input() or longest)
-        batch_size = min(256, _power_of_two(len(sources)), judging_batch(self.config, longest + 1, beam_width))
-        ended = padded([[*source, self.vocabulary.end] for source in sources], longest + 1)
-        ended = np.pad(ended, ((0, -len(sources) % batch_size), (0, 0)))
-        answers = []
-        for batch in np.split(ended, len(ended) // batch_size):
-            answers.extend(jax.device_get(self._answer(self.params, batch, self.vocabulary.room(longest), beam_width)))
-        return answers[: len(sources)]
+        most = min(256, _power_of_two(len(sources)))
+        lengths = np.array([len(source) for source in sources])
+        ended = padded([[*source, self.vocabulary.end] for source in sources])
+        mesh = meshes.data_mesh(most)
+        batches = judging_batches(self.config, self.vocabulary, longest + 1, most, mesh, beam_width)
+        params = meshes.replicate(self.params, mesh)
+        return [*answer_all(self._answer(mesh, beam_width), params, ended, lengths, batches, mesh)]
 
     @functools.cached_property
     def _answer(self) -> Callable:
-        def answer(params, sources, room, beam_width):
-            return decode(nnx.merge(self.graphdef, params), self.vocabulary, sources, room, beam_width)
-
-        return jax.jit(answer, static_argnums=(2, 3))
+        """`(mesh, beam width) -> answer`, each built once."""
+        return functools.cache(lambda mesh, beam: build_answer(self.vocabulary, self.graphdef, mesh, beam))
 
     def evaluate(
         self,
         lengths: Sequence[int] | None = None,
-        examples: int = 100,
+        examples: int | None = None,
         *,
         part: str | None = None,
         beam_width: int = 1,
@@ -98,7 +97,7 @@ class Run:
 
         Args:
           lengths: of the sources, in tokens; None for those of training, or for all that a part holds.
-          examples: how many of each length at most, if lengths are given or the examples are generated.
+          examples: how many of each length at most; None for 100, or, without lengths, for all that a part holds.
           part: of stored data: "test", "validation" and, from TFDS, "test_long"; None for "test", or, if lengths are
             given of a synthetic task, for strings made on the spot, which need not have lengths of the data.
           beam_width: 1 for greedy decoding, more for a beam.
@@ -112,24 +111,26 @@ class Run:
         questions = self._questions(lengths, examples, part)
         longest = int(questions.lengths.max())
         self.check_length(longest)
-        batch_size = judging_batch(self.config, longest + 1, beam_width)
-        mesh = meshes.data_mesh(batch_size)
-        answer = build_answer(self.vocabulary, self.graphdef, mesh, self.vocabulary.room(longest), beam_width)
-        params = meshes.replicate(self.params, mesh)
-        asked = questions._replace(sources=questions.sources[:, : longest + 1])
-        return judge(answer, params, asked, self.vocabulary, longest + 1, batch_size, mesh, track=track).scores
+        most = self.config.evaluation.batch_size
+        mesh = meshes.data_mesh(most)
+        batches = judging_batches(self.config, self.vocabulary, longest + 1, most, mesh, beam_width)
+        answer, params = self._answer(mesh, beam_width), meshes.replicate(self.params, mesh)
+        return judge(answer, params, questions, self.vocabulary, batches, mesh, track=track).scores
 
-    def _questions(self, lengths: Sequence[int] | None, examples: int, part: str | None) -> Questions:
+    def _questions(self, lengths: Sequence[int] | None, examples: int | None, part: str | None) -> Questions:
         """What `evaluate` asks."""
-        config, seed = self.config, self.config.evaluation.seed
+        config, seed, each = self.config, self.config.evaluation.seed, examples or _OF_EACH_LENGTH
         if part is None and config.data.source != "pairs" and (lengths or config.data.source == "generated"):
             task = config.task
             lengths = lengths or range(task.min_length, task.max_length + 1)
-            return Generated(task).questions_of_each_length(lengths, examples, seed)
+            return Generated(task).questions_of_each_length(lengths, each, seed)
         if config.data.source == "generated":
             raise InputError(f"part {part!r}: the examples of this run are generated; give lengths")
         stored, part = self._data, part or "test"
-        return stored.questions_of_each_length(part, lengths, examples, seed) if lengths else stored.part(part)
+        if lengths is None and examples is None:
+            return stored.part(part)
+        lengths = lengths or np.unique(stored.part(part).lengths).tolist()
+        return stored.questions_of_each_length(part, lengths, each, seed)
 
     @functools.cached_property
     def _data(self) -> Stored:
@@ -218,7 +219,7 @@ class Run:
         """
         longest = self.longest_input()
         if longest is not None and length > longest:
-            raise InputError(f"{length} symbols are more than the learned positions can encode, at most {longest}")
+            raise InputError(f"{length} tokens are more than the learned positions can encode, at most {longest}")
 
 
 def load(run: str | os.PathLike) -> Run:

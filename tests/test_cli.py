@@ -122,7 +122,7 @@ def test_learned_positions_bound_the_input(repository, tiny, tmp_path):
     assert experiment.run(request) == 0
     run = attn.load(folder)
     assert len(run.predict(["1 2 3 4 5 6 1 2"])) == 1
-    with pytest.raises(InputError, match=r"input 2: 9 symbols.*at most 8"):
+    with pytest.raises(InputError, match=r"input 2: 9 tokens.*at most 8"):
         run.predict(["1", "1 2 3 4 5 6 1 2 3"])
     with pytest.raises(InputError, match="at most 8"):
         run.evaluate([3, 9])

@@ -22,7 +22,7 @@ def load(name: str, **settings) -> Generated | Stored:
         `folder`, see `builders.load`.
 
     Raises:
-      ValueError: an unknown name or source.
+      ValueError: an unknown name or source, or settings that do not go together.
       DataError: files that cannot be learnt from.
     """
     if name == "pairs":
@@ -32,7 +32,11 @@ def load(name: str, **settings) -> Generated | Stored:
     source, folder = settings.pop("source", "generated"), settings.pop("folder", None)
     if source not in SOURCES:
         raise ValueError(f"unknown source {source!r}; known are {', '.join(SOURCES)}")
+    if folder is not None and source != "tfds":
+        raise ValueError(f"folder: got {folder!r}, but only source='tfds' reads it")
     task = Task(name, **settings)
+    if not 1 <= task.min_length <= task.max_length or task.symbols < 2:
+        raise ValueError(f"{task}: must have 2 symbols or more, and 1 <= min_length <= max_length")
     return Generated(task) if source == "generated" else builders.load(task, folder)
 
 

@@ -5,6 +5,7 @@
 They are written as array_record, for which TensorFlow is not needed.
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -98,7 +99,10 @@ class SequenceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         lengths = range(task.min_length, task.max_length + 1)
         if long:
             lengths = range(task.max_length + 1, _TIMES_AS_LONG * task.max_length + 1)
-        questions = ask(task, *distinct_strings(task, lengths, total, _SEED, belongs))
+        strings, lengths = distinct_strings(task, lengths, total, _SEED, belongs)
+        if not len(strings):
+            raise DataError(f"{self.name}: no string for the split {split}; it needs more symbols or longer strings")
+        questions = ask(task, strings, lengths)
         for number, (source, target) in enumerate(zip(questions.sources, questions.targets)):
             yield number, {"source": _symbols(source, task), "target": _symbols(target, task)}
 
@@ -138,6 +142,8 @@ def load(task: Task, folder: str | os.PathLike | None = None) -> Stored:
         builder = BUILDERS[task.name](config=config.name if listed else config, data_dir=folder and os.fspath(folder))
         _prepare(builder)
         splits = {name: source.__getitems__(range(len(source))) for name, source in builder.as_data_source().items()}
+    except DataError:
+        raise
     except Exception as error:  # TFDS and array_record raise many kinds for a damaged or unwritable folder
         words = " ".join(str(error).split())[:200]
         place = folder or "TFDS's folder"
@@ -161,7 +167,8 @@ def load(task: Task, folder: str | os.PathLike | None = None) -> Stored:
 def _prepare(builder: SequenceBuilder):
     """Write the data set if it is not there; another process may be doing the same."""
     try:
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(sys.stderr):  # where TFDS tells what it does
+            builder.download_and_prepare()
     except OSError:
         if not BUILDERS[builder.kind](config=builder.builder_config, data_dir=builder._data_dir_root).is_prepared():
             raise

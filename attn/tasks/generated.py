@@ -11,6 +11,7 @@ from attn.tasks.sequences import Task, is_held_out
 from attn.tasks.vocabulary import Symbols
 
 _ENUMERABLE = 1 << 19  # strings of a length: up to here all are listed, beyond here they are drawn
+_DRAWN = 1 << 22  # symbols at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +107,14 @@ def _of_length(num_symbols: int, length: int, wanted: int, rng: np.random.Genera
         strings = np.stack(np.unravel_index(np.arange(num_symbols**length), (num_symbols,) * length), axis=-1) + 1
         strings = strings[belongs(strings, num_symbols)]
         return rng.permutation(strings)[:wanted]
-    found = np.empty((0, length), np.int64)
+    at_a_time = min(20 * wanted, max(1, _DRAWN // length))
+    found = np.empty((0, length), np.int32)
     while len(found) < wanted:
-        drawn = rng.integers(1, num_symbols + 1, size=(20 * wanted, length))
-        found = np.concatenate([found, drawn[belongs(drawn, num_symbols)]])
+        some = [found]
+        while sum(map(len, some)) < wanted:
+            drawn = rng.integers(1, num_symbols + 1, size=(at_a_time, length))
+            some.append(drawn[belongs(drawn, num_symbols)].astype(np.int32))
+        found = np.concatenate(some)
         _, first = np.unique(found, axis=0, return_index=True)
         found = found[np.sort(first)]
     return found[:wanted]

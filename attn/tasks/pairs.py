@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,16 +15,19 @@ from attn.tasks.stored import Stored, in_buckets
 from attn.tasks.vocabulary import SPLITTINGS, Pieces, is_splitting
 
 LONGEST_LINE = 1 << 20  # bytes; a longer one is no pair but some other kind of file
-HELD_OUT = 0.05  # share of the sources that go to validation, and as many again to the test
+LONGEST = 1_024  # tokens of a source or a target: what attention to all of it can be trained on without much thought
 
-Pair = tuple[list[str], list[str]]  # pieces of the source and of the target
+# By the hash of its source, as a fraction of all hashes, a pair is in one of these parts, else in training.
+HELD_OUT = {"test": (0.0, 0.05), "validation": (0.05, 0.1)}
+
+Pair = tuple[tuple[str, ...], tuple[str, ...]]  # pieces of the source and of the target
 
 
 class File(NamedTuple):
     """What stands in a file of pairs: the distinct pairs in order, how many came again, and the file's SHA-256."""
 
     path: pathlib.Path
-    pairs: list[tuple[str, str]]
+    pairs: list[Pair]
     repeated: int
     digest: str
 
@@ -35,39 +38,40 @@ def load(
     tokens: str = "characters",
     validation: str | os.PathLike | None = None,
     test: str | os.PathLike | None = None,
+    longest: int = LONGEST,
     vocabulary: Pieces | None = None,
 ) -> Stored:
     """Read pairs, split them into parts, and make their vocabulary.
 
     A source with several targets is several pairs to train on; when it is asked, any of them counts as right. No
     source is in two parts: a hash of the source decides, so that it stays where it is when lines are added, in
-    whatever order. With a validation or test file of one's own, its sources are taken out of the training part.
+    whatever order. With a validation or test file of one's own the hash takes nothing for that part, and its sources
+    are taken out of the training part.
 
     Args:
       path: of the pairs.
       tokens: what a token is, a key of `SPLITTINGS`, or two of them for source and target: "characters:words".
       validation, test: files of pairs that are these parts; without one, a twentieth of the sources is.
+      longest: how many tokens a source or a target may have.
       vocabulary: of a run that has one already; None to make it from the training part.
 
     Returns:
       The training examples, and the questions "validation" and "test".
 
     Raises:
-      DataError: a file that cannot be read, a line that is no pair, a part without pairs.
+      DataError: a file that cannot be read, a line that is no pair or too long, a part without pairs.
     """
     if not is_splitting(tokens):
         raise DataError(f"tokens: got {tokens!r}, must be one of {', '.join(SPLITTINGS)}, or two as SOURCE:TARGET")
     kinds = (tokens.split(":") * 2)[:2]
-    files = {"training": read(path)}
-    files |= {part: read(own) for part, own in (("validation", validation), ("test", test)) if own}
-    taken = {part: [_take_apart(pair, kinds) for pair in file.pairs] for part, file in files.items()}
-    name = SPLITTINGS[kinds[0]].join  # of a source: what decides whether two are the same
-    parts, left_out = _split(taken, name)
+    paths = {"training": path} | {part: own for part, own in (("validation", validation), ("test", test)) if own}
+    files = {part: read(own, kinds, longest) for part, own in paths.items()}
+    parts, left_out = _split({part: file.pairs for part, file in files.items()}, SPLITTINGS[kinds[0]].join)
     for part, pairs in parts.items():
         if not pairs:
-            raise DataError(_why_empty(part, files["training"], len({name(source) for source, _ in taken["training"]})))
+            raise DataError(_why_empty(part, files))
     vocabulary = vocabulary or _vocabulary(parts["training"], kinds)
-    questions = {part: _questions(parts[part], vocabulary, name) for part in ("validation", "test")}
+    questions = {part: _questions(parts[part], vocabulary) for part in ("validation", "test")}
     return Stored(
         name=pathlib.Path(path).name,
         vocabulary=vocabulary,
@@ -78,78 +82,95 @@ def load(
     )
 
 
-def read(path: str | os.PathLike) -> File:
+def read(path: str | os.PathLike, kinds: Sequence[str] = ("characters", "characters"), longest: int = LONGEST) -> File:
     """Read a file of pairs. A byte-order mark and CRLF line ends are accepted.
+
+    Args:
+      path: of the file.
+      kinds: keys of `SPLITTINGS`, how sources and targets are taken apart.
+      longest: how many tokens a source or a target may have.
 
     Raises:
       DataError: named by file, and by line or byte: what cannot be read.
     """
-    path = pathlib.Path(path)
-    if path.is_dir():
-        raise DataError(f"{path}: a folder, must be a file of pairs")
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path}: not a regular file, must be a file of pairs")
+    path, digest = pathlib.Path(path), hashlib.sha256()
     pairs, lines = {}, 0
     try:
-        for lines, line in enumerate(_lines(path), start=1):
-            source, tab, target = line.partition("\t")
-            if not tab:
-                raise DataError(f"{path}: line {lines} has no TAB; a line is source TAB target")
-            if "\t" in target:
-                raise DataError(f"{path}: line {lines} has {line.count(chr(9))} TABs; a line is source TAB target")
-            for side, text in (("source", source), ("target", target)):
-                if not text.strip():
-                    raise DataError(f"{path}: line {lines} has an empty {side}; a line is source TAB target")
-            pairs[source, target] = None
-        digest = _digest(path)
+        if path.is_dir():
+            raise DataError(f"{path}: a folder, must be a file of pairs")
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: not a regular file, must be a file of pairs")
+        for lines, line in enumerate(_lines(path, digest), start=1):
+            try:
+                pairs[_pair(line, kinds, longest)] = None
+            except DataError as error:
+                raise DataError(f"{path}: line {lines} {error}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not pairs:
         raise DataError(f"{path}: an empty file; it must have lines of source TAB target")
-    return File(path, list(pairs), lines - len(pairs), digest)
+    return File(path, list(pairs), lines - len(pairs), digest.hexdigest())
 
 
-def _lines(path: pathlib.Path) -> Iterator[str]:
-    """The lines of a file as text, without a byte-order mark and without their ends."""
+def _lines(path: pathlib.Path, digest) -> Iterator[str]:
+    """The lines of a file as text, without a byte-order mark and without their ends; `digest` gets all its bytes."""
     with path.open("rb") as file:
-        offset = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
-        file.seek(offset)
+        offset = 0
         for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
             if len(line) > LONGEST_LINE:
                 raise DataError(f"{path}: line {number} is longer than {LONGEST_LINE:,} bytes, the most allowed")
+            digest.update(line)
+            mark = len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0
             try:
-                yield line.decode().removesuffix("\n").removesuffix("\r")
+                text = line[mark:].decode().removesuffix("\n").removesuffix("\r")
             except UnicodeDecodeError as error:
-                raise DataError(f"{path}: invalid UTF-8 at byte {offset + error.start:,} (line {number})") from None
+                at = offset + mark + error.start
+                raise DataError(f"{path}: invalid UTF-8 at byte {at:,} (line {number})") from None
+            if text or line != codecs.BOM_UTF8:  # a mark alone is no line
+                yield text
             offset += len(line)
 
 
-def _digest(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _pair(line: str, kinds: Sequence[str], longest: int) -> Pair:
+    """The two sides of a line, taken apart.
+
+    Raises:
+      DataError: what is wrong with the line, to be put after its number.
+    """
+    must = "; a line is source TAB target"
+    if not line.strip():
+        raise DataError(f"is empty{must}")
+    texts = line.split("\t")
+    if len(texts) != 2:
+        cause = " (and a CR inside: lines must end with LF or CRLF)" if "\r" in line else ""
+        raise DataError(f"has {line.count(chr(9)) or 'no'} TAB{'s' if len(texts) > 2 else ''}{cause}{must}")
+    sides = tuple(tuple(SPLITTINGS[kind].split(text)) for kind, text in zip(kinds, texts))
+    for side, text, pieces, kind in zip(("source", "target"), texts, sides, kinds):
+        if not text.strip():
+            raise DataError(f"has an empty {side}{must}")
+        if len(pieces) > longest:
+            more = f"config.data.longest={len(pieces)} would allow it"
+            raise DataError(f"has a {side} of {len(pieces):,} {kind}, more than {longest:,}; {more}")
+    return sides
 
 
-def _take_apart(pair: tuple[str, str], kinds: list[str]) -> Pair:
-    return tuple(SPLITTINGS[kind].split(text) for kind, text in zip(kinds, pair))
-
-
-def _split(taken: dict[str, list[Pair]], name: Callable) -> tuple[dict[str, list[Pair]], int]:
+def _split(found: dict[str, list[Pair]], join: Callable) -> tuple[dict[str, list[Pair]], int]:
     """The pairs of each part, and how many were left out since their source is in a part that comes before.
 
-    `taken` holds the pairs of each file; what a file of its own does not give, a hash takes from the training file.
+    `found` holds the pairs of each file; what a file of its own does not give, a hash takes from the training file.
     """
-    hashed = [part for part in ("test", "validation") if part not in taken]
-    parts = {part: list(pairs) for part, pairs in taken.items() if part != "training"}
-    parts |= {part: [] for part in (*hashed, "training")}
-    for pair in taken["training"]:
-        place = int(_share(name(pair[0])) / HELD_OUT)
-        parts[hashed[place] if place < len(hashed) else "training"].append(pair)
+    parts = {part: list(found.get(part, ())) for part in ("test", "validation", "training")}
+    parts["training"] = []
+    hashed = {part: band for part, band in HELD_OUT.items() if part not in found}
+    for pair in found["training"]:
+        share = _share(join(pair[0]))
+        part = next((part for part, (low, high) in hashed.items() if low <= share < high), "training")
+        parts[part].append(pair)
     seen, left_out = set(), 0
-    for part in ("test", "validation", "training"):
-        kept = [pair for pair in parts[part] if name(pair[0]) not in seen]
-        left_out += len(parts[part]) - len(kept)
-        parts[part] = kept
-        seen |= {name(pair[0]) for pair in kept}
+    for part, pairs in parts.items():
+        parts[part] = [pair for pair in pairs if pair[0] not in seen]
+        left_out += len(pairs) - len(parts[part])
+        seen |= {source for source, _ in parts[part]}
     return parts, left_out
 
 
@@ -158,41 +179,49 @@ def _share(source: str) -> float:
     return int.from_bytes(hashlib.blake2b(source.encode(), digest_size=8).digest()) / 2**64
 
 
-def _vocabulary(pairs: list[Pair], kinds: list[str]) -> Pieces:
+def _vocabulary(pairs: list[Pair], kinds: Sequence[str]) -> Pieces:
     """Every piece of the training pairs, in the order of their code points; of bytes, all there can be."""
     pieces = set(itertools.chain.from_iterable(itertools.chain.from_iterable(pairs)))
     if "bytes" in kinds:
         pieces |= set(map(chr, range(256)))
-    longest = (max(len(pair[side]) for pair in pairs) for side in (0, 1))
-    return Pieces(tuple(sorted(pieces)), *kinds, *longest)
-
-
-def _questions(pairs: list[Pair], vocabulary: Pieces, name: Callable) -> Questions:
-    """Each source once, with all its targets."""
-    rows, targets = {}, []
+    longest = {}
     for source, target in pairs:
-        row, _ = rows.setdefault(name(source), (len(rows), source))
-        targets.append((row, target))
-    targets.sort(key=lambda asked: asked[0])
-    sources = [_ended(source, vocabulary) for _, source in rows.values()]
-    right = padded([_ended(target, vocabulary) for _, target in targets])
+        longest[len(source)] = max(len(target), longest.get(len(source), 0))
+    lengths = sorted(longest)
+    targets = list(itertools.accumulate((longest[length] for length in lengths), max))
+    return Pieces(tuple(sorted(pieces)), *kinds, tuple(zip(lengths, targets)))
+
+
+def _questions(pairs: list[Pair], vocabulary: Pieces) -> Questions:
+    """Each source once, with all its targets."""
+    rows = {source: row for row, source in enumerate(dict.fromkeys(source for source, _ in pairs))}
+    asked = sorted(pairs, key=lambda pair: rows[pair[0]])
+    right = padded([_ended(target, vocabulary) for _, target in asked])
     return Questions(
-        sources=padded(sources),
-        lengths=np.array([len(source) - 1 for source in sources]),
+        sources=padded([_ended(source, vocabulary) for source in rows]),
+        lengths=np.array([len(source) for source in rows]),
         targets=np.where(right == vocabulary.unknown, -1, right),
-        asked=np.array([row for row, _ in targets]),
+        asked=np.array([rows[source] for source, _ in asked]),
     )
 
 
-def _ended(pieces: list[str], vocabulary: Pieces) -> list[int]:
+def _ended(pieces: Sequence[str], vocabulary: Pieces) -> list[int]:
     return [*vocabulary.encode(pieces), vocabulary.end]
 
 
-def _why_empty(part: str, file: File, sources: int) -> str:
+def _why_empty(part: str, files: dict[str, File]) -> str:
+    file = files["training"]
+    sources = len({source for source, _ in file.pairs})
+    own = [str(files[name].path) for name in HELD_OUT if name in files]
+    takes = [
+        f"the hash of the source takes {high - low:.0%} for {name}"
+        for name, (low, high) in HELD_OUT.items()
+        if name not in files
+    ]
+    takes += [f"sources of {' and '.join(own)} are taken out"] if own else []
     return (
-        f"{file.path}: nothing is left for the {part} part: a hash of the source takes {HELD_OUT:.0%} each for "
-        f"validation and test from {sources:,} sources, and no source is in two parts; give more lines, or files of "
-        "your own for validation and test"
+        f"{file.path}: nothing is left for the {part} part of {sources:,} sources: {', '.join(takes)}, "
+        "and no source is in two parts; give more lines, or files of your own for validation and test"
     )
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,10 +11,9 @@ from jaxtyping import Int
 from attn.tasks.examples import PAD, Example, Questions, padded
 from attn.tasks.vocabulary import InputError, Vocabulary
 
-_ENOUGH = 0.2  # share of padding below which another bucket, one more program to compile, is not worth it
-_MOST_BUCKETS = 12
-_FEWEST_EXAMPLES = 64  # in a bucket, unless that is more than a twelfth of all: few would come too often
-_CANDIDATES = 128  # places between which the borders of buckets are chosen
+_ENOUGH = 0.22  # share of padding below which another bucket, one more program to compile, is not worth it
+_MOST_BUCKETS = 24
+_CANDIDATES = 20  # widths of a side that a bucket may have: as many by quantiles, and as many by geometric steps
 
 
 class StackedBatches(NamedTuple):
@@ -27,14 +25,15 @@ class StackedBatches(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batches:
-    """The batches of a run: at every step full, of one bucket, and decided by (seed, step) alone.
+    """The batches of a run: each of one bucket, and decided by (seed, step) alone.
 
-    In an epoch every example comes once, in an order of its own; a bucket's last batch is filled up with some that
+    In an epoch every example comes once, in an order of its own. A bucket's batches are of one size, as near to B as
+    shares its examples out evenly; where they do not come out even, a few examples, fewer than there are batches,
     come twice.
 
     Args:
       buckets: examples `[n S], [n T]` of one width each.
-      batch_size: B.
+      batch_size: B, the most examples of a batch.
       seed: of the order.
     """
 
@@ -43,37 +42,56 @@ class Batches:
     seed: int
 
     @functools.cached_property
+    def counts(self) -> tuple[int, ...]:
+        """How many batches of each bucket an epoch has."""
+        return tuple(-(-len(bucket.source) // self.batch_size) for bucket in self.buckets)
+
+    @functools.cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """How many examples a batch of each bucket has."""
+        return tuple(-(-len(bucket.source) // count) for bucket, count in zip(self.buckets, self.counts))
+
+    @property
     def steps_per_epoch(self) -> int:
         """Batches of an epoch."""
-        return sum(-(-len(bucket.source) // self.batch_size) for bucket in self.buckets)
+        return sum(self.counts)
 
     def at(self, step: int) -> tuple[int, Example]:
-        """The number of the bucket and the batch `[B S], [B T]` of a step."""
+        """The number of the bucket and the batch `[b S], [b T]` of a step."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        sizes = tuple(len(bucket.source) for bucket in self.buckets)
-        number, rows = _epoch(sizes, self.batch_size, self.seed, epoch)[place]
+        number, rows = self._epoch(epoch)[place]
         return number, Example(*(tokens[rows] for tokens in self.buckets[number]))
 
-    def stacked(self, step: int, until: int, count: int) -> StackedBatches:
-        """The batches from `step` up to `until`, and as many empty ones as make them `count`."""
+    def stacked(self, step: int, until: int, count: int, devices: int = 1) -> StackedBatches:
+        """The batches from `step` up to `until`, and as many empty ones as make them `count`.
+
+        They have B rows, a device's after another's. Of a batch that has fewer examples, every device gets as many,
+        at the beginning of its rows.
+        """
         widths = (max(tokens.shape[1] for tokens in side) for side in zip(*self.buckets))
         buckets = np.zeros(count, np.int32)
         examples = Example(*(np.full((count, self.batch_size, width), PAD, np.int32) for width in widths))
         for place, (number, batch) in enumerate(map(self.at, range(step, until))):
             buckets[place] = number
+            device, row = np.divmod(np.arange(self.sizes[number]), -(-self.sizes[number] // devices))
+            rows = device * (self.batch_size // devices) + row
             for room, tokens in zip(examples, batch):
-                room[place, :, : tokens.shape[1]] = tokens
+                room[place, rows, : tokens.shape[1]] = tokens
         return StackedBatches(buckets, examples)
+
+    def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
+        """The batches of an epoch in their order: (number of the bucket, rows `[b]` in it)."""
+        return _shuffled(tuple(len(bucket.source) for bucket in self.buckets), self.counts, self.seed, epoch)
 
 
 @functools.lru_cache(maxsize=2)
-def _epoch(sizes: tuple[int, ...], batch_size: int, seed: int, epoch: int) -> list[tuple[int, np.ndarray]]:
-    """The batches of an epoch in their order: (number of the bucket, rows `[B]` in it)."""
+def _shuffled(totals: tuple[int, ...], counts: tuple[int, ...], seed: int, epoch: int) -> list[tuple[int, np.ndarray]]:
+    """For buckets of so many examples and so many batches: each batch's bucket and rows, in the epoch's order."""
     rng = np.random.default_rng([seed, epoch])
     batches = []
-    for number, size in enumerate(sizes):
-        rows = np.resize(rng.permutation(size), -(-size // batch_size) * batch_size)
-        batches += [(number, some) for some in rows.reshape(-1, batch_size)]
+    for number, (total, count) in enumerate(zip(totals, counts)):
+        rows = np.resize(rng.permutation(total), -(-total // count) * count)
+        batches += [(number, some) for some in rows.reshape(count, -1)]
     return [batches[k] for k in rng.permutation(len(batches))]
 
 
@@ -131,7 +149,7 @@ class Stored:
         """
         questions = self.part(part)
         order = np.random.default_rng(seed).permutation(len(questions.lengths))
-        rows = np.concatenate([order[questions.lengths[order] == length][:each] for length in lengths])
+        rows = np.concatenate([order[questions.lengths[order] == length][:each] for length in sorted(set(lengths))])
         if not len(rows):
             raise InputError(f"no source of {part} has such a length; theirs are {_span(questions.lengths)}")
         return questions.chosen(np.sort(rows))
@@ -156,47 +174,63 @@ class Stored:
 
 
 def in_buckets(sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> tuple[Example, ...]:
-    """Examples in as few buckets of like lengths as keep padding low.
+    """Examples in as few buckets as keep padding low, each as wide as its longest source and its longest target.
 
-    Examples are put in the order of max(source / mean source, target / mean target), and this order is cut so that
-    the padded tokens are fewest: by dynamic programming over the cuts, for 1, 2, ... buckets, until the padding is
-    low enough or one more bucket would be too many.
+    Sources need not be as long as their targets are, so that a bucket is a pair of widths, and an example goes into
+    the bucket of fewest tokens that holds it. Which pairs: one after another that which saves most padding, the
+    others then moved as long as that saves more; until the padding is low enough, or there are too many.
 
     Args:
       sources, targets: tokens of each example, the end token included.
     """
-    s = np.fromiter(map(len, sources), np.int64, len(sources))
-    t = np.fromiter(map(len, targets), np.int64, len(targets))
-    key = np.maximum(s / s.mean(), t / t.mean())
-    order = np.argsort(key, kind="stable")
-    cuts = _cuts(s[order], t[order], key[order])
-    parts = [order[first:last] for first, last in itertools.pairwise(cuts)]
-    return tuple(Example(padded([sources[k] for k in part]), padded([targets[k] for k in part])) for part in parts)
+    lengths = np.array([list(map(len, sources)), list(map(len, targets))])
+    bucket = _choose_buckets(lengths)
+    rows = [np.flatnonzero(bucket == number) for number in np.unique(bucket)]
+    return tuple(Example(padded([sources[k] for k in some]), padded([targets[k] for k in some])) for some in rows)
 
 
-def _cuts(s: Int[np.ndarray, "n"], t: Int[np.ndarray, "n"], key: np.ndarray) -> list[int]:
-    """Where to cut the order into buckets, from 0 to n."""
-    ends = np.flatnonzero(np.append(key[1:] != key[:-1], True)) + 1  # like examples stay together
-    ends = np.unique(ends[np.linspace(0, len(ends) - 1, _CANDIDATES).round().astype(int)])
-    places = np.append(0, ends)
-    longest = np.stack([np.maximum.reduceat(x, places[:-1]) for x in (s, t)])  # between neighbouring places
-    fewest = min(_FEWEST_EXAMPLES, max(1, len(s) // _MOST_BUCKETS))
-    cost = np.full((len(places), len(places)), np.inf)  # padded tokens of a bucket from one place to another
-    for i in range(len(places) - 1):
-        sizes = places[i + 1 :] - places[i]
-        widths = np.maximum.accumulate(longest[:, i:], axis=1).sum(0)
-        cost[i, i + 1 :] = np.where(sizes >= fewest, widths * sizes, np.inf)
-    best, came_from = cost[0], []  # fewest padded tokens up to each place
-    while 1 - (s.sum() + t.sum()) / best[-1] > _ENOUGH and len(came_from) + 1 < _MOST_BUCKETS:
-        through = best[:, None] + cost
-        if through.min(0)[-1] >= best[-1]:
-            break
-        came_from.append(through.argmin(0))
-        best = through.min(0)
-    cuts = [len(places) - 1]
-    for choice in reversed(came_from):
-        cuts.append(choice[cuts[-1]])
-    return [0, *places[cuts[::-1]].tolist()]
+def _choose_buckets(lengths: Int[np.ndarray, "2 n"]) -> Int[np.ndarray, "n"]:
+    """The bucket of each example, as a number.
+
+    This is the k-median problem, of places that serve customers, and it is solved greedily and by exchange.
+    """
+    widths = [_candidate_widths(side) for side in lengths]
+    pairs = np.stack([axis.ravel() for axis in np.meshgrid(*widths, indexing="ij")])  # [2 c], what a bucket may be
+    # Examples that fit the same candidates are one customer, known by the smallest candidate that holds them.
+    smallest = np.ravel_multi_index([np.searchsorted(w, side) for w, side in zip(widths, lengths)], [*map(len, widths)])
+    customers, customer, count = np.unique(smallest, return_inverse=True, return_counts=True)
+    fits = (pairs[:, :, None] >= pairs[:, None, customers]).all(0)
+    tokens = np.where(fits, pairs.sum(0)[:, None], np.inf)  # [c customers]: what one example takes in a bucket
+
+    def with_one_more(chosen: list[int]) -> tuple[int, float]:
+        """The candidate that helps the chosen most, and the tokens in all with it."""
+        totals = np.minimum(tokens, tokens[chosen].min(0)) @ count
+        return int(totals.argmin()), float(totals.min())
+
+    chosen = [pairs.shape[1] - 1]  # the widest, which holds every example
+    total = float(tokens[chosen[0]] @ count)
+    while 1 - lengths.sum() / total > _ENOUGH and len(chosen) < _MOST_BUCKETS:
+        added, total = with_one_more(chosen)
+        chosen.append(added)
+        place = 1
+        while place < len(chosen):
+            others = chosen[:place] + chosen[place + 1 :]
+            moved, now = with_one_more(others)
+            if now < total:
+                chosen, total, place = [*others, moved], now, 1
+            else:
+                place += 1
+    return tokens[chosen].argmin(0)[customer]
+
+
+def _candidate_widths(lengths: Int[np.ndarray, "n"]) -> Int[np.ndarray, "k"]:
+    """Some of the lengths that occur, the longest among them: those of common examples, and those of rare long ones."""
+    distinct = np.unique(lengths)
+    if len(distinct) <= 2 * _CANDIDATES:
+        return distinct
+    common = np.quantile(lengths, np.linspace(0, 1, _CANDIDATES), method="higher")
+    rare = np.searchsorted(distinct, np.geomspace(distinct[0], distinct[-1], _CANDIDATES).round())
+    return np.unique([*common, *distinct[rare]])
 
 
 def padding_share(buckets: Sequence[Example]) -> float:

@@ -3,6 +3,7 @@
 Token 0 is padding, then come the symbols or pieces from 1 on, then the begin and end tokens.
 """
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
@@ -107,14 +108,14 @@ class Pieces:
     Args:
       pieces: token k is `pieces[k - 1]`.
       source, target: keys of `SPLITTINGS`, how each side is taken apart.
-      longest_source, longest_target: of the training pairs, in pieces.
+      longest_targets: of the training pairs, in pieces, with rising lengths: (length of a source, length of the longest
+        target of the sources that are no longer). The last is of the longest source.
     """
 
     pieces: tuple[str, ...]
     source: str
     target: str
-    longest_source: int
-    longest_target: int
+    longest_targets: tuple[tuple[int, int], ...]
 
     @property
     def begin(self) -> int:
@@ -134,12 +135,22 @@ class Pieces:
         """Number of tokens: pieces, padding, begin, end and unknown."""
         return len(self.pieces) + 4
 
+    @property
+    def longest_source(self) -> int:
+        """Of the training pairs, in pieces."""
+        return self.longest_targets[-1][0]
+
     def room(self, length: int) -> int:
         """T: tokens that an answer to a source of `length` pieces may take, its end included.
 
-        As many as the longest target of training, and proportionally more for sources longer than any of training.
+        As many as the longest target of the training sources that are up to about twice as long. For a source longer
+        than any of training, as many as for the longest, and proportionally more.
         """
-        return -(-self.longest_target * max(length, self.longest_source) // self.longest_source) + 1
+        longest_source, longest_target = self.longest_targets[-1]
+        if length > longest_source:
+            return -(-longest_target * length // longest_source) + 1
+        fitting = bisect.bisect_right(self.longest_targets, 2 * length + 8, key=lambda step: step[0])
+        return self.longest_targets[max(0, fitting - 1)][1] + 1
 
     def read(self, text: str) -> list[int]:
         """The tokens of a source; pieces that are not in the vocabulary become the unknown token.

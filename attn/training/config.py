@@ -14,6 +14,7 @@ from attn.nn.encodings import ENCODINGS
 from attn.nn.transformer import MODELS
 from attn.tasks import SOURCES
 from attn.tasks.generated import Generated
+from attn.tasks.pairs import LONGEST
 from attn.tasks.sequences import KINDS, Task
 from attn.tasks.stored import Stored
 from attn.tasks.vocabulary import SPLITTINGS, is_splitting
@@ -36,6 +37,7 @@ class Data:
     tokens: str = "characters"
     validation: str | None = None
     test: str | None = None
+    longest: int = LONGEST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +146,7 @@ RULES = {
     "data.tokens": Rule(f"one of {', '.join(SPLITTINGS)}, or two of them as SOURCE:TARGET", is_splitting),
     "data.validation": _PATH,
     "data.test": _PATH,
+    "data.longest": _between(1, 100_000),
     "model.name": _one_of(MODELS),
     "model.width": _SIZE,
     "model.num_heads": _SIZE,
@@ -302,7 +305,7 @@ def _check_together(config: Config):
 def _check_data(config: Config):
     """Settings that mean nothing for the source of the data must be left alone."""
     data, default = config.data, Data()
-    readers = {name: "pairs" for name in ("path", "tokens", "validation", "test")} | {"folder": "tfds"}
+    readers = {name: "pairs" for name in ("path", "tokens", "validation", "test", "longest")} | {"folder": "tfds"}
     for name, reader in readers.items():
         given = getattr(data, name)
         if given != getattr(default, name) and data.source != reader:

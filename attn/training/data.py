@@ -22,6 +22,6 @@ def load(config: Config, vocabulary: Vocabulary | None = None) -> Generated | St
     if data.source == "pairs":
         if data.path is None:
             raise ConfigError("config.data.path: none given; name a file of pairs, --config.data.path=FILE")
-        parts = {"validation": data.validation, "test": data.test}
-        return tasks.load("pairs", path=data.path, tokens=data.tokens, **parts, vocabulary=vocabulary)
+        settings = {name: getattr(data, name) for name in ("path", "tokens", "validation", "test", "longest")}
+        return tasks.load("pairs", **settings, vocabulary=vocabulary)
     return tasks.load(**vars(config.task), source=data.source, folder=data.folder)

@@ -1,6 +1,7 @@
 """Answers: free-running decoding with a cache of keys and values, greedy or with a beam.
 
-Both stop as soon as every answer of the batch has ended.
+An answer may take as many tokens as the vocabulary allows for a source of its length, whatever else is in the batch.
+Decoding stops as soon as every answer of the batch has ended.
 """
 
 import jax
@@ -18,26 +19,26 @@ _OF_BEAMS = Cache(position=None, own=0, memory=None, source_length=None)
 
 
 def decode(
-    model: nnx.Module, vocabulary: Vocabulary, sources: Int[Array, "B S"], room: int, beam_width: int = 1
+    model: nnx.Module, vocabulary: Vocabulary, sources: Int[Array, "B S"], beam_width: int = 1
 ) -> Int[Array, "B T"]:
     """Answer greedily, or with a beam that is wider than 1; see the two functions below."""
     if beam_width == 1:
-        return greedy(model, vocabulary, sources, room)
-    return beam_search(model, vocabulary, sources, room, beam_width)
+        return greedy(model, vocabulary, sources)
+    return beam_search(model, vocabulary, sources, beam_width)
 
 
-def greedy(model: nnx.Module, vocabulary: Vocabulary, sources: Int[Array, "B S"], room: int) -> Int[Array, "B T"]:
+def greedy(model: nnx.Module, vocabulary: Vocabulary, sources: Int[Array, "B S"]) -> Int[Array, "B T"]:
     """The likeliest token again and again, each fed back, until the end token.
 
     Args:
       model: with `encode`, `start` and `decode`.
-      vocabulary: for the begin and end tokens.
-      sources: `[B S]` tokens.
-      room: T, how many tokens at most.
+      vocabulary: for the begin and end tokens, and for how many tokens an answer may take.
+      sources: `[B S]` tokens; one that is padding alone is not answered.
 
     Returns:
       `[B T]` tokens: the answer, its end token, padding.
     """
+    most = _most_tokens(vocabulary, sources)
     decode = jax.vmap(model.decode, in_axes=(0, _OF_EXAMPLES), out_axes=(0, _OF_EXAMPLES, None))
 
     def step(state):
@@ -45,29 +46,27 @@ def greedy(model: nnx.Module, vocabulary: Vocabulary, sources: Int[Array, "B S"]
         place = cache.position
         logits, cache, _ = decode(token[:, None], cache)
         token = jnp.where(ended, PAD, jnp.argmax(_unpadded(logits[:, 0]), axis=-1).astype(token.dtype))
-        return token, ended | (token == vocabulary.end), answers.at[:, place].set(token), cache
+        ended |= (token == vocabulary.end) | (place + 1 >= most)
+        return token, ended, answers.at[:, place].set(token), cache
 
     def unfinished(state):
-        _, ended, _, cache = state
-        return (cache.position < room) & ~ended.all()
+        return ~state[1].all()
 
-    batch = len(sources)
+    batch, room = len(sources), vocabulary.room(sources.shape[1] - 1)
     token = jnp.full(batch, vocabulary.begin, sources.dtype)
     answers = jnp.full((batch, room), PAD, sources.dtype)
-    state = (token, jnp.zeros(batch, bool), answers, _start(model, sources, room))
+    state = (token, most == 0, answers, _start(model, sources, room))
     return jax.lax.while_loop(unfinished, step, state)[2]
 
 
-def beam_search(
-    model: nnx.Module, vocabulary: Vocabulary, sources: Int[Array, "B S"], room: int, width: int
-) -> Int[Array, "B T"]:
+def beam_search(model: nnx.Module, vocabulary: Vocabulary, sources: Int[Array, "B S"], width: int) -> Int[Array, "B T"]:
     """The likeliest answer that is found by keeping, at every step, the W likeliest beginnings of answers.
 
     The score of an answer is the log-probability of its tokens. It can only fall, so that a search is over when its
     best answer has ended.
 
     Args:
-      model, vocabulary, sources, room: as of `greedy`.
+      model, vocabulary, sources: as of `greedy`.
       width: W, how many beginnings are kept; 1 is greedy decoding.
 
     Returns:
@@ -78,6 +77,7 @@ def beam_search(
     decode = jax.vmap(model.decode, in_axes=(0, _OF_BEAMS), out_axes=(0, _OF_BEAMS, None))
     decode = jax.vmap(decode, in_axes=(0, _OF_EXAMPLES), out_axes=(0, _OF_EXAMPLES, None))
     choose = jax.vmap(lambda rows, chosen: rows[chosen])  # for each example, some of its W rows
+    most = _most_tokens(vocabulary, sources)
     padding = jnp.full(vocabulary.size, -jnp.inf).at[PAD].set(0.0)
 
     def step(state):
@@ -91,23 +91,29 @@ def beam_search(
         beam, token = best // vocabulary.size, (best % vocabulary.size).astype(token.dtype)
         ended, answers, own = jax.tree.map(lambda rows: choose(rows, beam), (ended, answers, cache.own))
         answers = answers.at[:, :, place].set(token)
-        return scores, token, ended | (token == vocabulary.end), answers, cache._replace(own=own)
+        ended |= (token == vocabulary.end) | (place + 1 >= most)[:, None]
+        return scores, token, ended, answers, cache._replace(own=own)
 
     def unfinished(state):
-        _, _, ended, _, cache = state
-        return (cache.position < room) & ~ended[:, 0].all()
+        return ~state[2][:, 0].all()
 
-    shape = (len(sources), width)
+    shape, room = (len(sources), width), vocabulary.room(sources.shape[1] - 1)
     cache = _start(model, sources, room)
     cache = cache._replace(own=jax.tree.map(lambda x: jnp.repeat(x[:, None], width, axis=1), cache.own))
     state = (
         jnp.full(shape, -jnp.inf).at[:, 0].set(0.0),  # at first there is one beginning, the empty one
         jnp.full(shape, vocabulary.begin, sources.dtype),
-        jnp.zeros(shape, bool),
+        jnp.broadcast_to((most == 0)[:, None], shape),
         jnp.full((*shape, room), PAD, sources.dtype),
         cache,
     )
     return jax.lax.while_loop(unfinished, step, state)[3][:, 0]
+
+
+def _most_tokens(vocabulary: Vocabulary, sources: Int[Array, "B S"]) -> Int[Array, "B"]:
+    """How many tokens each answer may take, its end included."""
+    by_length = jnp.array([0, *map(vocabulary.room, range(sources.shape[1]))])  # by tokens of the source with its end
+    return by_length[jnp.sum(sources != PAD, axis=1)]
 
 
 def _unpadded(logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:

@@ -118,8 +118,9 @@ class Folder:
             return config.task.vocabulary
         values = self._read("vocabulary.json")
         try:
-            return Pieces(**(values | {"pieces": tuple(values["pieces"])}))
-        except (TypeError, KeyError) as error:
+            lengths = tuple((int(source), int(target)) for source, target in values["longest_targets"])
+            return Pieces(**(values | {"pieces": tuple(values["pieces"]), "longest_targets": lengths}))
+        except (TypeError, KeyError, ValueError) as error:
             raise RunError(f"{self.path / 'vocabulary.json'}: not a vocabulary ({error})") from None
 
     def check_data(self, data: Generated | Stored):

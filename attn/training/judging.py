@@ -1,6 +1,6 @@
 """How good a model is: it answers freely, and its answers are held against those that count as right."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from attn.training.meshes import DATA, share
 from attn.training.metrics import Mean
 
 _SCORES_IN_MEMORY = 1 << 24  # attention scores of one layer that a batch may hold at once
+_NARROW = 32  # tokens of a source, below which another width is not worth a program
 
 
 class Scores(NamedTuple):
@@ -56,19 +57,32 @@ class Judgement(NamedTuple):
     answers: Int[np.ndarray, "B T"]
 
 
-def judging_batch(config: Config, width: int, beam_width: int = 1) -> int:
-    """How many sources of `width` tokens are answered at a time: the config's number, or what memory allows."""
-    scores = config.model.num_heads * width**2 * beam_width
-    return min(config.evaluation.batch_size, max(1, _SCORES_IN_MEMORY // scores))
+def judging_batches(
+    config: Config, vocabulary: Vocabulary, longest: int, most: int, mesh: Mesh, beam_width: int = 1
+) -> dict[int, int]:
+    """Widths that sources of up to `longest` tokens are padded to, and how many of each are answered at a time.
+
+    The longest, a quarter of it, a quarter of that: short questions do not wait for long answers. `most` at a time,
+    or as many as memory allows.
+    """
+    widths = [longest]
+    while widths[0] > 4 * _NARROW:
+        widths.insert(0, -(-widths[0] // 4))
+    batches = {}
+    for width in widths:
+        scores = config.model.num_heads * max(width, vocabulary.room(width - 1)) ** 2 * beam_width
+        fitting = min(most, max(1, _SCORES_IN_MEMORY // scores))
+        batches[width] = -(-fitting // mesh.size) * mesh.size
+    return batches
 
 
 def build_answer(
-    vocabulary: Vocabulary, graphdef: nnx.GraphDef, mesh: Mesh, room: int, beam_width: int = 1
+    vocabulary: Vocabulary, graphdef: nnx.GraphDef, mesh: Mesh, beam_width: int = 1
 ) -> Callable[[nnx.State, Int[np.ndarray, "B S"]], Int[np.ndarray, "B T"]]:
     """Make `(params, sources) -> answers`: a batch answered freely, greedily or with a beam."""
 
     def answer(params, sources):
-        answers = decode(nnx.merge(graphdef, params), vocabulary, sources, room, beam_width)
+        answers = decode(nnx.merge(graphdef, params), vocabulary, sources, beam_width)
         return jax.lax.all_gather(answers, DATA, tiled=True)
 
     specs = (PartitionSpec(), PartitionSpec(DATA))
@@ -76,36 +90,53 @@ def build_answer(
     return jax.jit(jax.shard_map(answer, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False))
 
 
+def answer_all(
+    answer: Callable,
+    params: nnx.State,
+    sources: Int[np.ndarray, "B S"],
+    lengths: Int[np.ndarray, "B"],
+    batches: Mapping[int, int],
+    mesh: Mesh,
+    *,
+    track: Callable[[Sequence], Iterable] = iter,
+) -> Int[np.ndarray, "B T"]:
+    """Answer any number of sources in batches of few shapes; those are filled up with empty sources.
+
+    Args:
+      answer: from `build_answer`.
+      params: of the model.
+      sources, lengths: tokens with their ends, and how many without.
+      batches: from `judging_batches`, for sources as long.
+      mesh: the one that `answer` was built for.
+      track: wraps the sequence of batches, to show progress.
+    """
+    # Sources of like lengths together: their answers end at like times.
+    order = np.argsort(lengths, kind="stable")
+    width_of = np.array([*batches])[np.searchsorted([*batches], lengths[order] + 1)]
+    asked = []
+    for width, size in batches.items():
+        rows = order[width_of == width]
+        asked += [(width, rows[at : at + size]) for at in range(0, len(rows), size)]
+    answers = []
+    for width, rows in track(asked):
+        batch = _widened(sources[rows, :width], width, batches[width])
+        answers.append(jax.device_get(answer(params, share(batch, mesh)))[: len(rows)])
+    room = max(answer.shape[1] for answer in answers)
+    return np.concatenate([_widened(answer, room) for answer in answers])[np.argsort(order, kind="stable")]
+
+
 def judge(
     answer: Callable,
     params: nnx.State,
     questions: Questions,
     vocabulary: Vocabulary,
-    width: int,
-    batch_size: int,
+    batches: Mapping[int, int],
     mesh: Mesh,
     *,
     track: Callable[[Sequence], Iterable] = iter,
 ) -> Judgement:
-    """Ask any number of questions in batches of one shape; the last is filled up with empty sources.
-
-    Args:
-      answer: from `build_answer`.
-      params: of the model.
-      questions: as many as there are.
-      vocabulary: of the questions.
-      width: S, tokens of every source of a batch.
-      batch_size: a multiple of the mesh's size.
-      mesh: the one that `answer` was built for.
-      track: wraps the sequence of batches, to show progress.
-    """
-    total = len(questions.sources)
-    # Sources of like lengths together: their answers end at like times.
-    order = np.argsort(questions.lengths, kind="stable")
-    sources = _widened(questions.sources[order], width, total + -total % batch_size)
-    batches = range(0, len(sources), batch_size)
-    parts = [jax.device_get(answer(params, share(sources[at : at + batch_size], mesh))) for at in track(batches)]
-    answers = np.concatenate(parts)[np.argsort(order, kind="stable")]
+    """Ask any number of questions, and hold the answers against those that are right; see `answer_all`."""
+    answers = answer_all(answer, params, questions.sources, questions.lengths, batches, mesh, track=track)
     return Judgement(score(questions, answers, vocabulary), answers)
 
 

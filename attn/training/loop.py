@@ -22,7 +22,7 @@ from attn.tasks.stored import StackedBatches, Stored
 from attn.training import checkpoints
 from attn.training.config import Config
 from attn.training.folders import Folder
-from attn.training.judging import Judgement, build_answer, judge, judging_batch
+from attn.training.judging import Judgement, build_answer, judge, judging_batches
 from attn.training.meshes import replicate, tokens_like
 from attn.training.progress import Clock, Display, Row
 from attn.training.state import (
@@ -183,7 +183,7 @@ def compile_steps(
     def batches(step: int, until: int) -> StackedBatches | None:
         if isinstance(data, Generated):
             return None
-        return data.batches(config.training.batch_size, config.training.seed).stacked(step, until, count)
+        return data.batches(config.training.batch_size, config.training.seed).stacked(step, until, count, mesh.size)
 
     like = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), batches(0, 0), places)
     until = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
@@ -200,13 +200,20 @@ def compile_steps(
 def compile_judge(
     config: Config, data: Generated | Stored, mesh: Mesh, params: nnx.State, beam_width: int
 ) -> Callable[[nnx.State, Questions], Judgement]:
-    """Answers to questions as wide as the widest of the data."""
-    width, vocabulary = data.longest_source, data.vocabulary
-    batch_size = -(-judging_batch(config, width, beam_width) // mesh.size) * mesh.size
+    """Answers to questions as long as the longest of the data, each width compiled by itself."""
+    vocabulary = data.vocabulary
+    longest, most = data.longest_source, config.evaluation.batch_size
+    batches = judging_batches(config, vocabulary, longest, most, mesh, beam_width)
     graphdef, _ = model_structure(config, vocabulary)
-    answer = build_answer(vocabulary, graphdef, mesh, vocabulary.room(width - 1), beam_width)
-    answer = answer.lower(params, tokens_like(batch_size, width, mesh)).compile()
-    return lambda params, questions: judge(answer, params, questions, vocabulary, width, batch_size, mesh)
+    answer = build_answer(vocabulary, graphdef, mesh, beam_width)
+    of_width = {
+        width: answer.lower(params, tokens_like(size, width, mesh)).compile() for width, size in batches.items()
+    }
+
+    def compiled(params, sources):
+        return of_width[sources.shape[1]](params, sources)
+
+    return lambda params, questions: judge(compiled, params, questions, vocabulary, batches, mesh)
 
 
 @contextlib.contextmanager

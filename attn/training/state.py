@@ -140,31 +140,38 @@ def batches_specs(data: Generated | Stored) -> StackedBatches | None:
 def _sampled(config: Config, data: Generated) -> Callable:
     """`(params, step, None) -> (gradients, report)` of examples that the device draws."""
     gradient, draw = jax.grad(_local_loss(config, data.vocabulary), has_aux=True), jax.vmap(data.sample)
-    return lambda params, step, _: gradient(params, step, draw)
+    return lambda params, step, _: gradient(params, step, config.training.batch_size, draw)
 
 
 def _given(config: Config, data: Stored) -> Callable:
-    """`(params, step, (bucket, examples)) -> (gradients, report)`, of the examples cut to their bucket's width."""
+    """`(params, step, (bucket, examples)) -> (gradients, report)`, of the examples cut to a batch of their bucket."""
     gradient = jax.grad(_local_loss(config, data.vocabulary), has_aux=True)
 
-    def of_bucket(bucket: Example):
+    def of_bucket(bucket: Example, size: int):
         def cut(params, step, examples):
-            narrow = jax.tree.map(lambda tokens, like: tokens[:, : like.shape[1]], examples, bucket)
-            return gradient(params, step, lambda keys: narrow)
+            rows = _share_of(size)
+            narrow = jax.tree.map(lambda tokens, like: tokens[:rows, : like.shape[1]], examples, bucket)
+            return gradient(params, step, size, lambda keys: narrow)
 
         return cut
 
-    branches = [of_bucket(bucket) for bucket in data.training]
+    sizes = data.batches(config.training.batch_size, config.training.seed).sizes
+    branches = [of_bucket(bucket, size) for bucket, size in zip(data.training, sizes)]
     return lambda params, step, batch: jax.lax.switch(batch.bucket, branches, params, step, batch.examples)
 
 
+def _share_of(size: int) -> int:
+    """How many examples of a batch each device has; the last may lack some."""
+    return -(-size // jax.lax.axis_size(DATA))
+
+
 def _local_loss(config: Config, vocabulary: Vocabulary) -> Callable:
-    """`(params, step, keys -> examples) -> (loss, report)` of one device's share of a batch."""
+    """`(params, step, size, keys -> examples) -> (loss, report)` of one device's share of a batch."""
     graphdef, _ = model_structure(config, vocabulary)
     run_key = jax.random.fold_in(jax.random.key(config.training.seed), _BATCHES)
 
-    def loss(params, step, examples: Callable[[Array], Example]):
-        each = config.training.batch_size // jax.lax.axis_size(DATA)
+    def loss(params, step, size: int, examples: Callable[[Array], Example]):
+        each = _share_of(size)
         numbers = jax.lax.axis_index(DATA) * each + jnp.arange(each)
         keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(run_key, step), n))(numbers)
         sample_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)

@@ -123,6 +123,21 @@ def test_a_killed_preparation_leaves_nothing_that_is_taken_for_whole(tmp_path):
     assert sum(len(bucket.source) for bucket in data.training) == 100_000
 
 
+def test_two_processes_may_prepare_it_at_once(tmp_path):
+    script = f"from attn import tasks; print(tasks.load('reverse', source='tfds', folder={str(tmp_path)!r}).describe())"
+    both = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert said[0] == said[1] and "100,000 examples" in said[0]
+    assert not list(tmp_path.rglob("*incomplete*"))
+
+
+def test_a_task_with_too_few_strings_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"^attn_copy: no string for the split validation; it needs more symbols"):
+        tasks.load("copy", symbols=2, max_length=1, source="tfds", folder=tmp_path)
+    assert not list(tmp_path.rglob("*.array_record*"))
+
+
 def test_a_damaged_or_impossible_folder_is_named_in_one_line(tmp_path):
     tasks.load("copy", symbols=2, max_length=4, source="tfds", folder=tmp_path)
     for record in tmp_path.rglob("*train.array_record*"):

@@ -82,10 +82,24 @@ def test_no_source_is_in_two_parts_even_with_files_of_ones_own(tmp_path):
     assert parts["validation"] == {source for source, _ in rows[:40]} | {"j" * 30}
     assert parts["training"] == {source for source, _ in rows[90:]}
     assert any("100 pairs are left out" in line for line in data.describe())  # 90 of training, 10 of validation
-    # One file of one's own: the other part is still a hash's.
-    data = tasks.load("pairs", path=str(tmp_path / "all.tsv"), test=own["test"])
-    assert texts_of(data, "test") == parts["test"]
-    assert 0 < len(texts_of(data, "validation")) < 60
+
+
+def test_with_a_test_file_of_ones_own_validation_stays_what_it_is(data, tmp_path):
+    rows = some_pairs(2_000)
+    test = written(tmp_path / "t.tsv", rows[:500])
+    own = tasks.load("pairs", path=written(tmp_path / "all.tsv", rows), test=test)
+    tested = {source for source, _ in rows[:500]}
+    assert texts_of(own, "test") == tested
+    assert texts_of(own, "validation") == texts_of(data, "validation") - tested
+    assert texts_of(own, "training") == (texts_of(data, "training") | texts_of(data, "test")) - tested
+
+
+def test_a_part_that_files_of_ones_own_leave_empty_is_named_with_them(tmp_path):
+    path = written(tmp_path / "all.tsv", some_pairs(100))
+    with pytest.raises(
+        DataError, match=r"nothing is left for the training part .* sources of .*all\.tsv and .*v\.tsv are"
+    ):
+        tasks.load("pairs", path=path, test=path, validation=written(tmp_path / "v.tsv", [("ijij", "x")]))
 
 
 def test_the_vocabulary_is_of_the_training_part_alone(tmp_path):
@@ -126,6 +140,8 @@ def test_words_are_the_same_source_however_they_are_spaced(tmp_path):
     data = tasks.load("pairs", path=written(tmp_path / "p.tsv", rows), tokens="words")
     parts = [texts_of(data, part) for part in ("training", "validation", "test")]
     assert sum(map(len, parts)) == len(set().union(*parts)) == 300
+    assert sum(len(bucket.source) for bucket in data.training) == len(parts[0])
+    assert any("300 duplicate pairs" in line for line in data.describe())
 
 
 def test_several_targets_of_a_source_are_one_question(tmp_path):
@@ -159,12 +175,18 @@ BAD_FILES = {
     "empty": (b"", ["an empty file"]),
     "only a byte-order mark": (b"\xef\xbb\xbf", ["an empty file"]),
     "no TAB": (b"a\tb\nc d\n", ["line 2", "no TAB"]),
-    "an empty line": (b"a\tb\n\nc\td\n", ["line 2", "no TAB"]),
+    "an empty line": (b"a\tb\n\nc\td\n", ["line 2 is empty"]),
+    "an empty line at the end": (b"a\tb\n \n", ["line 2 is empty"]),
+    "line ends of old": (b"a\tb\rc\td\r", ["line 1", "2 TABs", "a CR inside"]),
     "two TABs": (b"a\tb\tc\n", ["line 1", "2 TABs"]),
     "no source": (b"a\tb\n\tc\n", ["line 2", "empty source"]),
     "no target": (b"a\t \n", ["line 1", "empty target"]),
     "invalid UTF-8": (b"a\tb\nc\t\xe9\n", ["invalid UTF-8", "byte 6", "line 2"]),
     "invalid UTF-8 after a byte-order mark": (b"\xef\xbb\xbfa\tb\nc\t\xe9\n", ["byte 9", "line 2"]),
+    "a long target": (
+        b"a\tb\nc\t" + b"d" * 1_025 + b"\n",
+        ["line 2 has a target of 1,025 characters, more than 1,024", "config.data.longest=1025"],
+    ),
     "a long line": (b"a\tb\nc\t" + b"d" * (1 << 21) + b"\n", ["line 2", "longer than 1,048,576 bytes"]),
     "an empty part": (b"a\tb\n", ["nothing is left for the test part", "1 sources"]),
 }
@@ -207,25 +229,52 @@ def test_unknown_tasks_sources_and_tokens_are_named(tmp_path):
         tasks.load("sort")
     with pytest.raises(ValueError, match=r"'file'; known are generated, tfds"):
         tasks.load("copy", source="file")
+    with pytest.raises(ValueError, match=r"folder: got '/tmp', but only source='tfds' reads it"):
+        tasks.load("copy", folder="/tmp")
+    with pytest.raises(ValueError, match=r"1 <= min_length <= max_length"):
+        tasks.load("copy", min_length=5, max_length=4)
     with pytest.raises(DataError, match=r"'letters', must be one of characters, words, bytes"):
         tasks.load("pairs", path=tmp_path, tokens="letters")
 
 
-@pytest.mark.parametrize("kind", ["words", "sentences", "very long tails"])
-def test_padding_stays_under_a_quarter_for_natural_lengths(tmp_path, kind):
+def test_longer_sources_and_targets_may_be_allowed(tmp_path):
+    rows = [*some_pairs(300), ("a" * 1_500, "b" * 1_200)]
+    path = written(tmp_path / "p.tsv", rows)
+    data = tasks.load("pairs", path=path, longest=1_500)
+    assert sum(len(texts_of(data, part)) for part in ("training", "validation", "test")) == 301
+    with pytest.raises(DataError, match=r"line 301 has a source of 1,500 characters, more than 1,499"):
+        tasks.load("pairs", path=path, longest=1_499)
+
+
+def log_normal(rng, mean, sigma, count):
+    return np.exp(rng.normal(np.log(mean), sigma, count))
+
+
+def follows(rng, lengths):
+    """Targets about as long as their sources."""
+    return lengths, lengths * rng.normal(1.1, 0.15, len(lengths))
+
+
+LENGTHS = {
+    "words": lambda rng, n: follows(rng, rng.normal(8, 2.5, n)),
+    "sentences": lambda rng, n: follows(rng, log_normal(rng, 20, 0.6, n)),
+    "texts": lambda rng, n: follows(rng, log_normal(rng, 30, 1.0, n)),
+    "long tails": lambda rng, n: follows(rng, 3 * rng.pareto(1.2, n) + 2),
+    "sentences unrelated to each other": lambda rng, n: (log_normal(rng, 20, 0.6, n), log_normal(rng, 20, 0.6, n)),
+    "questions and their answers": lambda rng, n: (rng.geometric(1 / 12, n), log_normal(rng, 60, 0.8, n)),
+    "words and one long line": lambda rng, n: follows(rng, np.append(rng.normal(8, 2.5, n - 1), 900)),
+}
+
+
+@pytest.mark.parametrize("count", [300, 5_000])
+@pytest.mark.parametrize("kind", LENGTHS)
+def test_padding_stays_under_a_quarter_for_natural_lengths(tmp_path, kind, count):
     rng = np.random.default_rng(0)
-    lengths = {
-        "words": rng.normal(8, 2.5, 5_000),
-        "sentences": np.exp(rng.normal(3, 0.6, 5_000)),
-        "very long tails": np.minimum(3 * rng.pareto(1.2, 5_000) + 2, 400),
-    }[kind].clip(1)
-    rows = []
-    for number, n in enumerate(lengths):
-        word = "".join(chr(97 + d) for d in rng.integers(0, 26, int(n)))
-        rows.append((f"{number:04d}{word}", word + "x" * int(rng.integers(1, 2 + n / 4))))
+    sides = [np.clip(side, 1, 900).astype(int) for side in LENGTHS[kind](rng, count)]
+    rows = [(f"{number:04d}{'s' * s}", "t" * t) for number, (s, t) in enumerate(zip(*sides))]
     data = tasks.load("pairs", path=written(tmp_path / "p.tsv", rows))
     one_bucket = [len(source) + len(target) + 2 for source, target in rows]
     longest = max(len(s) for s, _ in rows) + max(len(t) for _, t in rows) + 2
-    assert 1 - np.mean(one_bucket) / longest > 0.4  # what a single width would cost
+    assert 1 - np.mean(one_bucket) / longest > 0.3  # what a single width would cost
     assert data.padding == padding_share(data.training) < 0.25
     assert f"{data.padding:.1%} padding" in data.describe()[-1]

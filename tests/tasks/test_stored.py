@@ -1,4 +1,4 @@
-"""Batches from memory: full, every example once an epoch, and decided by (seed, step) alone."""
+"""Batches from memory: every example once an epoch, and decided by (seed, step) alone."""
 
 import collections
 
@@ -19,7 +19,7 @@ def numbered(sizes, seed=0):
 
 def test_buckets_hold_every_example_once_as_wide_as_the_longest():
     buckets, lengths = numbered(1_000)
-    assert 1 < len(buckets) <= 12
+    assert 1 < len(buckets) <= 24
     seen = np.concatenate([bucket.source[:, 0] for bucket in buckets])
     assert sorted(seen) == list(range(1, 1_001))
     for bucket in buckets:
@@ -35,26 +35,48 @@ def test_few_examples_and_equal_lengths_do(size):
     assert [bucket.source.shape for bucket in buckets] == [(size, 2)]
 
 
+def test_a_bucket_is_the_smallest_that_holds_the_example():
+    buckets, lengths = numbered(1_000)
+    widths = np.array([[tokens.shape[1] for tokens in bucket] for bucket in buckets])
+    for number, bucket in enumerate(buckets):
+        own = lengths[bucket.source[:, 0] - 1]
+        fits = (widths >= own[:, None]).all(2)
+        assert (np.where(fits, widths.sum(1), 1_000).min(1) == widths[number].sum()).all()
+
+
+def test_a_long_example_is_alone():
+    lengths = [*np.random.default_rng(0).integers(5, 12, 300), 900]
+    buckets = in_buckets([[1] * n for n in lengths], [[1] * n for n in lengths])
+    assert [len(bucket.source) for bucket in buckets if bucket.source.shape[1] == 900] == [1]
+    assert max(bucket.source.shape[1] for bucket in buckets if bucket.source.shape[1] < 900) == 11
+
+
 def test_an_epoch_has_every_example_once_but_for_filling_up():
     buckets, _ = numbered(500)
     batches = Batches(buckets, 16, seed=3)
     for epoch in range(2):
-        seen, filled = collections.Counter(), 0
+        seen, steps = collections.Counter(), collections.Counter()
         for step in range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch):
             number, examples = batches.at(step)
-            assert examples.source.shape == (16, buckets[number].source.shape[1])
+            assert examples.source.shape == (batches.sizes[number], buckets[number].source.shape[1])
             np.testing.assert_array_equal(examples.source[:, 0], examples.target[:, 0])
             seen.update(examples.source[:, 0].tolist())
-        filled = sum(seen.values()) - 500
+            steps[number] += 1
         assert set(seen) == set(range(1, 501))
-        assert filled == sum(-len(bucket.source) % 16 for bucket in buckets)
+        assert max(seen.values()) <= 2
+        for number, bucket in enumerate(buckets):
+            drawn = sum(seen[example] for example in bucket.source[:, 0].tolist())
+            assert drawn - len(bucket.source) < steps[number]  # fewer come twice than there are batches
 
 
-def test_a_batch_larger_than_the_data_repeats_them():
-    [bucket] = in_buckets([[1], [2], [3]], [[1], [2], [3]])
-    _, examples = Batches((bucket,), 8, seed=0).at(5)
-    counts = np.bincount(examples.source[:, 0])[1:]
-    assert sorted(counts) == [2, 3, 3]
+@pytest.mark.parametrize(
+    ("examples", "most", "sizes"),
+    [(3, 8, [3]), (8, 8, [8] * 1), (9, 8, [5] * 2), (17, 8, [6] * 3), (160, 8, [8] * 20), (1, 64, [1])],
+)
+def test_batches_of_a_bucket_are_of_one_size_with_hardly_an_example_twice(examples, most, sizes):
+    buckets = in_buckets([[k + 1] for k in range(examples)], [[1]] * examples)
+    batches = Batches(buckets, most, seed=0)
+    assert [len(batches.at(step)[1].source) for step in range(batches.steps_per_epoch)] == sizes
 
 
 def test_a_step_is_a_pure_function_of_seed_and_step():
@@ -70,15 +92,21 @@ def test_a_step_is_a_pure_function_of_seed_and_step():
     assert any(forward[k][0] != forward[k + per_epoch][0] for k in range(100 - per_epoch))
 
 
-def test_stacked_batches_are_those_of_the_steps():
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_stacked_batches_are_those_of_the_steps_shared_out_over_devices(devices):
     buckets, _ = numbered(500)
     batches = Batches(buckets, 16, seed=3)
-    stacked = batches.stacked(7, 12, 8)
-    assert stacked.examples.source.shape[:2] == (8, 16)
-    for place, step in enumerate(range(7, 12)):
+    assert len(set(batches.sizes)) > 1
+    stacked = batches.stacked(7, 20, 16, devices)
+    assert stacked.examples.source.shape[:2] == (16, 16)
+    for place, step in enumerate(range(7, 20)):
         number, examples = batches.at(step)
         assert stacked.bucket[place] == number
         for room, tokens in zip(stacked.examples, examples):
-            np.testing.assert_array_equal(room[place, :, : tokens.shape[1]], tokens)
-            assert (room[place, :, tokens.shape[1] :] == PAD).all()
-    assert all((room[5:] == PAD).all() for room in stacked.examples)
+            each = -(-len(tokens) // devices)
+            rows = room[place].reshape(devices, 16 // devices, -1)
+            assert (rows[:, each:] == PAD).all()
+            flat = rows[:, :each].reshape(devices * each, -1)
+            np.testing.assert_array_equal(flat[: len(tokens), : tokens.shape[1]], tokens)
+            assert (flat[len(tokens) :] == PAD).all() and (flat[:, tokens.shape[1] :] == PAD).all()
+    assert all((room[13:] == PAD).all() for room in stacked.examples)

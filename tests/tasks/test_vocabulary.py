@@ -5,7 +5,7 @@ import pytest
 from attn.tasks.vocabulary import InputError, Pieces, Symbols
 
 SYMBOLS = Symbols(12)
-LETTERS = Pieces((" ", "\n", "a", "b", "é"), "characters", "characters", longest_source=4, longest_target=6)
+LETTERS = Pieces((" ", "\n", "a", "b", "é"), "characters", "characters", ((1, 3), (4, 6)))
 
 
 def test_symbols_are_read_and_written():
@@ -44,17 +44,17 @@ def test_characters_are_read_and_written():
 
 
 def test_words_and_bytes_are_read_and_written():
-    words = Pieces(("one", "two"), "words", "words", 2, 2)
+    words = Pieces(("one", "two"), "words", "words", ((2, 2),))
     assert words.read(" two  one three") == [2, 1, words.unknown]
     assert words.write([1, 2, words.end]) == "one two"
-    octets = Pieces(tuple(map(chr, range(256))), "bytes", "bytes", 2, 2)
+    octets = Pieces(tuple(map(chr, range(256))), "bytes", "bytes", ((2, 2),))
     assert octets.read("é") == [0xC3 + 1, 0xA9 + 1]
     assert octets.write(octets.read("naïve €")) == "naïve €"
     assert octets.write([0xC3 + 1]) == "\ufffd"  # half a character
 
 
 def test_each_side_is_written_in_its_own_way():
-    mixed = Pieces(("K", "AE", "T", "c", "a", "t"), "characters", "words", 3, 3)
+    mixed = Pieces(("K", "AE", "T", "c", "a", "t"), "characters", "words", ((3, 3),))
     assert mixed.write(mixed.read("cat"), side="source") == "cat"
     assert mixed.write([1, 2, 3, mixed.end]) == "K AE T"
 
@@ -62,3 +62,13 @@ def test_each_side_is_written_in_its_own_way():
 def test_room_grows_for_sources_longer_than_any_of_training():
     assert [LETTERS.room(n) for n in (1, 4, 8, 9)] == [7, 7, 13, 15]
     assert Symbols(5, times=2).room(7) == 15
+
+
+def test_room_for_short_sources_is_not_that_of_the_longest():
+    pieces = Pieces(("a",), "characters", "characters", ((3, 5), (20, 30), (1_000, 900)))
+    # Of training sources of up to 2 n + 8 pieces: those of 3 at first, from n = 6 on those of 20, at last all.
+    assert [pieces.room(n) for n in (1, 5, 6, 495, 496, 1_000, 2_000)] == [6, 6, 31, 31, 901, 901, 1_801]
+    rooms = [pieces.room(n) for n in range(1, 1_200)]
+    assert rooms == sorted(rooms)
+    late = Pieces(("a",), "characters", "characters", ((50, 9), (60, 9)))
+    assert late.room(1) == 10  # no source is as short: as for the shortest

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import signal
 
@@ -152,8 +153,8 @@ def test_judging_counts_what_a_plain_loop_counts(copy_run):
     mesh = meshes.data_mesh(8)
     # Longer than it was trained on, so that some answers are wrong.
     questions = Generated(task).questions_of_each_length([3, 6, 12], 7, seed=0)
-    answer = build_answer(vocabulary, run.graphdef, mesh, 13)
-    scores, answers = judge(answer, meshes.replicate(run.params, mesh), questions, vocabulary, 13, 8, mesh)
+    answer = build_answer(vocabulary, run.graphdef, mesh)
+    scores, answers = judge(answer, meshes.replicate(run.params, mesh), questions, vocabulary, {5: 8, 13: 4}, mesh)
     exact, right_tokens, tokens, edits = {}, 0, 0, 0
     for source, length, answer in zip(questions.sources, questions.lengths, answers):
         right = [*source[:length].tolist(), vocabulary.end]
@@ -179,14 +180,14 @@ def edit_distance(a: list, b: list) -> int:
     return row[-1]
 
 
-def request(repository, tiny, folder, *, resume=False, **overrides):
+def request(repository, tiny, folder, *, config="copy", resume=False, **overrides):
     overrides = (
         tiny
         | {"training.steps": "60", "training.checkpoint_every": "20", "training.steps_per_dispatch": "10"}
         | overrides
     )
     return experiment.Request(
-        None if resume else str(repository / "configs/copy.py"), overrides, str(folder), resume, "off"
+        None if resume else str(repository / f"configs/{config}.py"), overrides, str(folder), resume, "off"
     )
 
 
@@ -196,17 +197,24 @@ def final_state(folder, config) -> list[np.ndarray]:
         checkpoints.restore(
             files.checkpoints,
             files.newest_step(),
-            jax.eval_shape(lambda: initial_state(config, config.task.vocabulary)),
+            jax.eval_shape(lambda: initial_state(config, files.vocabulary(config))),
         )
     )
 
 
-@pytest.mark.parametrize("source", ["generated", "tfds"])
+@pytest.mark.parametrize("source", ["generated", "tfds", "pairs"])
 def test_a_stopped_run_resumes_to_the_same_bits(repository, tiny, tmp_path, capsys, monkeypatch, source):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     if source == "tfds":
         tiny = tiny | {"data.source": "tfds", "data.folder": str(tmp_path / "tfds"), "task.symbols": "3"}
-    assert experiment.run(request(repository, tiny, whole)) == 0
+    if source == "pairs":
+        rows = itertools.islice(itertools.product("abcdef", repeat=4), 700)
+        lines = ["".join(row[k % 4 :]) for k, row in enumerate(rows)]
+        (tmp_path / "pairs.tsv").write_text("".join(f"{line}\t{line}\n" for line in lines))
+        tiny = {name: value for name, value in tiny.items() if not name.startswith("task.")}
+        tiny |= {"data.path": str(tmp_path / "pairs.tsv"), "model.dropout": "0.1"}
+    config = "pairs" if source == "pairs" else "copy"
+    assert experiment.run(request(repository, tiny, whole, config=config)) == 0
     # Ask the second run to stop, as a terminal would, when it reports step 30.
     show = Display.show
 
@@ -216,7 +224,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(repository, tiny, tmp_path, caps
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(Display, "show", show_and_interrupt)
-    assert experiment.run(request(repository, tiny, halves)) == 130
+    assert experiment.run(request(repository, tiny, halves, config=config)) == 130
     assert "--resume" in capsys.readouterr().err
     assert Folder(halves).newest_step() == 30
     monkeypatch.setattr(Display, "show", show)
