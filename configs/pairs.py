@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
         tokens="characters",  # or words, or bytes, or two of them as SOURCE:TARGET
         validation=None,  # a file of pairs; None for a twentieth of the sources, by their hash
         test=None,  # likewise
+        longest=1_024,  # tokens of a source or a target; a longer one is refused
     )
     config.model.update(width=128, num_encoder_layers=2, num_decoder_layers=2, feed_forward_width=256, dropout=0.1)
     config.optimizer.update(learning_rate=2e-3, weight_decay=0.01)
