@@ -22,10 +22,10 @@ from attn.training.config import Config, ConfigError, check_fits, to_mapping
 from attn.training.folders import Folder, RunError, new_folder, newest_folder
 from attn.training.judging import Judgement
 from attn.training.loop import Interrupted, Outcome, TrainingError, train
-from attn.training.progress import Clock, percent
+from attn.training.progress import Clock, percent, shortened
 from attn.training.state import model_structure
 
-_SAMPLES = 3
+_SAMPLES, _SHOWN = 3, 80  # questions at the end of the report, and characters of each side
 _SCORES = {
     "exact_match": "held-out exact match",
     "token_accuracy": "token accuracy      ",
@@ -221,8 +221,9 @@ def report(summary: dict, folder: Folder):
         print(line + (f"   of {span}, never trained on" if name == "exact_match" else ""))
     print(f"time                  {seconds['total']:6.1f} s   ({phases}) for {summary['steps']:,} steps")
     for sample in summary["samples"]:
-        verdict = "right" if sample["right"] else f"wrong, should be {' or '.join(sample['accepted'])}"
-        print(f"  {sample['input']}  ->  {sample['answer']}   ({verdict})")
+        source, answer = (shortened(sample[name], _SHOWN) for name in ("input", "answer"))
+        accepted = shortened(" or ".join(sample["accepted"]), _SHOWN)
+        print(f"  {source}  ->  {answer}   ({'right' if sample['right'] else f'wrong, should be {accepted}'})")
     print(f"run                   {folder.path}")
     print(f"what it looks at      {folder.picture}")
     print(f"next                  {_command()} predict {folder.path} {shlex.quote(summary['samples'][0]['input'])}")

@@ -22,6 +22,7 @@ from attn.training import checkpoints, data, meshes
 from attn.training.config import Config
 from attn.training.folders import Folder, RunError
 from attn.training.judging import Scores, answer_all, build_answer, judge, judging_batches
+from attn.training.progress import shortened
 from attn.training.state import initial_state, model_structure
 
 _OF_EACH_LENGTH = 100  # held-out examples, where it is not said how many
@@ -159,7 +160,7 @@ class Run:
         """Draw captured attention weights into a picture file."""
         ended = len(maps.written) - (maps.written[-1] == "end")
         title = f"{self.name}: {' '.join(maps.source[:-1])}  →  {' '.join(maps.written[:ended])}"
-        pictures.save(pictures.draw_maps(maps, title if len(title) < 90 else title[:89] + "…"), pathlib.Path(output))
+        pictures.save(pictures.draw_maps(maps, shortened(title, 90)), pathlib.Path(output))
         return pathlib.Path(output)
 
     @property

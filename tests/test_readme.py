@@ -89,7 +89,7 @@ def test_pairs_are_made_trained_on_and_loaded_as_shown(shell, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     [code] = [code for code in blocks("python") if "spelling.tsv" in code]
     exec(compile(code, "README.md", "exec"), space := {})
-    assert space["examples"].source.shape[0] == 64
+    assert 32 < space["examples"].source.shape[0] <= 64
 
 
 def test_data_sets_are_loaded_as_shown(shell, tmp_path):

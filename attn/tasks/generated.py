@@ -37,6 +37,11 @@ class Generated:
         """S: tokens of the longest source, its end included."""
         return self.task.max_length + 1
 
+    @property
+    def longest_question(self) -> int:
+        """S: tokens of the longest source to validate or to test with, its end included."""
+        return self.longest_source
+
     def sample(self, key: Array) -> Example:
         """One example to train on: a pure function of the key."""
         return self.task.sample(key)

@@ -121,8 +121,12 @@ class Stored:
     @property
     def longest_source(self) -> int:
         """S: tokens of the longest source to train on, to validate or to test with, its end included."""
-        asked = [self.parts[part].sources for part in ("validation", "test")]
-        return max(sources.shape[1] for sources in (*(bucket.source for bucket in self.training), *asked))
+        return max(self.longest_question, *(bucket.source.shape[1] for bucket in self.training))
+
+    @property
+    def longest_question(self) -> int:
+        """S: tokens of the longest source to validate or to test with, its end included."""
+        return max(self.parts[part].sources.shape[1] for part in ("validation", "test"))
 
     @property
     def padding(self) -> float:

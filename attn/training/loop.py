@@ -200,9 +200,9 @@ def compile_steps(
 def compile_judge(
     config: Config, data: Generated | Stored, mesh: Mesh, params: nnx.State, beam_width: int
 ) -> Callable[[nnx.State, Questions], Judgement]:
-    """Answers to questions as long as the longest of the data, each width compiled by itself."""
+    """Answers to questions as long as the longest that is asked, each width compiled by itself."""
     vocabulary = data.vocabulary
-    longest, most = data.longest_source, config.evaluation.batch_size
+    longest, most = data.longest_question, config.evaluation.batch_size
     batches = judging_batches(config, vocabulary, longest, most, mesh, beam_width)
     graphdef, _ = model_structure(config, vocabulary)
     answer = build_answer(vocabulary, graphdef, mesh, beam_width)

@@ -113,7 +113,7 @@ class Display:
         if self._folder is None:
             return
         if self._bar:
-            self._bar.console.print(line, highlight=False)
+            self._bar.console.print(line, highlight=False, markup=False)
         else:
             print(line, flush=True)
 
@@ -123,3 +123,8 @@ def percent(fraction: float | None, *, up: bool = False) -> str:
     if fraction is None:
         return "    -   "
     return f"{(math.ceil if up else math.floor)(round(fraction * 10_000, 6)) / 100:6.2f} %"
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, cut off with a sign where it is longer than `most` characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
