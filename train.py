@@ -8,7 +8,7 @@ import sys
 
 from absl import flags
 
-from attn import experiment
+from attn import cli, experiment
 from attn.training.config import ConfigError, nearest, to_mapping
 from attn.training.flags import split_overrides
 
@@ -30,6 +30,7 @@ _PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resulting co
 
 def main(argv: list[str]) -> int:
     """Parse the command line and run the experiment; returns the exit status."""
+    cli.allow_any_text()
     if {"-h", "--help", "--helpshort", "--helpfull"} & set(argv):
         print(__doc__)
         print(flags.FLAGS.module_help(sys.modules[__name__]))

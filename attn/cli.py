@@ -1,7 +1,9 @@
 """`attn predict | evaluate | inspect RUN ...`: ask a trained run."""
 
 import argparse
+import io
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    allow_any_text()
     arguments = _parser().parse_args(argv)
     try:
         return arguments.command(arguments)
@@ -38,13 +41,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def allow_any_text():
+    """Show signs that standard output cannot encode by their escapes, instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="attn", description="Ask a trained run. RUN is its folder, such as runs/reverse-...")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
 
     predict = commands.add_parser("predict", help="print the answer to each input, one a line, in order")
     predict.add_argument("run", metavar="RUN", help="folder of the run")
-    predict.add_argument("inputs", metavar="INPUT", nargs="*", help='such as "3 1 4 1 5"; standard input if none')
+    predict.add_argument(
+        "inputs", metavar="INPUT", nargs="*", type=_text, help='such as "3 1 4 1 5"; standard input if none'
+    )
     _add_beam(predict)
     predict.set_defaults(command=_predict)
 
@@ -77,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "input",
         metavar="INPUT",
         nargs="?",
+        type=_text,
         help='what to draw it for, such as "3 1 4 1 5"; data and vocabulary if none',
     )
     inspect.add_argument("--output", metavar="FILE", help="picture to write: .png, .svg or .pdf (RUN/inspect.png)")
@@ -194,6 +206,11 @@ def _track(batches: Sequence):
 
     console = Console(stderr=True)
     return track(batches, "evaluating", console=console, transient=True, disable=not console.is_terminal)
+
+
+def _text(argument: str) -> str:
+    """An argument as standard input is read: what is no UTF-8 becomes a replacement sign."""
+    return os.fsencode(argument).decode(errors="replace")
 
 
 def _lengths(text: str) -> list[int]:

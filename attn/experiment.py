@@ -8,9 +8,11 @@ import shutil
 import sys
 
 import jax
+import numpy as np
 
 from attn.inspection.capture import capture
 from attn.runs import Run
+from attn.tasks import builders
 from attn.tasks.examples import DataError
 from attn.tasks.generated import Generated
 from attn.tasks.stored import Stored
@@ -31,8 +33,12 @@ _SCORES = {
     "token_accuracy": "token accuracy      ",
     "error_rate": "error rate          ",
 }
-# What may change when a run goes on: how long and how closely it is watched, but not what it is.
-_MAY_CHANGE = ("training.steps", "training.steps_per_dispatch", "training.evaluate_every", "training.checkpoint_every")
+_PATHS = ("path", "validation", "test", "folder")  # of the data; what lies there is checked by its digest
+# What may change when a run goes on: how long, how closely it is watched, where its data lie, but not what it is.
+_MAY_CHANGE = (
+    *("training.steps", "training.steps_per_dispatch", "training.evaluate_every", "training.checkpoint_every"),
+    *(f"data.{name}" for name in _PATHS),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +82,7 @@ def run(request: Request) -> int:
         return fail(_NOTHING_WRITTEN, 130)
     try:
         if finished and finished["steps"] >= config.training.steps:
+            _note_moved_data(folder, config)
             print(f"{folder.path} is finished already; more steps: --config.training.steps=N")
             report(finished, folder)
             return 0
@@ -140,12 +147,24 @@ def prepare(request: Request) -> tuple[Folder, Config]:
     return folder, config
 
 
+def _note_moved_data(folder: Folder, config: Config):
+    """Write down where the data of a finished run lie now, if they have been moved."""
+    before = folder.config()
+    moved = dataclasses.replace(before, data=config.data)
+    if moved != before:
+        folder.check_data(training_data.load(moved, folder.vocabulary(before)))
+        folder.update_config(moved)
+
+
 def _settled(config: Config) -> Config:
     """The same config with whole paths, so that the run's data are found from any folder."""
-    given = {name: getattr(config.data, name) for name in ("path", "validation", "test", "folder")}
+    given = {name: getattr(config.data, name) for name in _PATHS}
+    if config.data.source == "tfds":
+        given["folder"] = given["folder"] or builders.default_folder()
     # A bucket, as in gs://bucket/folder, is no path of this machine.
-    whole = {name: os.path.abspath(path) for name, path in given.items() if path and "://" not in path}
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **whole))
+    near = {name: path for name, path in given.items() if path and "://" not in path}
+    whole = {name: os.path.abspath(os.path.expanduser(path)) for name, path in near.items()}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **(given | whole)))
 
 
 def _flat(settings: dict) -> dict:
@@ -154,7 +173,7 @@ def _flat(settings: dict) -> dict:
 
 def summarise(config: Config, data: Generated | Stored, folder: Folder, outcome: Outcome, clock: Clock) -> dict:
     """Draw the picture and write summary.json; fractions are in 0..1."""
-    rows = _sample_rows(outcome)
+    rows = _sample_rows(outcome.questions.lengths)
     graphdef, _ = model_structure(config, data.vocabulary)
     params = jax.device_get(outcome.state.params)
     run = Run(folder.path, config, data.vocabulary, graphdef, params, int(outcome.state.step))
@@ -185,13 +204,16 @@ def _beam(config: Config, beam: Judgement | None) -> dict | None:
     return beam and {"width": config.evaluation.beam_width, **beam.scores.overall().values()}
 
 
-def _sample_rows(outcome: Outcome) -> list[int]:
-    """A few questions of the evaluation, short to middling, so that they can be read at a glance."""
-    lengths = outcome.questions.lengths
+def _sample_rows(lengths: np.ndarray) -> list[int]:
+    """A few questions of such lengths, short to middling, so that they can be read at a glance."""
     shortest, longest = int(lengths.min()), min(int(lengths.max()), max(int(lengths.min()), 12))
-    wanted = [shortest + (longest - shortest) * (k + 1) // _SAMPLES for k in range(_SAMPLES)]
-    # + k: another one, where one length is all there is.
-    return [min(int(abs(lengths - length).argmin()) + k, len(lengths) - 1) for k, length in enumerate(wanted)]
+    rows = []
+    for k in range(min(_SAMPLES, len(lengths))):
+        wanted = shortest + (longest - shortest) * (k + 1) // _SAMPLES
+        distance = abs(lengths - wanted)
+        distance[rows] = np.iinfo(distance.dtype).max  # each once
+        rows.append(int(distance.argmin()))
+    return rows
 
 
 def _sample(data: Generated | Stored, outcome: Outcome, row: int) -> dict:
@@ -226,7 +248,12 @@ def report(summary: dict, folder: Folder):
         print(f"  {source}  ->  {answer}   ({'right' if sample['right'] else f'wrong, should be {accepted}'})")
     print(f"run                   {folder.path}")
     print(f"what it looks at      {folder.picture}")
-    print(f"next                  {_command()} predict {folder.path} {shlex.quote(summary['samples'][0]['input'])}")
+    print(f"next                  {_command()} predict {_quoted(folder.path, summary['samples'][0]['input'])}")
+
+
+def _quoted(run: pathlib.Path, text: str) -> str:
+    """A run and an input as arguments for a shell; `--` keeps an input such as "-5" from being read as an option."""
+    return shlex.join([str(run), *(["--"] if text.startswith("-") else []), text])
 
 
 def _command() -> str:

@@ -60,7 +60,8 @@ class Run:
           beam_width: 1 for greedy decoding, more for a beam.
 
         Raises:
-          InputError: an input that is empty, names an unknown symbol or is longer than the positions can encode.
+          InputError: an input that is empty, names a symbol that the task lacks, or is longer than the positions can
+            encode. A piece that a run of pairs does not know is read as the unknown token.
         """
         sources = [self.read(text, number) for number, text in enumerate(texts, start=1)]
         return [self.vocabulary.write(answer) for answer in self._answers(sources, beam_width)]
@@ -185,12 +186,10 @@ class Run:
 
     def trained_lengths(self) -> tuple[int, int]:
         """Tokens of the shortest and of the longest source that it was trained on."""
-        task = self.config.task
-        return (
-            (1, self.vocabulary.longest_source)
-            if isinstance(self.vocabulary, Pieces)
-            else (task.min_length, task.max_length)
-        )
+        if isinstance(self.vocabulary, Pieces):
+            (shortest, _), *_ = self.vocabulary.longest_targets
+            return shortest, self.vocabulary.longest_source
+        return self.config.task.min_length, self.config.task.max_length
 
     def longest_input(self) -> int | None:
         """How many tokens of a source the positions can encode, answer included; None for any number."""

@@ -2,7 +2,12 @@
 
 import io
 import json
+import os
 import random
+import shlex
+import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -96,6 +101,28 @@ def test_standard_input_is_read_as_a_file_of_pairs_is(pairs_run, capsys, monkeyp
     assert captured.err == "input 2: '\\u2028' not in the vocabulary, read as unknown\n"
 
 
+def test_what_is_no_utf8_is_answered_and_what_cannot_be_printed_is_shown(pairs_run):
+    command = [sys.executable, "-m", "attn.cli", "predict", str(pairs_run), b"a\xff", "--", "-b"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2)
+    said = ["input 1: '\\ufffd' not in the vocabulary, read as unknown", "input 2: '-' not in the vocabulary"]
+    assert [line.startswith(start) for line, start in zip(done.stderr.splitlines(), said)] == [True, True]
+
+
+def test_the_next_command_is_one_that_works(tmp_path):
+    for text in ("a b", "-5", "it's"):
+        [_, *words] = shlex.split(f"predict {experiment._quoted(tmp_path, text)}")
+        assert cli._parser().parse_args(["predict", *words]).inputs == [text]
+
+
+def test_a_damaged_vocabulary_is_one_line(pairs_run, tmp_path, capsys):
+    shutil.copytree(pairs_run, tmp_path / "run")
+    values = json.loads((pairs_run / "vocabulary.json").read_text())
+    (tmp_path / "run/vocabulary.json").write_text(json.dumps(values | {"source": "letters"}))
+    assert cli.main(["predict", str(tmp_path / "run"), "abc"]) == 2
+    assert "vocabulary.json: not a vocabulary (source and target: got 'letters'" in capsys.readouterr().err
+
+
 def test_inspect_shows_data_and_vocabulary_and_draws(pairs_run, pairs_file, tmp_path, capsys):
     assert cli.main(["inspect", str(pairs_run)]) == 0
     said = capsys.readouterr().out
@@ -156,13 +183,22 @@ def test_a_run_neither_resumes_nor_is_judged_with_other_pairs(repository, tmp_pa
     short = {"training.steps": "20", "training.checkpoint_every": "20", "evaluation.beam_width": "1"}
     run = tmp_path / "run"
     assert experiment.run(request(repository, path, run, **short)) == 0
+    moved = path.rename(tmp_path / "moved.tsv")
+    more = short | {"training.steps": "40"}
+    assert experiment.run(request(repository, path, run, resume=True, **short | {"data.path": str(moved)})) == 0
+    assert cli.main(["evaluate", str(run)]) == 0
+    moved.rename(path)
+    assert experiment.run(request(repository, path, run, resume=True, **more | {"data.path": str(path)})) == 0
+    own = more | {"data.validation": write_pairs(tmp_path / "own.tsv", 50, seed=1)}
+    capsys.readouterr()
+    assert experiment.run(request(repository, path, run, resume=True, **own)) == 2
+    assert f"own.tsv: is not what {run} began with as validation part" in capsys.readouterr().err
     with path.open("a") as file:
         file.write("zzz\tZZZ\n")
-    capsys.readouterr()
-    assert experiment.run(request(repository, path, run, resume=True, **short | {"training.steps": "40"})) == 2
-    assert f"{path}: has changed since {run} began" in capsys.readouterr().err
+    assert experiment.run(request(repository, path, run, resume=True, **more | {"training.steps": "60"})) == 2
+    assert f"{path}: is not what {run} began with as training part" in capsys.readouterr().err
     assert cli.main(["evaluate", str(run)]) == 2
-    assert f"{path}: has changed since {run} began" in capsys.readouterr().err
+    assert f"{path}: is not what {run} began with as training part" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

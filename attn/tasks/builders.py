@@ -7,6 +7,7 @@ They are written as array_record, for which TensorFlow is not needed.
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from attn.functional.hashing import mix
 from attn.tasks.examples import DataError, Questions, padded
 from attn.tasks.generated import ask, distinct_strings
 from attn.tasks.sequences import KINDS, Task, hash_of, is_held_out
-from attn.tasks.stored import Stored, in_buckets
+from attn.tasks.stored import Origin, Stored, in_buckets
 
 _SEED = 0  # of every draw; another one would be another version
 _LONGEST = 512  # symbols of a training string: the data set is held in memory, and "test_long" is longer still
@@ -75,6 +76,20 @@ class SequenceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(self, *, file_format=None, **settings):
         super().__init__(file_format=file_format or "array_record", **settings)
 
+    def download_and_prepare(self, **settings):
+        """Write the data set if it is not there.
+
+        Raises:
+          DataError: a split would be empty; no folder is made then.
+        """
+        task = self.task
+        for split, (_, _, belongs) in _SPLITS.items() if not self.is_prepared() else ():
+            each = (distinct_strings(task, [n], 1, _SEED, belongs)[0] for n in reversed(self._lengths(split)))
+            if not any(map(len, each)):
+                needs = "it needs more symbols or longer strings"
+                raise DataError(f"{self.name}: no string for the split {split}; {needs}")
+        super().download_and_prepare(**settings)
+
     @property
     def task(self) -> Task:
         """The task that the builder's config describes."""
@@ -95,16 +110,18 @@ class SequenceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {split: self._generate_examples(split) for split in _SPLITS}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-        task, (total, long, belongs) = self.task, _SPLITS[split]
-        lengths = range(task.min_length, task.max_length + 1)
-        if long:
-            lengths = range(task.max_length + 1, _TIMES_AS_LONG * task.max_length + 1)
-        strings, lengths = distinct_strings(task, lengths, total, _SEED, belongs)
-        if not len(strings):
-            raise DataError(f"{self.name}: no string for the split {split}; it needs more symbols or longer strings")
-        questions = ask(task, strings, lengths)
+        task = self.task
+        total, _, belongs = _SPLITS[split]
+        questions = ask(task, *distinct_strings(task, self._lengths(split), total, _SEED, belongs))
         for number, (source, target) in enumerate(zip(questions.sources, questions.targets)):
             yield number, {"source": _symbols(source, task), "target": _symbols(target, task)}
+
+    def _lengths(self, split: str) -> range:
+        """The lengths of a split's strings, in symbols."""
+        task, (_, long, _) = self.task, _SPLITS[split]
+        if long:
+            return range(task.max_length + 1, _TIMES_AS_LONG * task.max_length + 1)
+        return range(task.min_length, task.max_length + 1)
 
 
 def _symbols(tokens: np.ndarray, task: Task) -> np.ndarray:
@@ -125,7 +142,7 @@ def load(task: Task, folder: str | os.PathLike | None = None) -> Stored:
 
     Args:
       task: which data set, symbols and lengths.
-      folder: that TFDS keeps its data sets in; None for its own choice (TFDS_DATA_DIR, or ~/tensorflow_datasets).
+      folder: that TFDS keeps its data sets in; None for its own choice, `default_folder`.
 
     Raises:
       DataError: it cannot be prepared or read.
@@ -139,16 +156,16 @@ def load(task: Task, folder: str | os.PathLike | None = None) -> Stored:
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # TFDS warns of every config that is not listed
     try:
-        builder = BUILDERS[task.name](config=config.name if listed else config, data_dir=folder and os.fspath(folder))
+        folder = os.fspath(folder or default_folder())
+        builder = BUILDERS[task.name](config=config.name if listed else config, data_dir=folder)
         _prepare(builder)
         splits = {name: source.__getitems__(range(len(source))) for name, source in builder.as_data_source().items()}
     except DataError:
         raise
     except Exception as error:  # TFDS and array_record raise many kinds for a damaged or unwritable folder
         words = " ".join(str(error).split())[:200]
-        place = folder or "TFDS's folder"
         raise DataError(
-            f"{place}: attn_{task.name} cannot be prepared or read ({type(error).__name__}: {words})"
+            f"{folder}: attn_{task.name} cannot be prepared or read ({type(error).__name__}: {words})"
         ) from None
     finally:
         logging.set_verbosity(verbosity)
@@ -161,7 +178,21 @@ def load(task: Task, folder: str | os.PathLike | None = None) -> Stored:
         ),
         parts={name: _questions(task, rows) for name, rows in splits.items() if name != "train"},
         about=(f"{builder.info.full_name} in {builder.data_dir}: {len(splits['train']):,} examples to train on",),
+        origins={name: Origin(os.fspath(builder.data_dir), digest(rows)) for name, rows in splits.items()},
     )
+
+
+def digest(rows: list[dict[str, np.ndarray]]) -> str:
+    """The SHA-256 of the sources and targets of a split, in their order, with their lengths."""
+    content = hashlib.sha256()
+    for tokens in (row[side] for row in rows for side in ("source", "target")):
+        content.update(np.array([len(tokens), *tokens], "<i4").tobytes())
+    return content.hexdigest()
+
+
+def default_folder() -> str:
+    """Where TFDS keeps its data sets unless told otherwise: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    return tfds.core.constants.get_default_data_dir()
 
 
 def _prepare(builder: SequenceBuilder):

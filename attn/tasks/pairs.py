@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from attn.tasks.examples import DataError, Questions, padded
-from attn.tasks.stored import Stored, in_buckets
+from attn.tasks.stored import Origin, Stored, in_buckets
 from attn.tasks.vocabulary import SPLITTINGS, Pieces, is_splitting
 
 LONGEST_LINE = 1 << 20  # bytes; a longer one is no pair but some other kind of file
@@ -78,7 +78,7 @@ def load(
         training=in_buckets(*zip(*((_ended(s, vocabulary), _ended(t, vocabulary)) for s, t in parts["training"]))),
         parts=questions,
         about=tuple(_about(files, parts, questions, left_out, vocabulary)),
-        files={str(file.path): file.digest for file in files.values()},
+        origins={part: Origin(str(file.path), file.digest) for part, file in files.items()},
     )
 
 
@@ -149,7 +149,7 @@ def _pair(line: str, kinds: Sequence[str], longest: int) -> Pair:
         if not text.strip():
             raise DataError(f"has an empty {side}{must}")
         if len(pieces) > longest:
-            more = f"config.data.longest={len(pieces)} would allow it"
+            more = f"`longest` (config.data.longest) of {len(pieces)} would allow it"
             raise DataError(f"has a {side} of {len(pieces):,} {kind}, more than {longest:,}; {more}")
     return sides
 

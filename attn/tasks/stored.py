@@ -16,6 +16,13 @@ _MOST_BUCKETS = 24
 _CANDIDATES = 20  # widths of a side that a bucket may have: as many by quantiles, and as many by geometric steps
 
 
+class Origin(NamedTuple):
+    """Where a part of the data was read from, and the SHA-256 of what was there."""
+
+    path: str
+    digest: str
+
+
 class StackedBatches(NamedTuple):
     """The batches of some steps: for each the number of its bucket, and its examples, padded to the widest bucket."""
 
@@ -105,7 +112,7 @@ class Stored:
       training: the examples to train on, in buckets.
       parts: questions by the name of their part, "validation" and "test" among them.
       about: what was read, in lines for people.
-      files: names and SHA-256 digests of the files that were read.
+      origins: of what was read, by the name of the part; two with the same digests are the same data.
     """
 
     name: str
@@ -113,7 +120,7 @@ class Stored:
     training: tuple[Example, ...]
     parts: dict[str, Questions]
     about: tuple[str, ...]
-    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    origins: dict[str, Origin]
 
     def __repr__(self) -> str:
         return "\n".join([f"{self.name}, stored", *self.describe()])

@@ -82,17 +82,24 @@ class Splitting(NamedTuple):
     join: Callable[[Iterable[str]], str]
 
 
+_UNREADABLE = "\ufffd"  # what a token without text of its own is written as
+
+
+def _bytes_of(piece: str) -> bytes:
+    """The byte that a piece stands for; what stands for none, as a sign in its place, in UTF-8."""
+    return piece.encode("latin-1") if len(piece) == 1 and piece <= "\xff" else piece.encode()
+
+
 # A new kind of token is one line.
 SPLITTINGS = {
     "characters": Splitting(list, "".join),
     "words": Splitting(str.split, " ".join),
     # A byte is the character of the same number, so that it is a piece of text as the others are.
     "bytes": Splitting(
-        lambda text: list(text.encode().decode("latin-1")),
-        lambda pieces: "".join(pieces).encode("latin-1", "replace").decode(errors="replace"),
+        lambda text: list(text.encode(errors="surrogatepass").decode("latin-1")),
+        lambda pieces: b"".join(map(_bytes_of, pieces)).decode(errors="replace"),
     ),
 }
-_UNREADABLE = "\ufffd"  # what a token without text of its own is written as
 
 
 def is_splitting(tokens: str) -> bool:
@@ -116,6 +123,11 @@ class Pieces:
     source: str
     target: str
     longest_targets: tuple[tuple[int, int], ...]
+
+    def __post_init__(self):
+        if not is_splitting(f"{self.source}:{self.target}"):
+            names = f"{self.source!r} and {self.target!r}"
+            raise ValueError(f"source and target: got {names}, must be of {', '.join(SPLITTINGS)}")
 
     @property
     def begin(self) -> int:

@@ -1,7 +1,7 @@
 """The folder of a run: what lies where, written so that a reader never sees half a file.
 
 config.json      the resolved config
-data.json        what was learnt from, with a digest of every file that was read
+data.json        what was learnt from, with a digest of all that was read
 vocabulary.json  the tokens of a file of pairs
 metrics.jsonl    one row a dispatch; TensorBoard's event files beside it hold the same
 checkpoints/     one folder a step
@@ -68,7 +68,7 @@ class Folder:
         self.check_new()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._write("data.json", {"name": data.name, "files": _files(data), "about": data.describe()})
+            self._write("data.json", {"name": data.name, "origins": _origins(data), "about": data.describe()})
             if isinstance(data.vocabulary, Pieces):
                 self._write("vocabulary.json", dataclasses.asdict(data.vocabulary))
             self._write("config.json", to_mapping(config))  # last: it makes the folder a run's
@@ -101,7 +101,7 @@ class Folder:
             raise RunError(f"{self.path / 'config.json'}: {error}") from None
 
     def data(self) -> dict:
-        """What data.json holds: `name`, `files` with their digests, and lines `about` them.
+        """What data.json holds: `name`, `origins` of the parts with their digests, and lines `about` them.
 
         Raises:
           RunError: the file is missing or damaged.
@@ -126,13 +126,18 @@ class Folder:
     def check_data(self, data: Generated | Stored):
         """Check that the data are those that the run began with.
 
+        Where they lie does not matter: they may have been moved.
+
         Raises:
-          RunError: a file has changed, so that the run would go on with other examples.
+          RunError: a part is another one, so that the run would go on with other examples.
         """
-        before, now = self.data()["files"], _files(data)
-        for file, digest in now.items():
-            if before.get(file) != digest:
-                raise RunError(f"{file}: has changed since {self.path} began; for other data start another run")
+        before, now = self.data().get("origins", {}), _origins(data)
+        for part in sorted(before | now):
+            if part not in now:
+                raise RunError(f"{self.path}: began with a {part} part of its own, {before[part]['path']}")
+            if before.get(part, {}).get("digest") != now[part]["digest"]:
+                path = now[part]["path"]
+                raise RunError(f"{path}: is not what {self.path} began with as {part} part; start another run for it")
 
     def update_config(self, config: Config):
         """Write the config of a run that resumes with other settings."""
@@ -173,8 +178,8 @@ class Folder:
         partial.replace(self.path / name)
 
 
-def _files(data: Generated | Stored) -> dict[str, str]:
-    return data.files if isinstance(data, Stored) else {}
+def _origins(data: Generated | Stored) -> dict[str, dict[str, str]]:
+    return {part: origin._asdict() for part, origin in data.origins.items()} if isinstance(data, Stored) else {}
 
 
 def new_folder(name: str) -> Folder:

@@ -40,6 +40,14 @@ def data(tmp_path):
     return tasks.load("pairs", path=written(tmp_path / "words.tsv", some_pairs(2_000)))
 
 
+def test_a_source_stays_in_its_part_in_every_version(tmp_path):
+    """So that results stay comparable: `printf 29 | b2sum -l 64` says 08ae..., which is below 0.05 of 2^64."""
+    data = tasks.load("pairs", path=written(tmp_path / "numbers.tsv", [(str(k), "x") for k in range(200)]))
+    assert texts_of(data, "test") == {"29", "72", "90", "99", "115", "143", "195"}
+    validation = {"18", "47", "55", "66", "71", "101", "133", "144", "168", "176", "190", "193"}
+    assert texts_of(data, "validation") == validation
+
+
 def test_every_pair_is_in_one_part_and_reads_as_it_was_written(data):
     right = dict(some_pairs(2_000))
     vocabulary, seen = data.vocabulary, {}
@@ -185,7 +193,7 @@ BAD_FILES = {
     "invalid UTF-8 after a byte-order mark": (b"\xef\xbb\xbfa\tb\nc\t\xe9\n", ["byte 9", "line 2"]),
     "a long target": (
         b"a\tb\nc\t" + b"d" * 1_025 + b"\n",
-        ["line 2 has a target of 1,025 characters, more than 1,024", "config.data.longest=1025"],
+        ["line 2 has a target of 1,025 characters, more than 1,024", "`longest` (config.data.longest) of 1025"],
     ),
     "a long line": (b"a\tb\nc\t" + b"d" * (1 << 21) + b"\n", ["line 2", "longer than 1,048,576 bytes"]),
     "an empty part": (b"a\tb\n", ["nothing is left for the test part", "1 sources"]),

@@ -51,12 +51,25 @@ def test_words_and_bytes_are_read_and_written():
     assert octets.read("é") == [0xC3 + 1, 0xA9 + 1]
     assert octets.write(octets.read("naïve €")) == "naïve €"
     assert octets.write([0xC3 + 1]) == "\ufffd"  # half a character
+    assert octets.write([octets.unknown, ord("a") + 1]) == "\ufffda"
+    assert octets.read("\udcff")  # half a surrogate pair, which UTF-8 lacks
 
 
 def test_each_side_is_written_in_its_own_way():
     mixed = Pieces(("K", "AE", "T", "c", "a", "t"), "characters", "words", ((3, 3),))
     assert mixed.write(mixed.read("cat"), side="source") == "cat"
     assert mixed.write([1, 2, 3, mixed.end]) == "K AE T"
+
+
+def test_bytes_and_characters_share_a_vocabulary():
+    mixed = Pieces(("ж", *map(chr, range(256))), "characters", "bytes", ((1, 2),))
+    assert mixed.read("жa") == [1, ord("a") + 2]
+    assert mixed.write([0xC3 + 2, 0xA9 + 2, 1, mixed.end]) == "éж"
+
+
+def test_an_unknown_splitting_is_named():
+    with pytest.raises(ValueError, match="'letters' and 'words', must be of characters, words, bytes"):
+        Pieces(("a",), "letters", "words", ((1, 1),))
 
 
 def test_room_grows_for_sources_longer_than_any_of_training():
