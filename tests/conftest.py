@@ -2,8 +2,13 @@
 
 import os
 import pathlib
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # A program that several tests compile, workers and subprocesses among them, is compiled once; new for every run.
+    programs = tempfile.TemporaryDirectory(prefix="attn-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs.name
 
 import jax
 import jaxtyping

@@ -1,12 +1,10 @@
 """The TFDS data sets: right, distinct, without a string in two splits, the same wherever they are prepared."""
 
 import hashlib
-import os
 import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -62,7 +60,7 @@ def test_splits_share_no_string_and_have_none_twice(folder):
 
 def test_what_is_trained_on_is_what_generated_examples_train_on(folder):
     for split, rows in ((split, strings(source)) for split, source in opened(folder).items()):
-        assert {bool(is_held_out(np.array(string), 3)) for string in rows} == {split != "train"}
+        assert {bool(is_held_out(np.array([string]), 3)[0]) for string in rows} == {split != "train"}
 
 
 def test_another_preparation_gives_the_same_in_the_same_order(folder, tmp_path):
@@ -125,26 +123,31 @@ def test_in_memory_it_is_what_was_prepared(folder):
 
 
 def test_a_killed_preparation_leaves_nothing_that_is_taken_for_whole(tmp_path):
-    script = f"from attn import tasks; tasks.load('reverse', source='tfds', folder={str(tmp_path)!r})"
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 60
-    while not list(tmp_path.rglob("*incomplete*/*")) and process.poll() is None:
-        assert time.time() < deadline
-        time.sleep(0.01)
-    assert process.poll() is None, "it was over before it could be killed"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not tfds.builder("attn_reverse", data_dir=tmp_path).is_prepared()
-    data = tasks.load("reverse", source="tfds", folder=tmp_path)
-    assert sum(len(bucket.source) for bucket in data.training) == 100_000
+    settings = {"symbols": 3, "min_length": 2, "max_length": 6}
+    script = (
+        "import itertools, os, signal; from attn import tasks; from attn.tasks import builders;"
+        "calls, symbols = itertools.count(), builders._symbols;"
+        "builders._symbols = lambda *a: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == 3_000 else symbols(*a);"
+        f"tasks.load('reverse', source='tfds', folder={str(tmp_path)!r}, **{settings})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert list(tmp_path.rglob("*incomplete*/*")), "it was not in the middle"
+    config = SequenceConfig(**settings)
+    assert not BUILDERS["reverse"](config=config, data_dir=tmp_path).is_prepared()
+    data = tasks.load("reverse", source="tfds", folder=tmp_path, **settings)
+    asked = sum(len(data.parts[part].lengths) for part in ("validation", "test"))
+    assert sum(len(bucket.source) for bucket in data.training) + asked == sum(3**n for n in range(2, 7))
 
 
 def test_two_processes_may_prepare_it_at_once(tmp_path):
-    script = f"from attn import tasks; print(tasks.load('reverse', source='tfds', folder={str(tmp_path)!r}).describe())"
+    # 29,523 short strings: long enough for both to be at it.
+    load = f"tasks.load('reverse', symbols=3, max_length=9, source='tfds', folder={str(tmp_path)!r})"
+    script = f"from attn import tasks; print({load}.describe())"
     both = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert said[0] == said[1] and "100,000 examples" in said[0]
+    assert said[0] == said[1] and "examples to train on" in said[0]
     assert not list(tmp_path.rglob("*incomplete*"))
 
 

@@ -26,8 +26,10 @@ def pairs_command(repository, flags, tmp_path_factory):
     path = tmp_path_factory.mktemp("pairs") / "numbers.tsv"
     path.write_text("".join(f"{n}\t{'-' * (n % 7 + 1)}{n}\n" for n in (k**3 for k in range(800))))
     synthetic = [flag for flag in flags if not flag.startswith("--config.task")]
-    data = [f"--config.data.path={path}", "--config.evaluation.beam_width=2"]
-    return [sys.executable, str(repository / "train.py"), f"--config={repository}/configs/pairs.py", *synthetic, *data]
+    of_pairs = [f"--config.data.path={path}", "--config.evaluation.beam_width=2"]
+    of_pairs += ["--config.model.num_encoder_layers=1", "--config.model.num_decoder_layers=1"]
+    config = f"--config={repository}/configs/pairs.py"
+    return [sys.executable, str(repository / "train.py"), config, *synthetic, *of_pairs]
 
 
 def start(command, folder, devices, **variables):
