@@ -86,7 +86,7 @@ def run(request: Request) -> int:
             print(f"{folder.path} is finished already; more steps: --config.training.steps=N")
             report(finished, folder)
             return 0
-        data = training_data.load(config)
+        data = training_data.load(config, folder.vocabulary(config) if request.resume else None)
         check_fits(config, data)
         if request.resume:
             folder.check_data(data)
@@ -97,7 +97,9 @@ def run(request: Request) -> int:
             folder.update_config(config) if request.resume else folder.create(config, data)
         outcome = train(config, data, folder, mesh, clock, resume=request.resume)
         if jax.process_index() == 0:
-            report(summarise(config, data, folder, outcome, clock), folder)
+            summary = summarise(config, data, folder, outcome, clock)
+            draw(config, data, folder, outcome)
+            report(summary, folder)
         return 0
     except (ConfigError, DataError, RunError, CheckpointError, meshes.DistributedError) as error:
         return fail(error, 2)
@@ -172,13 +174,7 @@ def _flat(settings: dict) -> dict:
 
 
 def summarise(config: Config, data: Generated | Stored, folder: Folder, outcome: Outcome, clock: Clock) -> dict:
-    """Draw the picture and write summary.json; fractions are in 0..1."""
-    rows = _sample_rows(outcome.questions.lengths)
-    graphdef, _ = model_structure(config, data.vocabulary)
-    params = jax.device_get(outcome.state.params)
-    run = Run(folder.path, config, data.vocabulary, graphdef, params, int(outcome.state.step))
-    length, source = (values[rows[-1]] for values in (outcome.questions.lengths, outcome.questions.sources))
-    run.draw(capture(run.model, data.vocabulary, source[:length], outcome.judgement.answers[rows[-1]]), folder.picture)
+    """Write summary.json; fractions are in 0..1."""
     scores = outcome.judgement.scores
     summary = {
         "task": data.name,
@@ -188,15 +184,25 @@ def summarise(config: Config, data: Generated | Stored, folder: Folder, outcome:
         "lengths_evaluated": [length for length, _ in scores.by_length()],
         "beam": _beam(config, outcome.beam),
         "steps": int(outcome.state.step),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(outcome.state.params)),
         "seed": config.training.seed,
         "seconds": clock.so_far(),
         "jax": jax.__version__,
         "devices": [f"{device.device_kind} {device.id}" for device in jax.devices()],
-        "samples": [_sample(data, outcome, row) for row in rows],
+        "samples": [_sample(data, outcome, row) for row in _sample_rows(outcome.questions.lengths)],
     }
     folder.write_summary(summary)
     return summary
+
+
+def draw(config: Config, data: Generated | Stored, folder: Folder, outcome: Outcome):
+    """Draw what the model looks at while it answers the longest of the samples."""
+    *_, row = _sample_rows(outcome.questions.lengths)
+    graphdef, _ = model_structure(config, data.vocabulary)
+    params = jax.device_get(outcome.state.params)
+    run = Run(folder.path, config, data.vocabulary, graphdef, params, int(outcome.state.step))
+    source = outcome.questions.sources[row][: outcome.questions.lengths[row]]
+    run.draw(capture(run.model, data.vocabulary, source, outcome.judgement.answers[row]), folder.picture)
 
 
 def _beam(config: Config, beam: Judgement | None) -> dict | None:

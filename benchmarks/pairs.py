@@ -28,7 +28,7 @@ import time
 
 import jax
 import numpy as np
-from spelling import LONGEST_SPELLING, pairs
+from spelling import LONGEST_SPELLING, write
 
 from attn.tasks.examples import Example
 from attn.tasks.generated import Generated
@@ -91,7 +91,7 @@ def main():
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         path = pathlib.Path(scratch) / "spelling.tsv"
-        path.write_text("".join(f"{spelling}\t{sound}\n" for spelling, sound in pairs(args.pairs, seed=0)))
+        write(path, args.pairs, seed=0)
         results = {"machine": {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}}
         results |= {"jax": jax.__version__, "pairs": args.pairs, "read": read(path)}
         if args.train:

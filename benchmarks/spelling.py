@@ -83,10 +83,16 @@ def main():
     if not 1 <= args.pairs <= 1_000_000:
         sys.exit(f"error: --pairs={args.pairs}: must be 1 to 1,000,000")
     try:
-        args.output.write_text("".join(f"{spelling}\t{sound}\n" for spelling, sound in pairs(args.pairs, args.seed)))
+        write(args.output, args.pairs, args.seed)
     except OSError as error:
         sys.exit(f"error: --output={args.output}: {error.strerror}")
     print(f"wrote {args.pairs:,} pairs to {args.output}")
+
+
+def write(path: pathlib.Path, number: int, seed: int):
+    """A file of `number` pairs."""
+    lines = (f"{spelling}\t{sound}\n" for spelling, sound in pairs(number, seed))
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def pairs(number: int, seed: int) -> list[tuple[str, str]]:

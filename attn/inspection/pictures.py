@@ -1,6 +1,7 @@
 """Pictures: attention maps as a grid of heads, and accuracy against length."""
 
 import pathlib
+import warnings
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -33,7 +34,7 @@ def draw_maps(maps: Maps, title: str) -> Figure:
             ax.set_xlabel(across_name, fontsize=7)
             if head == 0:
                 ax.set_ylabel(down_name, fontsize=7)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize=9, parse_math=False)
     return figure
 
 
@@ -42,7 +43,8 @@ def _draw_map(ax: Axes, weights: np.ndarray, down: list[str], across: list[str])
     # Beyond some forty labels they would overlap: name every k-th.
     for axis, labels in ((ax.xaxis, across), (ax.yaxis, down)):
         every = -(-len(labels) // 40)
-        axis.set_ticks(range(0, len(labels), every), labels[::every], fontsize=6 if every == 1 else 5)
+        size = 6 if every == 1 else 5
+        axis.set_ticks(range(0, len(labels), every), labels[::every], fontsize=size, parse_math=False)
     ax.tick_params(length=0, pad=1)
     for label, text in zip(ax.get_xticklabels(), across[:: -(-len(across) // 40)]):
         label.set_rotation(90 if len(text) > 2 else 0)
@@ -57,11 +59,14 @@ def draw_lengths(scores: Scores, trained: tuple[int, int], title: str) -> Figure
     ax.axvspan(trained[0] - 0.5, trained[1] + 0.5, color="0.92", label="trained lengths")
     ax.plot(lengths, [row.token_accuracy.value() for _, row in rows], ".-", color="tab:orange", label="token accuracy")
     ax.plot(lengths, [row.exact_match.value() for _, row in rows], ".-", color="tab:blue", label="exact match")
-    ax.set(xlabel="length of the source (symbols)", ylabel="share", ylim=(-0.03, 1.03), title=title)
+    ax.set(xlabel="length of the source (symbols)", ylabel="share", ylim=(-0.03, 1.03))
+    ax.set_title(title, parse_math=False)
     ax.legend(loc="lower left", fontsize=8)
     return figure
 
 
 def save(figure: Figure, path: pathlib.Path):
-    """Write a figure as the kind of file that the path's ending names."""
-    figure.savefig(path, dpi=120)
+    """Write a figure as the kind of file that the path's ending names; a sign that no font has becomes a box."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(path, dpi=120)

@@ -76,6 +76,10 @@ class SequenceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(self, *, file_format=None, **settings):
         super().__init__(file_format=file_format or "array_record", **settings)
 
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        """To be handed to other processes, as loaders with workers do: the class is found by its kind."""
+        return _builder, (self.kind, self._original_state)
+
     def download_and_prepare(self, **settings):
         """Write the data set if it is not there.
 
@@ -135,6 +139,10 @@ BUILDERS = {
 }
 
 
+def _builder(kind: str, settings: dict) -> SequenceBuilder:
+    return BUILDERS[kind](**settings)
+
+
 def load(task: Task, folder: str | os.PathLike | None = None) -> Stored:
     """The data set of a task, in memory; prepared first if it is not there.
 
@@ -158,7 +166,7 @@ def load(task: Task, folder: str | os.PathLike | None = None) -> Stored:
     try:
         folder = os.fspath(folder or default_folder())
         builder = BUILDERS[task.name](config=config.name if listed else config, data_dir=folder)
-        _prepare(builder)
+        _prepare(builder, folder)
         splits = {name: source.__getitems__(range(len(source))) for name, source in builder.as_data_source().items()}
     except DataError:
         raise
@@ -195,13 +203,13 @@ def default_folder() -> str:
     return tfds.core.constants.get_default_data_dir()
 
 
-def _prepare(builder: SequenceBuilder):
+def _prepare(builder: SequenceBuilder, folder: str):
     """Write the data set if it is not there; another process may be doing the same."""
     try:
         with contextlib.redirect_stdout(sys.stderr):  # where TFDS tells what it does
             builder.download_and_prepare()
     except OSError:
-        if not BUILDERS[builder.kind](config=builder.builder_config, data_dir=builder._data_dir_root).is_prepared():
+        if not BUILDERS[builder.kind](config=builder.builder_config, data_dir=folder).is_prepared():
             raise
 
 

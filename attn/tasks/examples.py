@@ -53,10 +53,18 @@ def decoder_input(target: Int[Array, "T"], begin: int) -> Int[Array, "T"]:
     return jnp.concatenate([jnp.full((1,), begin, target.dtype), target[:-1]])
 
 
-def padded(rows: Sequence[Sequence[int] | np.ndarray], width: int | None = None) -> Int[np.ndarray, "B T"]:
-    """Rows of tokens as one array, filled up with padding to the longest, or to `width`."""
+def padded(rows: Sequence[Sequence[int] | np.ndarray]) -> Int[np.ndarray, "B T"]:
+    """Rows of tokens as one array, filled up with padding to the longest."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    width = int(lengths.max(initial=0)) if width is None else width
+    width = int(lengths.max(initial=0))
     out = np.full((len(rows), width), PAD, np.int32)
     out[np.arange(width) < lengths[:, None]] = np.fromiter(itertools.chain.from_iterable(rows), np.int32)
     return out
+
+
+def widened(
+    tokens: Int[np.ndarray, "B T"], width: int | None = None, height: int | None = None
+) -> Int[np.ndarray, "..."]:
+    """The same tokens with more padding up to `width`, and with empty rows up to `height`, where these are given."""
+    missing = [0 if size is None else size - now for size, now in zip((height, width), tokens.shape)]
+    return np.pad(tokens, [(0, more) for more in missing], constant_values=PAD)

@@ -218,7 +218,7 @@ def _why_empty(part: str, files: dict[str, File]) -> str:
         for name, (low, high) in HELD_OUT.items()
         if name not in files
     ]
-    takes += [f"sources of {' and '.join(own)} are taken out"] if own else []
+    takes += [f"sources of {' and '.join(dict.fromkeys(own))} are taken out"] if own else []
     return (
         f"{file.path}: nothing is left for the {part} part of {sources:,} sources: {', '.join(takes)}, "
         "and no source is in two parts; give more lines, or files of your own for validation and test"

@@ -155,9 +155,12 @@ class Folder:
             self._replace("metrics.jsonl", "".join(row + "\n" for row in rows))
 
     def summary(self) -> dict | None:
-        """What came out, if the run is finished."""
-        file = self.path / "summary.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        """What came out, if the run is finished.
+
+        Raises:
+          RunError: the file is damaged.
+        """
+        return self._read("summary.json") if (self.path / "summary.json").exists() else None
 
     def write_summary(self, summary: dict):
         """Write summary.json: with it the run is finished."""

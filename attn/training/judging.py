@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Int
 from rapidfuzz.distance import Levenshtein
 
-from attn.tasks.examples import PAD, Questions
+from attn.tasks.examples import PAD, Questions, widened
 from attn.tasks.vocabulary import Vocabulary, before
 from attn.training.config import Config
 from attn.training.decoding import decode
@@ -119,10 +119,10 @@ def answer_all(
         asked += [(width, rows[at : at + size]) for at in range(0, len(rows), size)]
     answers = []
     for width, rows in track(asked):
-        batch = _widened(sources[rows, :width], width, batches[width])
+        batch = widened(sources[rows, :width], width, batches[width])
         answers.append(jax.device_get(answer(params, share(batch, mesh)))[: len(rows)])
     room = max(answer.shape[1] for answer in answers)
-    return np.concatenate([_widened(answer, room) for answer in answers])[np.argsort(order, kind="stable")]
+    return np.concatenate([widened(answer, room) for answer in answers])[np.argsort(order, kind="stable")]
 
 
 def judge(
@@ -143,7 +143,7 @@ def judge(
 def score(questions: Questions, answers: Int[np.ndarray, "B T"], vocabulary: Vocabulary) -> Scores:
     """Hold each answer against the nearest of those that count as right."""
     asked, width = questions.asked, max(answers.shape[1], questions.targets.shape[1])
-    answers, targets = _widened(answers, width), _widened(questions.targets, width)
+    answers, targets = widened(answers, width), widened(questions.targets, width)
     written, right = (_without_end(rows, vocabulary.end) for rows in (answers, targets))
     distance = np.array([Levenshtein.distance(written[number], tokens) for number, tokens in zip(asked, right)])
 
@@ -167,9 +167,3 @@ def score(questions: Questions, answers: Int[np.ndarray, "B T"], vocabulary: Voc
 def _without_end(rows: Int[np.ndarray, "B T"], end: int) -> list[list[int]]:
     """The tokens of each row before its end token, or, if it has none, before its padding."""
     return [[token for token in before(end, row) if token != PAD] for row in rows.tolist()]
-
-
-def _widened(tokens: Int[np.ndarray, "B T"], width: int, height: int | None = None) -> np.ndarray:
-    """The same tokens with more padding, and with empty rows up to `height`."""
-    missing = 0 if height is None else height - len(tokens)
-    return np.pad(tokens, ((0, missing), (0, width - tokens.shape[1])))

@@ -2,6 +2,7 @@
 
 import hashlib
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
@@ -97,6 +98,11 @@ def test_anyone_can_load_it_by_name_without_tensorflow(tmp_path):
     assert done.stdout.splitlines()[-1] == "10000"
     [record] = tmp_path.glob("attn_copy/symbols2_lengths1to40/1.0.0/*test.array_record*")
     assert record.stat().st_size > 100_000
+
+
+def test_a_source_may_be_handed_to_other_processes(folder):
+    for split, source in opened(folder, "reverse").items():
+        assert strings(pickle.loads(pickle.dumps(source))) == strings(source), split
 
 
 def test_the_default_of_a_builder_is_the_default_of_the_task():
