@@ -97,9 +97,8 @@ def run(request: Request) -> int:
             folder.update_config(config) if request.resume else folder.create(config, data)
         outcome = train(config, data, folder, mesh, clock, resume=request.resume)
         if jax.process_index() == 0:
-            summary = summarise(config, data, folder, outcome, clock)
             draw(config, data, folder, outcome)
-            report(summary, folder)
+            report(summarise(config, data, folder, outcome, clock), folder)
         return 0
     except (ConfigError, DataError, RunError, CheckpointError, meshes.DistributedError) as error:
         return fail(error, 2)

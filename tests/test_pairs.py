@@ -20,9 +20,8 @@ from attn.inspection import pictures
 from attn.tasks.vocabulary import Pieces
 from attn.training import data, meshes
 from attn.training.flags import load_config
-from attn.training.loop import compile_steps
 from attn.training.meshes import replicate
-from attn.training.state import Report, example_loss, initial_state, model_structure
+from attn.training.state import Report, build_dispatch, example_loss, initial_state, model_structure
 
 SMALL = {
     "model.width": "32",
@@ -127,12 +126,13 @@ def test_signs_of_mathematics_are_drawn_as_they_are(pairs_run, tmp_path):
 
 def test_a_damaged_summary_is_one_line(pairs_run, tmp_path, capsys):
     shutil.copytree(pairs_run, tmp_path / "run")
-    (tmp_path / "run/summary.json").write_text('{"exact')
-    assert cli.main(["inspect", str(tmp_path / "run")]) == 2
-    assert experiment.run(request(None, None, tmp_path / "run", resume=True)) == 2
-    assert [line.split(": cannot be read")[0] for line in capsys.readouterr().err.splitlines()] == [
-        f"error: {tmp_path / 'run/summary.json'}"
-    ] * 2
+    damaged = tmp_path / "run/summary.json"
+    for text in ('{"exact', "[]", '{"steps": 1}'):
+        damaged.write_text(text)
+        assert cli.main(["inspect", str(tmp_path / "run")]) == 2
+        assert experiment.run(request(None, None, tmp_path / "run", resume=True)) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert [line.split(": cannot be read")[0] for line in said] == [f"error: {damaged}"] * 2
 
 
 def test_a_damaged_vocabulary_is_one_line(pairs_run, tmp_path, capsys):
@@ -228,20 +228,21 @@ def small_config(repository, pairs_file):
 
 
 def test_a_step_is_that_of_the_bucket_alone(small_config):
-    """What fills up a batch for the devices changes nothing: losses are those of a plain call."""
+    """Cutting a batch to its bucket inside the program changes nothing: losses are those of a plain call."""
     loaded = data.load(small_config)
     batches = loaded.batches(32, small_config.training.seed)
     mesh = meshes.data_mesh(32)
-    state = replicate(jax.jit(lambda: initial_state(small_config, loaded.vocabulary))(), mesh)
-    advance = compile_steps(small_config, loaded, mesh, state)
+    dispatch = build_dispatch(small_config, loaded, mesh)
+    state = jax.jit(lambda: initial_state(small_config, loaded.vocabulary))()
     model = nnx.merge(model_structure(small_config, loaded.vocabulary)[0], state.params)
     losses = jax.vmap(lambda example: example_loss(model, loaded.vocabulary.begin, example, None))
     steps = [next(k for k in range(500) if batches.at(k)[0] == b) for b in range(len(batches.buckets))]
-    kept = jax.device_get(state)
     for step in steps:
         _, examples = batches.at(step)
         expected: Report = jax.tree.map(lambda x: float(x.sum()), losses(jax.tree.map(np.asarray, examples)))
-        _, report = advance(replicate(kept, mesh), step, step + 1)
+        one = batches.stacked(step, step + 1, 4, mesh.size)
+        fresh = replicate(jax.device_get(state), mesh)
+        _, report = dispatch(fresh, replicate(np.int32(1), mesh), one)
         assert report.loss.count == expected.loss.count
         np.testing.assert_allclose(report.loss.sum, expected.loss.sum, rtol=1e-5)
         assert report.tokens == expected.tokens == sum((tokens != 0).sum() for tokens in examples)
@@ -260,7 +261,8 @@ def test_one_device_and_two_take_the_same_steps_on_buckets_of_odd_sizes(reposito
     for devices in (1, 2):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), (meshes.DATA,))
         start = replicate(jax.jit(lambda: initial_state(config, loaded.vocabulary))(), mesh)
-        ends.append(compile_steps(config, loaded, mesh, start)(start, 0, 12))
+        stacked = batches.stacked(0, 12, 12, devices)
+        ends.append(build_dispatch(config, loaded, mesh)(start, replicate(np.int32(12), mesh), stacked))
     (one, report), (two, both) = ends
     assert float(report.tokens) == float(both.tokens)
     np.testing.assert_allclose(float(report.loss.value()), float(both.loss.value()), rtol=1e-5)

@@ -23,6 +23,13 @@ class Origin(NamedTuple):
     digest: str
 
 
+class StackedBatches(NamedTuple):
+    """The batches of some steps: for each the number of its bucket, and its examples, padded to the widest bucket."""
+
+    bucket: Int[np.ndarray, "K"]
+    examples: Example
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batches:
     """The batches of a run: each of one bucket, and decided by (seed, step) alone.
@@ -61,6 +68,23 @@ class Batches:
         epoch, place = divmod(step, self.steps_per_epoch)
         number, rows = self._epoch(epoch)[place]
         return number, Example(*(tokens[rows] for tokens in self.buckets[number]))
+
+    def stacked(self, step: int, until: int, count: int, devices: int = 1) -> StackedBatches:
+        """The batches from `step` up to `until`, and as many empty ones as make them `count`.
+
+        They have B rows, a device's after another's. Of a batch that has fewer examples, every device gets as many,
+        at the beginning of its rows.
+        """
+        widths = (max(tokens.shape[1] for tokens in side) for side in zip(*self.buckets))
+        buckets = np.zeros(count, np.int32)
+        examples = Example(*(np.full((count, self.batch_size, width), PAD, np.int32) for width in widths))
+        for place, (number, batch) in enumerate(map(self.at, range(step, until))):
+            buckets[place] = number
+            device, row = np.divmod(np.arange(self.sizes[number]), -(-self.sizes[number] // devices))
+            rows = device * (self.batch_size // devices) + row
+            for room, tokens in zip(examples, batch):
+                room[place, rows, : tokens.shape[1]] = tokens
+        return StackedBatches(buckets, examples)
 
     def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """The batches of an epoch in their order: (number of the bucket, rows `[b]` in it)."""

@@ -106,7 +106,7 @@ class Folder:
         Raises:
           RunError: the file is missing or damaged.
         """
-        return self._read("data.json")
+        return self._read("data.json", "name", "origins", "about")
 
     def vocabulary(self, config: Config) -> Vocabulary:
         """Between text and the tokens of the run.
@@ -131,7 +131,7 @@ class Folder:
         Raises:
           RunError: a part is another one, so that the run would go on with other examples.
         """
-        before, now = self.data().get("origins", {}), _origins(data)
+        before, now = self.data()["origins"], _origins(data)
         for part in sorted(before | now):
             if part not in now:
                 raise RunError(f"{self.path}: began with a {part} part of its own, {before[part]['path']}")
@@ -160,17 +160,23 @@ class Folder:
         Raises:
           RunError: the file is damaged.
         """
-        return self._read("summary.json") if (self.path / "summary.json").exists() else None
+        if not (self.path / "summary.json").exists():
+            return None
+        return self._read("summary.json", "steps", "examples_evaluated", "exact_match", "error_rate")
 
     def write_summary(self, summary: dict):
         """Write summary.json: with it the run is finished."""
         self._write("summary.json", summary)
 
-    def _read(self, name: str) -> dict:
+    def _read(self, name: str, *keys: str) -> dict:
         try:
-            return json.loads((self.path / name).read_text())
+            values = json.loads((self.path / name).read_text())
         except (ValueError, OSError) as error:
             raise RunError(f"{self.path / name}: cannot be read ({error})") from None
+        for key in keys:
+            if not isinstance(values, dict) or key not in values:
+                raise RunError(f"{self.path / name}: cannot be read (no {key!r} in it)")
+        return values
 
     def _write(self, name: str, values: dict):
         self._replace(name, json.dumps(values, indent=2) + "\n")

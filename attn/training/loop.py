@@ -16,20 +16,20 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from attn.tasks.examples import Example, Questions, widened
+from attn.tasks.examples import Questions
 from attn.tasks.generated import Generated
-from attn.tasks.stored import Stored
+from attn.tasks.stored import StackedBatches, Stored
 from attn.training import checkpoints
 from attn.training.config import Config
 from attn.training.folders import Folder
 from attn.training.judging import Judgement, build_answer, judge, judging_batches
-from attn.training.meshes import cores, replicate, share, tokens_like
+from attn.training.meshes import replicate, tokens_like
 from attn.training.progress import Clock, Display, Row
 from attn.training.state import (
     Report,
     State,
+    batches_specs,
     build_dispatch,
-    build_step,
     initial_state,
     learning_rate,
     model_structure,
@@ -156,7 +156,8 @@ def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Pr
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
     beams = [1] if config.evaluation.beam_width == 1 else [1, config.evaluation.beam_width]
 
-    with _compilers() as pool:
+    # Several hosts must compile in one order; one host may do it all at once.
+    with ThreadPoolExecutor(1 if jax.process_count() > 1 else None) as pool:
         advance = pool.submit(compile_steps, config, data, mesh, shapes)
         state = pool.submit(start)
         judges = [pool.submit(compile_judge, config, data, mesh, shapes.params, width) for width in beams]
@@ -176,51 +177,24 @@ def compile_steps(
     config: Config, data: Generated | Stored, mesh: Mesh, shapes: State
 ) -> Callable[[State, int, int], tuple[State, Report]]:
     """Steps from one to another, at most as many as a dispatch has, on the batches that (seed, step) decides."""
-    compiled = _compile_dispatch if isinstance(data, Generated) else _compile_bucket_steps
-    return compiled(config, data, mesh, shapes)
+    count, specs = config.training.steps_per_dispatch, batches_specs(data)
+    places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
+    def batches(step: int, until: int) -> StackedBatches | None:
+        if isinstance(data, Generated):
+            return None
+        return data.batches(config.training.batch_size, config.training.seed).stacked(step, until, count, mesh.size)
 
-def _compile_dispatch(config: Config, data: Generated, mesh: Mesh, shapes: State) -> Callable:
-    """All steps in one program, which draws its examples."""
+    like = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), batches(0, 0), places)
     until = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-    dispatch = build_dispatch(config, data, mesh).lower(shapes, until).compile()
+    dispatch = build_dispatch(config, data, mesh).lower(shapes, until, like).compile()
 
     def advance(state, step, until):
-        state, report = dispatch(state, replicate(np.int32(until), mesh))
+        given = jax.device_put(batches(step, until), places)
+        state, report = dispatch(state, replicate(np.int32(until), mesh), given)
         return state, jax.device_get(report)
 
     return advance
-
-
-def _compile_bucket_steps(config: Config, data: Stored, mesh: Mesh, shapes: State) -> Callable:
-    """A program for a step on each bucket. The host goes ahead of the devices and lays out what they will need."""
-    batches = data.batches(config.training.batch_size, config.training.seed)
-    step_on = build_step(config, data.vocabulary, mesh)
-    heights = [-(-size // mesh.size) * mesh.size for size in batches.sizes]
-
-    def compiled(bucket: Example, height: int):
-        like = Example(*(tokens_like(height, tokens.shape[1], mesh) for tokens in bucket))
-        program = step_on.lower(shapes, like).compile()
-        _give_memory_back()
-        return program
-
-    with _compilers() as pool:
-        programs = [*pool.map(compiled, batches.buckets, heights)]
-
-    def advance(state, step, until):
-        reports = []
-        for number, batch in map(batches.at, range(step, until)):
-            batch = Example(*(widened(tokens, height=heights[number]) for tokens in batch))
-            state, report = programs[number](state, share(batch, mesh))
-            reports.append(report)
-        return state, jax.tree.map(lambda *values: sum(map(float, values)), *jax.device_get(reports))
-
-    return advance
-
-
-def _compilers() -> ThreadPoolExecutor:
-    """Threads to compile on. Several hosts must compile in one order; one host may do it all at once."""
-    return ThreadPoolExecutor(1 if jax.process_count() > 1 else cores())
 
 
 def compile_judge(

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from attn.nn.transformer import MODELS
 from attn.tasks.examples import PAD, Example, decoder_input
 from attn.tasks.generated import Generated
+from attn.tasks.stored import StackedBatches, Stored
 from attn.tasks.vocabulary import Vocabulary
 from attn.training.config import Config, Optimizer
 from attn.training.meshes import DATA
@@ -94,73 +95,83 @@ def example_loss(model: nnx.Module, begin: int, example: Example, key: Array | N
     return Report(loss, jnp.sum(example.source != PAD) + loss.count)
 
 
-def build_dispatch(config: Config, data: Generated, mesh: Mesh) -> Callable:
-    """Make `(state, until) -> (state, report)`: up to `steps_per_dispatch` steps, none beyond step `until`.
+def build_dispatch(config: Config, data: Generated | Stored, mesh: Mesh) -> Callable:
+    """Make `(state, until, batches) -> (state, report)`: up to `steps_per_dispatch` steps, none beyond step `until`.
 
-    The devices draw the examples. The state's memory is used again.
+    `batches` are those of `Stored`, stacked, or None for a sampler. Each device differentiates the loss of its own
+    examples; the gradients are added up in one message. The state's memory is used again.
     """
-    gradient, draw = jax.grad(_local_loss(config, data.vocabulary), has_aux=True), jax.vmap(data.sample)
-    each = config.training.batch_size // mesh.size
-    advance = _advance(config, lambda params, step: gradient(params, step, each, draw))
-
-    def dispatch(state: State, until: Int[Array, ""]) -> tuple[State, Report]:
-        nothing = Report(Mean(jnp.zeros(()), jnp.zeros(())), jnp.zeros(()))
-
-        def step(state, _):
-            return jax.lax.cond(state.step < until, advance, lambda state: (state, nothing), state)
-
-        state, reports = jax.lax.scan(step, state, length=config.training.steps_per_dispatch)
-        return state, jax.tree.map(jnp.sum, reports)
-
-    return _on_devices(dispatch, PartitionSpec(), mesh)
-
-
-def build_step(config: Config, vocabulary: Vocabulary, mesh: Mesh) -> Callable:
-    """Make `(state, batch) -> (state, report)`: one step on given examples, as many for every device.
-
-    Those that make their number even are padding alone. The state's memory is used again.
-    """
-    gradient = jax.grad(_local_loss(config, vocabulary), has_aux=True)
-
-    def step(state: State, batch: Example) -> tuple[State, Report]:
-        each = len(batch.source)
-        return _advance(config, lambda params, step: gradient(params, step, each, lambda keys: batch))(state)
-
-    return _on_devices(step, PartitionSpec(DATA), mesh)
-
-
-def _on_devices(function: Callable, of_second: PartitionSpec, mesh: Mesh) -> Callable:
-    """Jit a function of a state, which every device has, and of something else."""
-    everywhere = PartitionSpec()
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=(everywhere, of_second), out_specs=(everywhere, everywhere))
-    return jax.jit(mapped, donate_argnums=0)
-
-
-def _advance(config: Config, differentiate: Callable) -> Callable[[State], tuple[State, Report]]:
-    """One step, from `(params, step) -> (gradients, report)` of one device's examples.
-
-    Each device differentiates the loss of its own examples; the gradients are added up in one message.
-    """
+    differentiate = _sampled(config, data) if isinstance(data, Generated) else _given(config, data)
     optimise = optimizer(config)
 
-    def advance(state: State) -> tuple[State, Report]:
+    def advance(state: State, batch) -> tuple[State, Report]:
         # Marked as differing by device, the parameters' gradients stay local until the one sum below.
         params = jax.tree.map(lambda x: jax.lax.pcast(x, DATA, to="varying"), state.params)
-        gradients, report = differentiate(params, state.step)
+        gradients, report = differentiate(params, state.step, batch)
         gradients, report = jax.lax.psum((ravel_pytree(gradients)[0], report), DATA)
         flat, unravel = ravel_pytree(state.params)
         updates, optimizer_state = optimise.update(gradients / report.loss.count, state.optimizer, flat)
         return State(unravel(optax.apply_updates(flat, updates)), optimizer_state, state.step + 1), report
 
-    return advance
+    def dispatch(state: State, until: Int[Array, ""], batches) -> tuple[State, Report]:
+        nothing = Report(Mean(jnp.zeros(()), jnp.zeros(())), jnp.zeros(()))
+
+        def step(state, batch):
+            return jax.lax.cond(state.step < until, advance, lambda state, _: (state, nothing), state, batch)
+
+        state, reports = jax.lax.scan(step, state, batches, length=config.training.steps_per_dispatch)
+        return state, jax.tree.map(jnp.sum, reports)
+
+    everywhere, of_batches = PartitionSpec(), batches_specs(data)
+    mapped = jax.shard_map(
+        dispatch, mesh=mesh, in_specs=(everywhere, everywhere, of_batches), out_specs=(everywhere, everywhere)
+    )
+    return jax.jit(mapped, donate_argnums=0)
+
+
+def batches_specs(data: Generated | Stored) -> StackedBatches | None:
+    """How the batches of a dispatch are shared out: their examples by device."""
+    if isinstance(data, Generated):
+        return None
+    by_device = PartitionSpec(None, DATA)
+    return StackedBatches(PartitionSpec(), Example(by_device, by_device))
+
+
+def _sampled(config: Config, data: Generated) -> Callable:
+    """`(params, step, None) -> (gradients, report)` of examples that the device draws."""
+    gradient, draw = jax.grad(_local_loss(config, data.vocabulary), has_aux=True), jax.vmap(data.sample)
+    return lambda params, step, _: gradient(params, step, config.training.batch_size, draw)
+
+
+def _given(config: Config, data: Stored) -> Callable:
+    """`(params, step, (bucket, examples)) -> (gradients, report)`, of the examples cut to a batch of their bucket."""
+    gradient = jax.grad(_local_loss(config, data.vocabulary), has_aux=True)
+
+    def of_bucket(bucket: Example, size: int):
+        def cut(params, step, examples):
+            rows = _share_of(size)
+            narrow = jax.tree.map(lambda tokens, like: tokens[:rows, : like.shape[1]], examples, bucket)
+            return gradient(params, step, size, lambda keys: narrow)
+
+        return cut
+
+    sizes = data.batches(config.training.batch_size, config.training.seed).sizes
+    branches = [of_bucket(bucket, size) for bucket, size in zip(data.training, sizes)]
+    return lambda params, step, batch: jax.lax.switch(batch.bucket, branches, params, step, batch.examples)
+
+
+def _share_of(size: int) -> int:
+    """How many examples of a batch each device has; the last may lack some."""
+    return -(-size // jax.lax.axis_size(DATA))
 
 
 def _local_loss(config: Config, vocabulary: Vocabulary) -> Callable:
-    """`(params, step, number of examples, keys -> examples) -> (loss, report)` of one device's share of a batch."""
+    """`(params, step, size, keys -> examples) -> (loss, report)` of one device's share of a batch."""
     graphdef, _ = model_structure(config, vocabulary)
     run_key = jax.random.fold_in(jax.random.key(config.training.seed), _BATCHES)
 
-    def loss(params, step, each: int, examples: Callable[[Array], Example]):
+    def loss(params, step, size: int, examples: Callable[[Array], Example]):
+        each = _share_of(size)
         numbers = jax.lax.axis_index(DATA) * each + jnp.arange(each)
         keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(run_key, step), n))(numbers)
         sample_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)

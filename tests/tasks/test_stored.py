@@ -90,3 +90,23 @@ def test_a_step_is_a_pure_function_of_seed_and_step():
     assert any(one != other for (one, _), (other, _) in zip(forward, reseeded))
     per_epoch = Batches(buckets, 16, seed=3).steps_per_epoch
     assert any(forward[k][0] != forward[k + per_epoch][0] for k in range(100 - per_epoch))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_stacked_batches_are_those_of_the_steps_shared_out_over_devices(devices):
+    buckets, _ = numbered(500)
+    batches = Batches(buckets, 16, seed=3)
+    assert len(set(batches.sizes)) > 1
+    stacked = batches.stacked(7, 20, 16, devices)
+    assert stacked.examples.source.shape[:2] == (16, 16)
+    for place, step in enumerate(range(7, 20)):
+        number, examples = batches.at(step)
+        assert stacked.bucket[place] == number
+        for room, tokens in zip(stacked.examples, examples):
+            each = -(-len(tokens) // devices)
+            rows = room[place].reshape(devices, 16 // devices, -1)
+            assert (rows[:, each:] == PAD).all()
+            flat = rows[:, :each].reshape(devices * each, -1)
+            np.testing.assert_array_equal(flat[: len(tokens), : tokens.shape[1]], tokens)
+            assert (flat[len(tokens) :] == PAD).all() and (flat[:, tokens.shape[1] :] == PAD).all()
+    assert all((room[13:] == PAD).all() for room in stacked.examples)

@@ -60,7 +60,7 @@ def dispatcher(config: Config, devices: int):
 
 def dispatch_once(config: Config, devices: int, until=5):
     mesh, start, dispatch = dispatcher(config, devices)
-    return dispatch(meshes.replicate(start(), mesh), meshes.replicate(np.int32(until), mesh))
+    return dispatch(meshes.replicate(start(), mesh), meshes.replicate(np.int32(until), mesh), None)
 
 
 def test_a_tiny_model_learns_to_copy_every_held_out_string(copy_run):
