@@ -133,6 +133,8 @@ def _warn_of_unknown(vocabulary, text: str, number: int = 1):
 def _evaluate(arguments) -> int:
     run = _load(arguments.run)
     stem = pathlib.Path(arguments.output) if arguments.output else run.folder / "evaluation"
+    if not stem.name:
+        raise InputError(f"--output={arguments.output}: must name files, such as FOLDER/STEM")
     json_path, png_path = (stem.with_name(stem.name + ending) for ending in (".json", ".png"))
     _check_writable(json_path)
     scores = run.evaluate(

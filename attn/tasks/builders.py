@@ -168,6 +168,8 @@ def load(task: Task, folder: str | os.PathLike | None = None) -> Stored:
         builder = BUILDERS[task.name](config=config.name if listed else config, data_dir=folder)
         _prepare(builder, folder)
         splits = {name: source.__getitems__(range(len(source))) for name, source in builder.as_data_source().items()}
+        if splits.keys() != _SPLITS.keys():
+            raise DataError(f"{builder.data_dir}: has the splits {', '.join(splits) or 'none'}; it is damaged")
     except DataError:
         raise
     except Exception as error:  # TFDS and array_record raise many kinds for a damaged or unwritable folder

@@ -6,6 +6,7 @@ Token 0 is padding, then come the symbols or pieces from 1 on, then the begin an
 import bisect
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -213,9 +214,8 @@ Vocabulary = Symbols | Pieces
 
 
 def before(end: int, tokens: Tokens) -> list[int]:
-    """The tokens before the first `end`."""
-    tokens = [int(token) for token in tokens]
-    return tokens[: tokens.index(end)] if end in tokens else tokens
+    """The tokens before the first `end`, or, where there is none, before the padding."""
+    return list(itertools.takewhile(lambda token: token not in (end, PAD), map(int, tokens)))
 
 
 def _visible(piece: str) -> str:

@@ -144,7 +144,7 @@ def score(questions: Questions, answers: Int[np.ndarray, "B T"], vocabulary: Voc
     """Hold each answer against the nearest of those that count as right."""
     asked, width = questions.asked, max(answers.shape[1], questions.targets.shape[1])
     answers, targets = widened(answers, width), widened(questions.targets, width)
-    written, right = (_without_end(rows, vocabulary.end) for rows in (answers, targets))
+    written, right = ([before(vocabulary.end, row) for row in rows.tolist()] for rows in (answers, targets))
     distance = np.array([Levenshtein.distance(written[number], tokens) for number, tokens in zip(asked, right)])
 
     # Of each question's right answers the nearest: the first of its rows, once they are sorted by distance.
@@ -162,8 +162,3 @@ def score(questions: Questions, answers: Int[np.ndarray, "B T"], vocabulary: Voc
         token_accuracy=mean(((answers == targets) & real).sum(1), real.sum(1)),
         error_rate=mean(distance, [len(right[row]) for row in nearest]),
     )
-
-
-def _without_end(rows: Int[np.ndarray, "B T"], end: int) -> list[list[int]]:
-    """The tokens of each row before its end token, or, if it has none, before its padding."""
-    return [[token for token in before(end, row) if token != PAD] for row in rows.tolist()]

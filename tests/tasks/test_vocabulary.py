@@ -28,7 +28,7 @@ def test_characters_are_read_and_written():
     assert LETTERS.read("ab éz") == [3, 4, 1, 5, LETTERS.unknown]
     assert LETTERS.unknown_pieces("zabzy") == ["z", "y"]
     assert LETTERS.write([3, 1, 5, LETTERS.end, 4, 0]) == "a é"
-    assert LETTERS.write([LETTERS.unknown, 0]) == "\ufffd\ufffd"
+    assert LETTERS.write([LETTERS.unknown, LETTERS.begin, 0]) == "\ufffd\ufffd"
     assert LETTERS.names([0, 1, 2, 5, LETTERS.unknown, LETTERS.begin, LETTERS.end]) == [
         "pad",
         "␣",
@@ -65,6 +65,11 @@ def test_bytes_and_characters_share_a_vocabulary():
     mixed = Pieces(("ж", *map(chr, range(256))), "characters", "bytes", ((1, 2),))
     assert mixed.read("жa") == [1, ord("a") + 2]
     assert mixed.write([0xC3 + 2, 0xA9 + 2, 1, mixed.end]) == "éж"
+
+
+def test_an_answer_without_an_end_is_written_without_its_padding():
+    assert LETTERS.write([1, 2, 0, 0]) == LETTERS.write([1, 2, LETTERS.end, 0]) == LETTERS.write([1, 2])
+    assert Symbols(5).write([3, 1, 0, 0]) == "3 1"
 
 
 def test_an_unknown_splitting_is_named():
