@@ -221,7 +221,7 @@ def _lengths(text: str) -> list[int]:
     for part in text.split(","):
         first, colon, last = part.partition(":")
         ends = [first, last if colon else first]
-        if not all(end.isdigit() and 1 <= int(end) <= 100_000 for end in ends) or int(ends[0]) > int(ends[1]):
+        if not all(end.isdecimal() and 1 <= int(end) <= 100_000 for end in ends) or int(ends[0]) > int(ends[1]):
             raise argparse.ArgumentTypeError(f"{text!r} must be lengths such as 1:64 or 1,8,40:50, of at least 1")
         lengths += range(int(ends[0]), int(ends[1]) + 1)
     return sorted(set(lengths))
