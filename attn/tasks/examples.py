@@ -60,11 +60,3 @@ def padded(rows: Sequence[Sequence[int] | np.ndarray]) -> Int[np.ndarray, "B T"]
     out = np.full((len(rows), width), PAD, np.int32)
     out[np.arange(width) < lengths[:, None]] = np.fromiter(itertools.chain.from_iterable(rows), np.int32)
     return out
-
-
-def widened(
-    tokens: Int[np.ndarray, "B T"], width: int | None = None, height: int | None = None
-) -> Int[np.ndarray, "..."]:
-    """The same tokens with more padding up to `width`, and with empty rows up to `height`, where these are given."""
-    missing = [0 if size is None else size - now for size, now in zip((height, width), tokens.shape)]
-    return np.pad(tokens, [(0, more) for more in missing], constant_values=PAD)

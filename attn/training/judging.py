@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Int
 from rapidfuzz.distance import Levenshtein
 
-from attn.tasks.examples import PAD, Questions, widened
+from attn.tasks.examples import PAD, Questions
 from attn.tasks.vocabulary import Vocabulary, before
 from attn.training.config import Config
 from attn.training.decoding import decode
@@ -119,10 +119,10 @@ def answer_all(
         asked += [(width, rows[at : at + size]) for at in range(0, len(rows), size)]
     answers = []
     for width, rows in track(asked):
-        batch = widened(sources[rows, :width], width, batches[width])
+        batch = _widened(sources[rows, :width], width, batches[width])
         answers.append(jax.device_get(answer(params, share(batch, mesh)))[: len(rows)])
     room = max(answer.shape[1] for answer in answers)
-    return np.concatenate([widened(answer, room) for answer in answers])[np.argsort(order, kind="stable")]
+    return np.concatenate([_widened(answer, room) for answer in answers])[np.argsort(order, kind="stable")]
 
 
 def judge(
@@ -143,7 +143,7 @@ def judge(
 def score(questions: Questions, answers: Int[np.ndarray, "B T"], vocabulary: Vocabulary) -> Scores:
     """Hold each answer against the nearest of those that count as right."""
     asked, width = questions.asked, max(answers.shape[1], questions.targets.shape[1])
-    answers, targets = widened(answers, width), widened(questions.targets, width)
+    answers, targets = _widened(answers, width), _widened(questions.targets, width)
     written, right = ([before(vocabulary.end, row) for row in rows.tolist()] for rows in (answers, targets))
     distance = np.array([Levenshtein.distance(written[number], tokens) for number, tokens in zip(asked, right)])
 
@@ -162,3 +162,9 @@ def score(questions: Questions, answers: Int[np.ndarray, "B T"], vocabulary: Voc
         token_accuracy=mean(((answers == targets) & real).sum(1), real.sum(1)),
         error_rate=mean(distance, [len(right[row]) for row in nearest]),
     )
+
+
+def _widened(tokens: Int[np.ndarray, "B T"], width: int, height: int | None = None) -> np.ndarray:
+    """The same tokens with more padding, and with empty rows up to `height`."""
+    missing = 0 if height is None else height - len(tokens)
+    return np.pad(tokens, ((0, missing), (0, width - tokens.shape[1])))
