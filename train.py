@@ -9,7 +9,8 @@ import sys
 from absl import flags
 
 from attn import cli, experiment
-from attn.training.config import ConfigError, nearest, to_mapping
+from attn.tasks.settings import nearest
+from attn.training.config import ConfigError, to_mapping
 from attn.training.flags import split_overrides
 
 _CONFIG = flags.DEFINE_string(

@@ -16,15 +16,19 @@ from attn.inspection.capture import Maps, capture
 from attn.nn.encodings import ENCODINGS
 from attn.tasks.examples import Questions, padded
 from attn.tasks.generated import Generated
+from attn.tasks.settings import LENGTHS, Rule, between, checked
 from attn.tasks.stored import Stored
 from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
 from attn.training import checkpoints, data, meshes
-from attn.training.config import Config
+from attn.training.config import BEAM_WIDTH, Config
 from attn.training.folders import Folder, RunError
 from attn.training.judging import Scores, answer_all, build_answer, judge, judging_batches
 from attn.training.progress import shortened
 from attn.training.state import initial_state, model_structure
 
+_TEXTS = Rule(
+    "a list of texts", lambda texts: not isinstance(texts, str) and all(isinstance(text, str) for text in texts)
+)
 _OF_EACH_LENGTH = 100  # held-out examples, where it is not said how many
 
 
@@ -52,6 +56,7 @@ class Run:
         """The model with its parameters: `model(source, target) -> logits`, for one example."""
         return nnx.merge(self.graphdef, self.params)
 
+    @checked(texts=_TEXTS, beam_width=BEAM_WIDTH)
     def predict(self, texts: Sequence[str], *, beam_width: int = 1) -> list[str]:
         """Answers to inputs such as "3 1 4 1 5", in order.
 
@@ -86,6 +91,7 @@ class Run:
         """`(mesh, beam width) -> answer`, each built once."""
         return functools.cache(lambda mesh, beam: build_answer(self.vocabulary, self.graphdef, mesh, beam))
 
+    @checked(lengths=LENGTHS, examples=between(1), beam_width=BEAM_WIDTH)
     def evaluate(
         self,
         lengths: Sequence[int] | None = None,
@@ -125,7 +131,7 @@ class Run:
         if part is None and config.data.source != "pairs" and (lengths or config.data.source == "generated"):
             task = config.task
             lengths = lengths or range(task.min_length, task.max_length + 1)
-            return Generated(task).questions_of_each_length(lengths, each, seed)
+            return Generated(task).questions_of_each_length("test", lengths, each, seed)
         if config.data.source == "generated":
             raise InputError(f"part {part!r}: the examples of this run are generated; give lengths")
         stored, part = self._data, part or "test"

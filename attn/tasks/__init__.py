@@ -3,13 +3,17 @@
 Importing this registers the TFDS builders `attn_copy`, `attn_reverse` and `attn_duplicate`.
 """
 
+import os
+
 from attn.tasks import builders, pairs
 from attn.tasks.examples import DataError
 from attn.tasks.generated import Generated
 from attn.tasks.sequences import KINDS, Task
+from attn.tasks.settings import PATH, between, checked, fault, one_of
 from attn.tasks.stored import Stored
 
 SOURCES = ("generated", "tfds")  # of the examples of a synthetic task
+RULES = {"symbols": between(2, 1_000_000), "min_length": between(1, 65_536), "max_length": between(1, 65_536)}
 
 
 def load(name: str, **settings) -> Generated | Stored:
@@ -22,22 +26,30 @@ def load(name: str, **settings) -> Generated | Stored:
         `folder`, see `builders.load`.
 
     Raises:
-      ValueError: an unknown name or source, or settings that do not go together.
+      ValueError: an unknown name, or settings that are unknown, not what they must be, or do not go together.
       DataError: files that cannot be learnt from.
     """
-    if name == "pairs":
-        return pairs.load(**settings)
-    if name not in KINDS:
-        raise ValueError(f"unknown task {name!r}; known are {', '.join(KINDS)} and pairs")
-    source, folder = settings.pop("source", "generated"), settings.pop("folder", None)
-    if source not in SOURCES:
-        raise ValueError(f"unknown source {source!r}; known are {', '.join(SOURCES)}")
+    if said := fault(str, name, one_of((*KINDS, "pairs"))):
+        raise ValueError(f"name: {said}")
+    return pairs.load(**settings) if name == "pairs" else _load_task(name, **settings)
+
+
+@checked(**RULES, source=one_of(SOURCES), folder=PATH)
+def _load_task(
+    name: str,
+    *,
+    symbols: int = Task.symbols,
+    min_length: int = Task.min_length,
+    max_length: int = Task.max_length,
+    source: str = "generated",
+    folder: str | os.PathLike | None = None,
+) -> Generated | Stored:
+    if min_length > max_length:
+        raise ValueError(f"min_length: got {min_length}, must be at most max_length = {max_length}")
     if folder is not None and source != "tfds":
         raise ValueError(f"folder: got {folder!r}, but only source='tfds' reads it")
-    task = Task(name, **settings)
-    if not 1 <= task.min_length <= task.max_length or task.symbols < 2:
-        raise ValueError(f"{task}: must have 2 symbols or more, and 1 <= min_length <= max_length")
+    task = Task(name, symbols, min_length, max_length)
     return Generated(task) if source == "generated" else builders.load(task, folder)
 
 
-__all__ = ["SOURCES", "DataError", "Generated", "Stored", "Task", "load"]
+__all__ = ["RULES", "SOURCES", "DataError", "Generated", "Stored", "Task", "load"]

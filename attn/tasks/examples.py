@@ -7,11 +7,13 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
 PAD = 0  # the token that fills up sources and targets
+_EXAMPLES = 1  # what a run's key is folded with for its examples, so that they share no random numbers with parameters
 Tokens = Int[Array | np.ndarray, "n"] | Sequence[int]
 
 
@@ -46,6 +48,13 @@ class Questions(NamedTuple):
         kept = np.isin(self.asked, rows)
         asked = np.searchsorted(rows, self.asked[kept])
         return Questions(self.sources[rows], self.lengths[rows], self.targets[kept], asked)
+
+
+def example_keys(seed: int, step: int | Int[Array, ""], numbers: Int[Array, "B"]) -> tuple[Array, Array]:
+    """The random keys `[B]` of some examples of a step, by their numbers in its batch: to draw them, for dropout."""
+    of_step = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _EXAMPLES), step)
+    keys = jax.vmap(lambda number: jax.random.fold_in(of_step, number))(numbers)
+    return tuple(jax.vmap(jax.random.split, out_axes=1)(keys))
 
 
 def decoder_input(target: Int[Array, "T"], begin: int) -> Int[Array, "T"]:

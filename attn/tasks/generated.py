@@ -1,20 +1,50 @@
 """Examples made on the fly: any number to train on, and distinct held-out strings of every length to be judged on."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from attn.tasks.examples import Example, Questions
+from attn.tasks.examples import Example, Questions, example_keys
 from attn.tasks.sequences import Task, is_held_out
-from attn.tasks.vocabulary import Symbols
+from attn.tasks.settings import LENGTHS, SEED, between, checked
+from attn.tasks.vocabulary import InputError, Symbols
 
 _ENUMERABLE = 1 << 19  # strings of a length: up to here all are listed, beyond here they are drawn
 _DRAWN = 1 << 22  # symbols at a time
 
 
 @dataclasses.dataclass(frozen=True)
+class DrawnBatches:
+    """The batches of a run on a task, each decided by (seed, step) alone.
+
+    Args:
+      task: whose examples.
+      batch_size: B, the examples of a batch.
+      seed: of the run.
+    """
+
+    task: Task
+    batch_size: int
+    seed: int
+
+    @checked(step=between(0))
+    def at(self, step: int) -> tuple[int, Example]:
+        """0, as they are all of one bucket, and the batch `[B S], [B T]` of a step."""
+        keys, _ = example_keys(self.seed, step, jnp.arange(self.batch_size))
+        return 0, _drawn(self.task, keys)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _drawn(task: Task, keys: Array) -> Example:
+    return jax.vmap(task.sample)(keys)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Generated:
     """What a task asks for, drawn when it is needed.
 
@@ -23,6 +53,9 @@ class Generated:
     """
 
     task: Task
+
+    def __repr__(self) -> str:
+        return "\n".join([f"{self.name}, generated", *self.describe()])
 
     @property
     def name(self) -> str:
@@ -46,6 +79,12 @@ class Generated:
         """One example to train on: a pure function of the key."""
         return self.task.sample(key)
 
+    @checked(batch_size=between(1), seed=SEED)
+    def batches(self, batch_size: int, seed: int) -> DrawnBatches:
+        """What to train on, step by step."""
+        return DrawnBatches(self.task, batch_size, seed)
+
+    @checked(total=between(1), seed=SEED)
     def questions(self, part: str, total: int, seed: int) -> Questions:
         """Held-out strings of all lengths of the task, shared out evenly.
 
@@ -53,14 +92,22 @@ class Generated:
           part: "test", or "validation" for another draw of them.
           total: how many; fewer come back where the lengths hold no more.
           seed: of the draw.
+
+        Raises:
+          InputError: no such part.
         """
         lengths = range(self.task.min_length, self.task.max_length + 1)
-        return ask(self.task, *distinct_strings(self.task, lengths, total, seed + (part == "validation")))
+        return ask(self.task, *distinct_strings(self.task, lengths, total, _seed_of(part, seed)))
 
-    def questions_of_each_length(self, lengths: Sequence[int], each: int, seed: int) -> Questions:
-        """Up to `each` held-out strings of each length, which need not be lengths of the task."""
-        widest = max(lengths)
-        of_each = [distinct_strings(self.task, [length], each, seed) for length in sorted(set(lengths))]
+    @checked(lengths=LENGTHS, each=between(1), seed=SEED)
+    def questions_of_each_length(self, part: str, lengths: Sequence[int], each: int, seed: int) -> Questions:
+        """Up to `each` held-out strings of each length, which need not be lengths of the task.
+
+        Raises:
+          InputError: no such part.
+        """
+        widest, drawn = max(lengths), _seed_of(part, seed)
+        of_each = [distinct_strings(self.task, [length], each, drawn) for length in sorted(set(lengths))]
         strings = [np.pad(strings, ((0, 0), (0, widest - strings.shape[1]))) for strings, _ in of_each]
         return ask(self.task, np.concatenate(strings), np.concatenate([lengths for _, lengths in of_each]))
 
@@ -68,6 +115,14 @@ class Generated:
         """What there is to learn, in lines for people."""
         task = self.task
         return [f"{task.name}: strings of {task.min_length} to {task.max_length} symbols, drawn as they are needed"]
+
+
+def _seed_of(part: str, seed: int) -> int:
+    """The seed of a part's draw from the held-out strings."""
+    parts = ["test", "validation"]
+    if part not in parts:
+        raise InputError(f"no part {part!r}; the parts are {', '.join(parts)}")
+    return seed + parts.index(part)
 
 
 def ask(task: Task, strings: Int[np.ndarray, "B n"], lengths: Int[np.ndarray, "B"]) -> Questions:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from attn.tasks.examples import DataError, Questions, padded
+from attn.tasks.settings import PATH, Rule, between, checked
 from attn.tasks.stored import Origin, Stored, in_buckets
 from attn.tasks.vocabulary import SPLITTINGS, Pieces, is_splitting
 
@@ -19,6 +20,12 @@ LONGEST = 1_024  # tokens of a source or a target: what attention to all of it c
 
 # By the hash of its source, as a fraction of all hashes, a pair is in one of these parts, else in training.
 HELD_OUT = {"test": (0.0, 0.05), "validation": (0.05, 0.1)}
+
+RULES = {
+    **dict.fromkeys(("path", "validation", "test"), PATH),
+    "tokens": Rule(f"one of {', '.join(SPLITTINGS)}, or two of them as SOURCE:TARGET", is_splitting),
+    "longest": between(1, 100_000),
+}
 
 Pair = tuple[tuple[str, ...], tuple[str, ...]]  # pieces of the source and of the target
 
@@ -32,6 +39,7 @@ class File(NamedTuple):
     digest: str
 
 
+@checked(**RULES)
 def load(
     path: str | os.PathLike,
     *,
@@ -59,12 +67,13 @@ def load(
       The training examples, and the questions "validation" and "test".
 
     Raises:
+      ValueError: an argument that is not what it must be.
       DataError: a file that cannot be read, a line that is no pair or too long, a part without pairs.
     """
-    if not is_splitting(tokens):
-        raise DataError(f"tokens: got {tokens!r}, must be one of {', '.join(SPLITTINGS)}, or two as SOURCE:TARGET")
     kinds = (tokens.split(":") * 2)[:2]
-    paths = {"training": path} | {part: own for part, own in (("validation", validation), ("test", test)) if own}
+    paths = {"training": path} | {
+        part: own for part, own in (("validation", validation), ("test", test)) if own is not None
+    }
     files = {part: read(own, kinds, longest) for part, own in paths.items()}
     parts, left_out = _split({part: file.pairs for part, file in files.items()}, SPLITTINGS[kinds[0]].join)
     for part, pairs in parts.items():

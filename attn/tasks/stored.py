@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from attn.tasks.examples import PAD, Example, Questions, padded
+from attn.tasks.settings import LENGTHS, SEED, between, checked
 from attn.tasks.vocabulary import InputError, Vocabulary
 
 _ENOUGH = 0.22  # share of padding below which another bucket, one more program to compile, is not worth it
@@ -63,6 +64,13 @@ class Batches:
         """Batches of an epoch."""
         return sum(self.counts)
 
+    def __repr__(self) -> str:
+        return (
+            f"batches of up to {self.batch_size} in {len(self.buckets)} buckets, {self.steps_per_epoch:,} an epoch, "
+            f"seed {self.seed}"
+        )
+
+    @checked(step=between(0))
     def at(self, step: int) -> tuple[int, Example]:
         """The number of the bucket and the batch `[b S], [b T]` of a step."""
         epoch, place = divmod(step, self.steps_per_epoch)
@@ -140,10 +148,12 @@ class Stored:
         """Share of an epoch's tokens that are padding."""
         return padding_share(self.training)
 
+    @checked(batch_size=between(1), seed=SEED)
     def batches(self, batch_size: int, seed: int) -> Batches:
         """What to train on, step by step."""
         return Batches(self.training, batch_size, seed)
 
+    @checked(total=between(1), seed=SEED)
     def questions(self, part: str, total: int | None, seed: int) -> Questions:
         """Questions of a part: `total` of them, drawn by the seed, or all."""
         questions = self.part(part)
@@ -152,6 +162,7 @@ class Stored:
             return questions
         return questions.chosen(np.sort(np.random.default_rng(seed).permutation(count)[:total]))
 
+    @checked(lengths=LENGTHS, each=between(1), seed=SEED)
     def questions_of_each_length(self, part: str, lengths: Sequence[int], each: int, seed: int) -> Questions:
         """Up to `each` questions of a part for each length of the source.
 
@@ -178,10 +189,8 @@ class Stored:
     def describe(self) -> list[str]:
         """What there is to learn, in lines for people."""
         shapes = ", ".join(f"{b.source.shape[1]}+{b.target.shape[1]}" for b in self.training)
-        return [
-            *self.about,
-            f"{len(self.training)} buckets of source + target tokens ({shapes}): {self.padding:.1%} padding",
-        ]
+        buckets = f"{len(self.training)} bucket{'s' if len(self.training) > 1 else ''} of source + target tokens"
+        return [*self.about, f"{buckets} ({shapes}): {self.padding:.1%} padding"]
 
 
 def in_buckets(sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> tuple[Example, ...]:

@@ -4,20 +4,17 @@ Whatever is wrong is said in one line that names the key, what was given and wha
 """
 
 import dataclasses
-import difflib
-import math
-import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 
+from attn import tasks
 from attn.nn.encodings import ENCODINGS
 from attn.nn.transformer import MODELS
-from attn.tasks import SOURCES
+from attn.tasks import pairs
 from attn.tasks.generated import Generated
-from attn.tasks.pairs import LONGEST
 from attn.tasks.sequences import KINDS, Task
+from attn.tasks.settings import PATH, SEED, between, described, fault, kinds_of, nearest, one_of
 from attn.tasks.stored import Stored
-from attn.tasks.vocabulary import SPLITTINGS, is_splitting
 
 
 class ConfigError(ValueError):
@@ -37,7 +34,7 @@ class Data:
     tokens: str = "characters"
     validation: str | None = None
     test: str | None = None
-    longest: int = LONGEST
+    longest: int = pairs.LONGEST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,66 +104,35 @@ class Config:
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
 
 
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """What a setting may be: a sentence for people and a test."""
-
-    allowed: str
-    accepts: Callable[[object], bool]
-
-
-def _one_of(names: Iterable[str]) -> Rule:
-    names = tuple(names)
-    return Rule("one of " + ", ".join(names), lambda value: value in names)
-
-
-def _between(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> Rule:
-    text = f"{'greater than' if open_low else 'at least'} {low:,}"
-    if high < math.inf:
-        text += f" and {'less than' if open_high else 'at most'} {high:,}"
-
-    def accepts(value):
-        above = value > low if open_low else value >= low
-        return above and (value < high if open_high else value <= high)
-
-    return Rule(text, accepts)
-
-
-_COUNT = _between(1, 1_000_000_000)
-_PATH = Rule("a path", bool)
-_SIZE = _between(1, 65_536)
+_COUNT = between(1, 1_000_000_000)
+BEAM_WIDTH = between(1, 1_000)
+_SIZE = between(1, 65_536)
 RULES = {
-    "task.name": _one_of(KINDS),
-    "task.symbols": _between(2, 1_000_000),
-    "task.min_length": _SIZE,
-    "task.max_length": _SIZE,
-    "data.source": _one_of((*SOURCES, "pairs")),
-    "data.folder": _PATH,
-    "data.path": _PATH,
-    "data.tokens": Rule(f"one of {', '.join(SPLITTINGS)}, or two of them as SOURCE:TARGET", is_splitting),
-    "data.validation": _PATH,
-    "data.test": _PATH,
-    "data.longest": _between(1, 100_000),
-    "model.name": _one_of(MODELS),
+    "task.name": one_of(KINDS),
+    **{f"task.{name}": rule for name, rule in tasks.RULES.items()},
+    "data.source": one_of((*tasks.SOURCES, "pairs")),
+    "data.folder": PATH,
+    **{f"data.{name}": rule for name, rule in pairs.RULES.items()},
+    "model.name": one_of(MODELS),
     "model.width": _SIZE,
     "model.num_heads": _SIZE,
     "model.head_width": _SIZE,
-    "model.num_encoder_layers": _between(1, 1_000),
-    "model.num_decoder_layers": _between(1, 1_000),
+    "model.num_encoder_layers": between(1, 1_000),
+    "model.num_decoder_layers": between(1, 1_000),
     "model.feed_forward_width": _SIZE,
-    "model.positions": _one_of(ENCODINGS),
-    "model.max_length": _between(2, 1_000_000),
-    "model.norm": _one_of(("pre", "post")),
-    "model.dropout": _between(0, 1, open_high=True),
-    "model.dtype": _one_of(("float32", "bfloat16")),
-    "optimizer.learning_rate": _between(0, 1e3, open_low=True),
-    "optimizer.warmup_fraction": _between(0, 1, open_high=True),
-    "optimizer.decay": _one_of(("cosine", "none")),
-    "optimizer.beta1": _between(0, 1, open_high=True),
-    "optimizer.beta2": _between(0, 1, open_high=True),
-    "optimizer.weight_decay": _between(0),
-    "optimizer.clip_norm": _between(0, open_low=True),
-    "training.seed": _between(0, 2**32 - 1),
+    "model.positions": one_of(ENCODINGS),
+    "model.max_length": between(2, 1_000_000),
+    "model.norm": one_of(("pre", "post")),
+    "model.dropout": between(0, 1, open_high=True),
+    "model.dtype": one_of(("float32", "bfloat16")),
+    "optimizer.learning_rate": between(0, 1e3, open_low=True),
+    "optimizer.warmup_fraction": between(0, 1, open_high=True),
+    "optimizer.decay": one_of(("cosine", "none")),
+    "optimizer.beta1": between(0, 1, open_high=True),
+    "optimizer.beta2": between(0, 1, open_high=True),
+    "optimizer.weight_decay": between(0),
+    "optimizer.clip_norm": between(0, open_low=True),
+    "training.seed": SEED,
     "training.steps": _COUNT,
     "training.batch_size": _COUNT,
     "training.steps_per_dispatch": _COUNT,
@@ -175,8 +141,8 @@ RULES = {
     "evaluation.examples": _COUNT,
     "evaluation.examples_on_the_way": _COUNT,
     "evaluation.batch_size": _COUNT,
-    "evaluation.beam_width": _between(1, 1_000),
-    "evaluation.seed": _between(0, 2**32 - 1),
+    "evaluation.beam_width": BEAM_WIDTH,
+    "evaluation.seed": SEED,
 }
 
 
@@ -216,12 +182,6 @@ def parse(key: str, text: str):
     return _from_text(f"config.{key}", hint, text)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """ " (did you mean ...?)" with the known name most like `name`, or nothing if none is."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def _build(cls, values, path: str):
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: got {values!r}, must be a group of settings")
@@ -241,22 +201,14 @@ def _hint(cls, name: str, path: str):
 
 
 def _check(path: str, hint, value):
-    kind, optional = _kind(hint)
-    rule = RULES.get(path.removeprefix("config."))
-    if value is None and optional:
-        return None
-    right_type = isinstance(value, (int, float) if kind is float else kind)
-    wild = isinstance(value, float) and not math.isfinite(value)
-    if not right_type or (isinstance(value, bool) and kind is not bool) or wild:
-        raise ConfigError(f"{path}: got {value!r}, must be {_describe(kind, optional, rule)}")
-    if rule and not rule.accepts(value):
-        near = nearest(value, rule.allowed.removeprefix("one of ").split(", ")) if kind is str else ""
-        raise ConfigError(f"{path}: got {value!r}, must be {_describe(kind, optional, rule)}{near}")
-    return float(value) if kind is float else value
+    if said := fault(hint, value, RULES.get(path.removeprefix("config."))):
+        raise ConfigError(f"{path}: {said}")
+    (kind, *_), _ = kinds_of(hint)
+    return value if value is None else kind(value)
 
 
 def _from_text(path: str, hint, text: str):
-    kind, optional = _kind(hint)
+    (kind, *_), optional = kinds_of(hint)
     if optional and text.lower() == "none":
         return None
     try:
@@ -264,22 +216,8 @@ def _from_text(path: str, hint, text: str):
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
         return kind(text.replace("_", "")) if kind in (int, float) else text
     except (ValueError, KeyError):
-        rule = RULES.get(path.removeprefix("config."))
-        raise ConfigError(f"{path}: got {text!r}, must be {_describe(kind, optional, rule)}") from None
-
-
-def _kind(hint) -> tuple[type, bool]:
-    """The plain type of a hint, and whether None is allowed besides."""
-    if isinstance(hint, types.UnionType):
-        return next(kind for kind in typing.get_args(hint) if kind is not types.NoneType), True
-    return hint, False
-
-
-def _describe(kind: type, optional: bool, rule: Rule | None) -> str:
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-    if rule:
-        words = rule.allowed if kind is str else f"{words} {rule.allowed}"
-    return words + (" or None" if optional else "")
+        allowed = described(hint, RULES.get(path.removeprefix("config.")))
+        raise ConfigError(f"{path}: got {text!r}, must be {allowed}") from None
 
 
 def _check_together(config: Config):

@@ -5,7 +5,8 @@ import sys
 
 from ml_collections import ConfigDict
 
-from attn.training.config import Config, ConfigError, from_mapping, nearest, parse
+from attn.tasks.settings import nearest
+from attn.training.config import Config, ConfigError, from_mapping, parse
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:

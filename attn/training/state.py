@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from attn.nn.transformer import MODELS
-from attn.tasks.examples import PAD, Example, decoder_input
+from attn.tasks.examples import PAD, Example, decoder_input, example_keys
 from attn.tasks.generated import Generated
 from attn.tasks.stored import StackedBatches, Stored
 from attn.tasks.vocabulary import Vocabulary
@@ -24,8 +24,7 @@ from attn.training.config import Config, Optimizer
 from attn.training.meshes import DATA
 from attn.training.metrics import Mean, cross_entropy
 
-# What the run's key is folded with, so that no two uses share random numbers.
-_PARAMETERS, _BATCHES = 0, 1
+_PARAMETERS = 0  # what the run's key is folded with for them; see `example_keys`
 
 
 class State(NamedTuple):
@@ -168,13 +167,11 @@ def _share_of(size: int) -> int:
 def _local_loss(config: Config, vocabulary: Vocabulary) -> Callable:
     """`(params, step, size, keys -> examples) -> (loss, report)` of one device's share of a batch."""
     graphdef, _ = model_structure(config, vocabulary)
-    run_key = jax.random.fold_in(jax.random.key(config.training.seed), _BATCHES)
 
     def loss(params, step, size: int, examples: Callable[[Array], Example]):
         each = _share_of(size)
         numbers = jax.lax.axis_index(DATA) * each + jnp.arange(each)
-        keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(run_key, step), n))(numbers)
-        sample_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        sample_keys, dropout_keys = example_keys(config.training.seed, step, numbers)
         model = nnx.merge(graphdef, params)
         losses = jax.vmap(lambda example, key: example_loss(model, vocabulary.begin, example, key))
         report = jax.tree.map(jnp.sum, losses(examples(sample_keys), dropout_keys))

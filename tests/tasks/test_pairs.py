@@ -232,19 +232,6 @@ def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
         pairs.load(path)
 
 
-def test_unknown_tasks_sources_and_tokens_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"'sort'; known are copy, reverse, duplicate and pairs"):
-        tasks.load("sort")
-    with pytest.raises(ValueError, match=r"'file'; known are generated, tfds"):
-        tasks.load("copy", source="file")
-    with pytest.raises(ValueError, match=r"folder: got '/tmp', but only source='tfds' reads it"):
-        tasks.load("copy", folder="/tmp")
-    with pytest.raises(ValueError, match=r"1 <= min_length <= max_length"):
-        tasks.load("copy", min_length=5, max_length=4)
-    with pytest.raises(DataError, match=r"'letters', must be one of characters, words, bytes"):
-        tasks.load("pairs", path=tmp_path, tokens="letters")
-
-
 def test_longer_sources_and_targets_may_be_allowed(tmp_path):
     rows = [*some_pairs(300), ("a" * 1_500, "b" * 1_200)]
     path = written(tmp_path / "p.tsv", rows)

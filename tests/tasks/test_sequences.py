@@ -119,7 +119,7 @@ def test_fewer_strings_than_asked_for_are_all_of_them():
 
 
 def test_questions_of_each_length_come_in_equal_numbers():
-    lengths = Generated(Task()).questions_of_each_length([4, 50, 7], 20, seed=3).lengths
+    lengths = Generated(Task()).questions_of_each_length("test", [4, 50, 7], 20, seed=3).lengths
     assert {n: int((lengths == n).sum()) for n in (4, 7, 50)} == {4: 20, 7: 20, 50: 20}
 
 

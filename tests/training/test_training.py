@@ -15,6 +15,7 @@ from flax import nnx
 
 import attn
 from attn import experiment
+from attn.tasks.examples import _EXAMPLES
 from attn.tasks.generated import Generated
 from attn.training import checkpoints, meshes
 from attn.training.config import Config, from_mapping, to_mapping
@@ -23,7 +24,7 @@ from attn.training.folders import Folder
 from attn.training.judging import build_answer, judge
 from attn.training.loop import compile_programs
 from attn.training.progress import Display
-from attn.training.state import _BATCHES, build_dispatch, example_loss, initial_state, learning_rate, model_structure
+from attn.training.state import build_dispatch, example_loss, initial_state, learning_rate, model_structure
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_loss_and_update_are_those_of_a_plain_step(config):
     """One dispatched step against AdamW written out, on the mean loss over the batch's tokens."""
     graphdef, _ = model_structure(config, config.task.vocabulary)
     start = jax.jit(lambda: initial_state(config, config.task.vocabulary))()
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.training.seed), _BATCHES), 0)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.training.seed), _EXAMPLES), 0)
     keys = [jax.random.fold_in(key, n) for n in range(config.training.batch_size)]
 
     def loss(params):
@@ -152,7 +153,7 @@ def test_judging_counts_what_a_plain_loop_counts(copy_run):
     task, vocabulary = run.config.task, run.vocabulary
     mesh = meshes.data_mesh(8)
     # Longer than it was trained on, so that some answers are wrong.
-    questions = Generated(task).questions_of_each_length([3, 6, 12], 7, seed=0)
+    questions = Generated(task).questions_of_each_length("test", [3, 6, 12], 7, seed=0)
     answer = build_answer(vocabulary, run.graphdef, mesh)
     scores, answers = judge(answer, meshes.replicate(run.params, mesh), questions, vocabulary, {5: 8, 13: 4}, mesh)
     exact, right_tokens, tokens, edits = {}, 0, 0, 0

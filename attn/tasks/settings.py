@@ -1,0 +1,126 @@
+"""What a setting may be: its type and a rule. What is wrong is said in words: what was given and what is allowed."""
+
+import difflib
+import functools
+import inspect
+import math
+import numbers
+import os
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_ABSTRACT = {int: numbers.Integral, float: numbers.Real}  # NumPy's numbers are numbers as well
+
+
+class Rule(NamedTuple):
+    """What a setting may be: a sentence for people and a test."""
+
+    allowed: str
+    accepts: Callable[[object], bool]
+
+
+def one_of(names: Iterable[str]) -> Rule:
+    """One of some names."""
+    names = tuple(names)
+    return Rule("one of " + ", ".join(names), lambda value: value in names)
+
+
+def between(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> Rule:
+    """A number of an interval, its ends included unless they are open."""
+    text = f"{'greater than' if open_low else 'at least'} {low:,}"
+    if high < math.inf:
+        text += f" and {'less than' if open_high else 'at most'} {high:,}"
+
+    def accepts(value):
+        above = value > low if open_low else value >= low
+        return above and (value < high if open_high else value <= high)
+
+    return Rule(text, accepts)
+
+
+PATH = Rule("a path", lambda path: os.fspath(path) != "" and "\0" not in os.fspath(path))
+SEED = between(0, 2**32 - 1)
+LENGTHS = Rule("one or more whole numbers of at least 1", lambda some: _all_lengths(some))
+
+
+def _all_lengths(values: object) -> bool:
+    numbers = [*values] if isinstance(values, Iterable) else []
+    return bool(numbers) and all(fault(int, number, between(1)) is None for number in numbers)
+
+
+def fault(hint, value, rule: Rule | None = None) -> str | None:
+    """What is wrong with a value: "got ..., must be ...", or None if nothing is.
+
+    Args:
+      hint: the type: int, float, bool, str or a class, or a union of them, with None for what may be left out. Of other
+        hints the rule alone is checked.
+      value: that was given.
+      rule: what else must hold.
+    """
+    kinds, optional = kinds_of(hint)
+    if value is None and optional:
+        return None
+    plain = all(isinstance(kind, type) for kind in kinds)
+    right = not plain or isinstance(value, tuple(_ABSTRACT.get(kind, kind) for kind in kinds))
+    right &= bool in kinds or not isinstance(value, bool)  # which Python takes for a whole number
+    right &= not isinstance(value, float) or math.isfinite(value)
+    if right and (rule is None or rule.accepts(value)):
+        return None
+    near = nearest(value, rule.allowed.removeprefix("one of ").split(", ")) if rule else ""
+    return f"got {value!r}, must be {described(hint, rule)}{near}"
+
+
+def kinds_of(hint) -> tuple[tuple, bool]:
+    """The types of a hint, and whether None is allowed besides."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return tuple(kind for kind in kinds if kind is not types.NoneType), types.NoneType in kinds
+
+
+def described(hint, rule: Rule | None) -> str:
+    """What a setting may be, in words."""
+    (kind, *_), optional = kinds_of(hint)
+    words = _WORDS.get(kind, getattr(kind, "__name__", ""))
+    if rule:
+        words = f"{words} {rule.allowed}" if kind in _ABSTRACT else rule.allowed
+    return words + (" or None" if optional else "")
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """ " (did you mean ...?)" with the known name most like `name`, or nothing if none is."""
+    close = difflib.get_close_matches(name, list(known), n=1) if isinstance(name, str) else ()
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def checked(**rules: Rule) -> Callable[[Callable], Callable]:
+    """A decorator: arguments are held against their types and these rules before the function is called.
+
+    Raises:
+      ValueError: by the function that it decorates: an argument that is unknown, missing, or not what it must be.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def call(*positional, **named):
+            given = dict(zip(signature.parameters, positional)) | named
+            for name in given:
+                if name not in signature.parameters:
+                    known = [name for name in signature.parameters if name != "self"]
+                    raise ValueError(f"{name}: unknown{nearest(name, known)}; known are {', '.join(known)}")
+            for name, parameter in signature.parameters.items():
+                rule, hint = rules.get(name), parameter.annotation
+                if hint is parameter.empty:  # self
+                    continue
+                if name not in given and parameter.default is parameter.empty:
+                    raise ValueError(f"{name}: none given, must be {described(hint, rule)}")
+                if name in given and (said := fault(hint, given[name], rule)):
+                    raise ValueError(f"{name}: {said}")
+            return function(*positional, **named)
+
+        return call
+
+    return decorate

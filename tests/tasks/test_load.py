@@ -1,0 +1,115 @@
+"""`attn.tasks.load` and what it returns: the same calls whatever the data, and a line for what cannot be asked."""
+
+import jax
+import numpy as np
+import pytest
+
+from attn import tasks
+from attn.tasks.examples import PAD
+from attn.tasks.vocabulary import InputError
+
+PATH = "PATH"  # stands for a file of pairs
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("load") / "p.tsv"
+    path.write_text("".join(f"{k}\t{k + 1}\n" for k in range(200)))
+    return str(path)
+
+
+@pytest.fixture(params=["generated", "pairs"])
+def data(request, path):
+    return tasks.load("pairs", path=path) if request.param == "pairs" else tasks.load("reverse", max_length=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("sort", {}, "name: got 'sort', must be one of copy, reverse, duplicate, pairs"),
+        ("revers", {}, r"name: got 'revers', .* \(did you mean 'reverse'\?\)"),
+        (["copy"], {}, r"name: got \['copy'\], must be one of copy"),
+        ("copy", {"source": "file"}, "source: got 'file', must be one of generated, tfds"),
+        ("copy", {"folder": "/tmp"}, "folder: got '/tmp', but only source='tfds' reads it"),
+        ("copy", {"min_length": 5, "max_length": 4}, "min_length: got 5, must be at most max_length = 4"),
+        ("copy", {"symbol": 5}, r"symbol: unknown \(did you mean 'symbols'\?\); known are name, symbols, min_length"),
+        ("copy", {"path": PATH}, "path: unknown"),
+        ("copy", {"symbols": "8"}, "symbols: got '8', must be a whole number at least 2 and at most 1,000,000"),
+        ("copy", {"symbols": 2.5}, "symbols: got 2.5, must be a whole number"),
+        ("copy", {"symbols": True}, "symbols: got True, must be a whole number"),
+        ("copy", {"max_length": 10**9}, "max_length: got 1000000000, must be a whole number .* at most 65,536"),
+        ("pairs", {}, "path: none given, must be a path"),
+        ("pairs", {"path": None}, "path: got None, must be a path"),
+        ("pairs", {"path": 5}, "path: got 5, must be a path"),
+        ("pairs", {"path": b"p.tsv"}, "path: got b'p.tsv', must be a path"),
+        ("pairs", {"path": ""}, "path: got '', must be a path"),
+        ("pairs", {"path": "a\0b"}, r"path: got 'a\\x00b', must be a path"),
+        ("pairs", {"path": PATH, "test": ""}, "test: got '', must be a path or None"),
+        ("pairs", {"path": PATH, "validation": 5}, "validation: got 5, must be a path or None"),
+        ("pairs", {"path": PATH, "tokens": None}, "tokens: got None, must be one of characters, words, bytes"),
+        ("pairs", {"path": PATH, "tokens": ["words"]}, r"tokens: got \['words'\], must be one of characters"),
+        ("pairs", {"path": PATH, "tokens": "letters"}, "tokens: got 'letters', must be one of characters"),
+        ("pairs", {"path": PATH, "longest": "5"}, "longest: got '5', must be a whole number at least 1"),
+        ("pairs", {"path": PATH, "longest": 2.5}, "longest: got 2.5, must be a whole number"),
+        ("pairs", {"path": PATH, "longest": 0}, "longest: got 0, must be a whole number at least 1"),
+        ("pairs", {"path": PATH, "vocabulary": "x"}, "vocabulary: got 'x', must be Pieces or None"),
+        ("pairs", {"path": PATH, "symbols": 5}, "symbols: unknown; known are path, tokens, validation, test, longest"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(path, untyped, name, settings, said):
+    with pytest.raises(ValueError, match=f"^{said}"):
+        tasks.load(name, **{key: path if value == PATH else value for key, value in settings.items()})
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda data: data.batches(0, 0), "batch_size: got 0, must be a whole number at least 1"),
+        (lambda data: data.batches(-1, 0), "batch_size: got -1"),
+        (lambda data: data.batches(4), "seed: none given, must be a whole number at least 0"),
+        (lambda data: data.batches(4, -1), "seed: got -1"),
+        (lambda data: data.batches(4, 0).at(-1), "step: got -1, must be a whole number at least 0"),
+        (lambda data: data.questions("test", 0, 0), "total: got 0"),
+        (lambda data: data.questions("test", -1, 0), "total: got -1"),
+        (lambda data: data.questions("test", "5", 0), "total: got '5'"),
+        (lambda data: data.questions_of_each_length("test", [], 5, 0), r"lengths: got \[\], must be one or more whole"),
+        (lambda data: data.questions_of_each_length("test", [2, 0], 5, 0), r"lengths: got \[2, 0\]"),
+        (lambda data: data.questions_of_each_length("test", 2, 5, 0), "lengths: got 2"),
+        (lambda data: data.questions_of_each_length("test", [2], 0, 0), "each: got 0"),
+    ],
+)
+def test_calls_that_cannot_be_are_named(data, untyped, call, said):
+    with pytest.raises(ValueError, match=f"^{said}"):
+        call(data)
+
+
+@pytest.mark.parametrize("part", ["train", "training", "Test", ""])
+def test_there_are_no_questions_of_what_is_trained_on(data, part):
+    for ask in (data.questions, lambda *rest: data.questions_of_each_length(part, [2], 5, 0)):
+        with pytest.raises(InputError, match=f"no part '{part}'; the parts are"):
+            ask(part, 5, 0)
+
+
+def test_numbers_of_numpy_are_numbers(data, untyped):
+    batches = data.batches(np.int64(4), np.int32(0))
+    for a, b in zip(batches.at(np.int64(3))[1], data.batches(4, 0).at(3)[1]):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_batches_depend_on_seed_and_step_alone(data):
+    batches = data.batches(4, 1)
+    steps = [batches.at(step) for step in range(6)]
+    again = [data.batches(4, 1).at(step) for step in reversed(range(6))][::-1]
+    for a, b in zip(jax.tree.leaves(steps), jax.tree.leaves(again)):
+        np.testing.assert_array_equal(a, b)
+    sources = [set(map(tuple, np.asarray(example.source))) for _, example in steps]
+    assert len(set.union(*sources)) > 12  # 24 rows, few of them alike
+    for _, example in steps:
+        assert len(example.source) == len(example.target) <= 4
+        assert ((np.asarray(example.source) == data.vocabulary.end).sum(1) == 1).all()
+        assert (np.asarray(example.target)[:, 0] != PAD).all()
+
+
+def test_what_is_loaded_says_what_it_is_in_a_few_lines(data):
+    for thing in (data, data.batches(4, 0)):
+        assert 0 < len(repr(thing)) < 400 and "array" not in repr(thing)
