@@ -1,11 +1,15 @@
 """A whole experiment, as `train.py` runs it: settings to config, train, judge, draw, summarise."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import shlex
 import shutil
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -24,7 +28,7 @@ from attn.training.config import Config, ConfigError, check_fits, to_mapping
 from attn.training.folders import Folder, RunError, new_folder, newest_folder
 from attn.training.judging import Judgement
 from attn.training.loop import Interrupted, Outcome, TrainingError, train
-from attn.training.progress import Clock, percent, shortened
+from attn.training.progress import Clock, percent, readable, shortened
 from attn.training.state import model_structure
 
 _SAMPLES, _SHOWN = 3, 80  # questions at the end of the report, and characters of each side
@@ -86,7 +90,8 @@ def run(request: Request) -> int:
             print(f"{folder.path} is finished already; more steps: --config.training.steps=N")
             report(finished, folder)
             return 0
-        data = training_data.load(config, folder.vocabulary(config) if request.resume else None)
+        with _stopped_by_sigterm():
+            data = training_data.load(config, folder.vocabulary(config) if request.resume else None)
         check_fits(config, data)
         if request.resume:
             folder.check_data(data)
@@ -113,6 +118,19 @@ def run(request: Request) -> int:
         return fail(f"{error}; go on with: python train.py --resume --workdir={folder.path}", 130)
 
 
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends what is inside as ^C does, cleaning up and saying so; training watches for it by itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def fail(error, status: int) -> int:
     """Say in one line on stderr what went wrong; return the exit status."""
     print(f"error: {error}" if status != 130 else str(error), file=sys.stderr)
@@ -125,13 +143,14 @@ def prepare(request: Request) -> tuple[Folder, Config]:
     Raises:
       ConfigError, RunError: what cannot be.
     """
+    workdir = None if request.workdir is None else _expanded("--workdir", request.workdir)
     if not request.resume:
         path = DEFAULT_CONFIG if request.config is None else request.config
         config = _settled(flags.load_config(path, request.overrides))
-        folder = Folder(request.workdir) if request.workdir is not None else new_folder(pathlib.Path(path).stem)
+        folder = Folder(workdir) if workdir is not None else new_folder(pathlib.Path(path).stem)
         folder.check_new()
         return folder, config
-    folder = Folder(request.workdir) if request.workdir else newest_folder()
+    folder = Folder(workdir) if workdir is not None else newest_folder()
     before = folder.config()
     if request.config:
         config = flags.load_config(request.config, request.overrides)
@@ -164,8 +183,16 @@ def _settled(config: Config) -> Config:
         given["folder"] = given["folder"] or builders.default_folder()
     # A bucket, as in gs://bucket/folder, is no path of this machine.
     near = {name: path for name, path in given.items() if path and "://" not in path}
-    whole = {name: os.path.abspath(os.path.expanduser(path)) for name, path in near.items()}
+    whole = {name: os.path.abspath(_expanded(f"config.data.{name}", path)) for name, path in near.items()}
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **(given | whole)))
+
+
+def _expanded(key: str, path: str) -> str:
+    """A path with `~` and `~user` replaced, which shells leave alone after `=`."""
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ConfigError(f"{key}: got {path!r}, must be a path: there is no such user")
+    return expanded
 
 
 def _flat(settings: dict) -> dict:
@@ -248,12 +275,18 @@ def report(summary: dict, folder: Folder):
         print(line + (f"   of {span}, never trained on" if name == "exact_match" else ""))
     print(f"time                  {seconds['total']:6.1f} s   ({phases}) for {summary['steps']:,} steps")
     for sample in summary["samples"]:
-        source, answer = (shortened(sample[name], _SHOWN) for name in ("input", "answer"))
-        accepted = shortened(" or ".join(sample["accepted"]), _SHOWN)
+        source, answer = (_shown(sample[name]) for name in ("input", "answer"))
+        accepted = _shown(" or ".join(sample["accepted"]))
         print(f"  {source}  ->  {answer}   ({'right' if sample['right'] else f'wrong, should be {accepted}'})")
     print(f"run                   {folder.path}")
     print(f"what it looks at      {folder.picture}")
-    print(f"next                  {_command()} predict {_quoted(folder.path, summary['samples'][0]['input'])}")
+    print(
+        f"next                  {_command()} predict {_quoted(folder.path, readable(summary['samples'][0]['input']))}"
+    )
+
+
+def _shown(text: str) -> str:
+    return shortened(readable(text), _SHOWN)
 
 
 def _quoted(run: pathlib.Path, text: str) -> str:

@@ -134,7 +134,7 @@ class Run:
             return Generated(task).questions_of_each_length("test", lengths, each, seed)
         if config.data.source == "generated":
             raise InputError(f"part {part!r}: the examples of this run are generated; give lengths")
-        stored, part = self._data, part or "test"
+        stored, part = self._data, "test" if part is None else part
         if lengths is None and examples is None:
             return stored.part(part)
         lengths = lengths or np.unique(stored.part(part).lengths).tolist()

@@ -5,8 +5,8 @@
 The rules are our own, in the manner of European spellings. Some look at the next letter (c is s before e, i and y),
 some at the end of the word (a final e is silent and lengthens the vowel before it, final voiced consonants lose their
 voice), and stress counts syllables from the end, so that the sound of a vowel may depend on the far end of the word.
-Some words may be said in two ways, and then stand there twice. Sources have up to 30 letters, targets up
-to 35 signs.
+Some words may be said in two ways, and then stand there twice. Sources have up to 30 letters, targets may have
+up to 35 signs; of the default 130,000 the longest has 32.
 """
 
 import argparse

@@ -1,11 +1,13 @@
 """Pairs from file to answer, as a user would: train, ask, look, evaluate, resume, and what is refused."""
 
+import dataclasses
 import io
 import json
 import os
 import random
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -15,12 +17,14 @@ import pytest
 from flax import nnx
 
 import attn
-from attn import cli, experiment
+from attn import cli, commands, experiment
 from attn.inspection import pictures
 from attn.tasks.vocabulary import Pieces
 from attn.training import data, meshes
 from attn.training.flags import load_config
+from attn.training.folders import Folder
 from attn.training.meshes import replicate
+from attn.training.progress import readable
 from attn.training.state import Report, build_dispatch, example_loss, initial_state, model_structure
 
 SMALL = {
@@ -176,9 +180,45 @@ def test_evaluate_asks_the_test_part(pairs_run, tmp_path, capsys):
     values = json.loads((tmp_path / "e.json").read_text())
     assert [(row["length"], row["sources"]) for row in values["by_length"]] == [(5, 9), (6, 9)]
     capsys.readouterr()
-    for words, said in ((["--part", "train"], "'train'"), (["--lengths", "70"], "has such a length")):
+    assert cli.main(["evaluate", str(pairs_run), "--lengths", "8,70:71,80", "--examples", "1", "--output", stem]) == 0
+    assert capsys.readouterr().err == "no sources of length 70 to 71, 80 are held out\n"
+    bad = ((["--part", "train"], "'train'"), (["--part", ""], "no part ''"), (["--lengths", "70"], "has such a length"))
+    for words, said in bad:
         assert cli.main(["evaluate", str(pairs_run), *words, "--output", stem]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_control_characters_are_shown_as_escapes(pairs_run, capsys):
+    """An answer is one line and cannot steer the terminal, whatever the data have taught a model of bytes."""
+    run = attn.load(pairs_run)
+    signs = "".join(dict.fromkeys("\x1b\n\t\x9b\u200dé" + "".join(map(chr, range(65, 71)))))
+    vocabulary = Pieces(tuple(signs), "characters", "characters", ((1, 1),))
+    assert vocabulary.write([1, 2, 3, 4, 5, 6]) == "\x1b\n\t\x9b\u200dé"
+    assert readable(vocabulary.write([1, 2, 3, 4, 5, 6])) == "\\x1b\\n\\t\\x9b\u200dé"
+    wild = dataclasses.replace(run, vocabulary=dataclasses.replace(run.vocabulary, pieces=tuple(signs)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commands, "_load", lambda _: wild)
+        assert cli.main(["predict", "RUN", "ABC", "AB"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    sample = {"input": "a\x1b[2J", "answer": "b\n", "accepted": ["c\r"], "right": False}
+    summary = json.loads((pairs_run / "summary.json").read_text()) | {"samples": [sample]}
+    experiment.report(summary, Folder(pairs_run))
+    said = capsys.readouterr().out
+    assert "a\\x1b[2J  ->  b\\n   (wrong, should be c\\r)" in said
+    assert not {"\x1b", "\r"} & set(said)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_while_it_reads_it_says_so_and_writes_nothing(repository, pairs_file, tmp_path, monkeypatch, number):
+    def read(*_, **__):
+        signal.raise_signal(number)
+        raise AssertionError("it should have stopped")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(attn.tasks, "load", read)
+    assert experiment.run(request(repository, pairs_file, tmp_path / "run")) == 130
+    assert not (tmp_path / "run").exists()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_bad_file_is_one_line_and_nothing_is_written(repository, tmp_path, capsys):
@@ -212,13 +252,13 @@ def test_a_run_neither_resumes_nor_is_judged_with_other_pairs(repository, tmp_pa
     own = more | {"data.validation": write_pairs(tmp_path / "own.tsv", 50, seed=1)}
     capsys.readouterr()
     assert experiment.run(request(repository, path, run, resume=True, **own)) == 2
-    assert f"own.tsv: is not what {run} began with as validation part" in capsys.readouterr().err
+    assert f"own.tsv: differs from what {run} began with as validation part" in capsys.readouterr().err
     with path.open("a") as file:
         file.write("zzz\tZZZ\n")
     assert experiment.run(request(repository, path, run, resume=True, **more | {"training.steps": "60"})) == 2
-    assert f"{path}: is not what {run} began with as training part" in capsys.readouterr().err
+    assert f"{path}: differs from what {run} began with as training part" in capsys.readouterr().err
     assert cli.main(["evaluate", str(run)]) == 2
-    assert f"{path}: is not what {run} began with as training part" in capsys.readouterr().err
+    assert f"{path}: differs from what {run} began with as training part" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +289,7 @@ def test_a_step_is_that_of_the_bucket_alone(small_config):
 
 
 def test_one_device_and_two_take_the_same_steps_on_buckets_of_odd_sizes(repository, tmp_path):
-    rows = [*((f"{k:02d}", "a" * (k % 9 + 1)) for k in range(60)), ("x" * 50, "y" * 40)]
+    rows = [*((f"{k:02d}", "a" * (1 + 8 * (k % 2))) for k in range(60)), ("x" * 50, "y" * 40)]
     (tmp_path / "p.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in rows))
     overrides = SMALL | {"data.path": str(tmp_path / "p.tsv"), "training.batch_size": "8", "model.dropout": "0.2"}
     config = load_config(str(repository / "configs/pairs.py"), overrides | {"training.steps_per_dispatch": "12"})
@@ -257,10 +297,11 @@ def test_one_device_and_two_take_the_same_steps_on_buckets_of_odd_sizes(reposito
     batches = loaded.batches(8, config.training.seed)
     assert 1 in batches.sizes and any(size % 2 and size > 1 for size in batches.sizes)
     assert {batches.at(step)[0] for step in range(12)} == set(range(len(batches.sizes)))
+    state = jax.device_get(jax.jit(lambda: initial_state(config, loaded.vocabulary))())
     ends = []
     for devices in (1, 2):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), (meshes.DATA,))
-        start = replicate(jax.jit(lambda: initial_state(config, loaded.vocabulary))(), mesh)
+        start = replicate(state, mesh)
         stacked = batches.stacked(0, 12, 12, devices)
         ends.append(build_dispatch(config, loaded, mesh)(start, replicate(np.int32(12), mesh), stacked))
     (one, report), (two, both) = ends

@@ -9,7 +9,9 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import pathlib
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
@@ -173,10 +175,8 @@ def load(task: Task, folder: str | os.PathLike | None = None) -> Stored:
     except DataError:
         raise
     except Exception as error:  # TFDS and array_record raise many kinds for a damaged or unwritable folder
-        words = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"{folder}: attn_{task.name} cannot be prepared or read ({type(error).__name__}: {words})"
-        ) from None
+        cause = textwrap.shorten(f"{type(error).__name__}: {error}", 500, placeholder=" ...")
+        raise DataError(f"{folder}: attn_{task.name} cannot be prepared or read ({cause})") from None
     finally:
         logging.set_verbosity(verbosity)
     end = [task.vocabulary.end]
@@ -207,12 +207,25 @@ def default_folder() -> str:
 
 def _prepare(builder: SequenceBuilder, folder: str):
     """Write the data set if it is not there; another process may be doing the same."""
+    if not builder.is_prepared():
+        _check_writable(folder)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # where TFDS tells what it does
             builder.download_and_prepare()
     except OSError:
         if not BUILDERS[builder.kind](config=builder.builder_config, data_dir=folder).is_prepared():
             raise
+
+
+def _check_writable(folder: str):
+    """Find out before TFDS begins whether it may make its folder; of a bucket, as in gs://bucket, TFDS finds out."""
+    there = pathlib.Path(folder)
+    while not there.exists():
+        there = there.parent
+    if "://" not in folder and not there.is_dir():
+        raise DataError(f"{folder}: cannot be written ({there} is a file, must be a folder)")
+    if "://" not in folder and not os.access(there, os.W_OK | os.X_OK):
+        raise DataError(f"{folder}: cannot be written (no permission to write into {there})")
 
 
 def _questions(task: Task, rows: list[dict]) -> Questions:

@@ -5,6 +5,7 @@ from attn.tasks.generated import Generated
 from attn.tasks.stored import Stored
 from attn.tasks.vocabulary import Vocabulary
 from attn.training.config import Config, ConfigError
+from attn.training.progress import waiting
 
 
 def load(config: Config, vocabulary: Vocabulary | None = None) -> Generated | Stored:
@@ -23,5 +24,6 @@ def load(config: Config, vocabulary: Vocabulary | None = None) -> Generated | St
         if data.path is None:
             raise ConfigError("config.data.path: none given; name a file of pairs, --config.data.path=FILE")
         settings = {name: getattr(data, name) for name in ("path", "tokens", "validation", "test", "longest")}
-        return tasks.load("pairs", **settings, vocabulary=vocabulary)
+        with waiting(f"reading {data.path}"):
+            return tasks.load("pairs", **settings, vocabulary=vocabulary)
     return tasks.load(**vars(config.task), source=data.source, folder=data.folder)

@@ -137,7 +137,8 @@ class Folder:
                 raise RunError(f"{self.path}: began with a {part} part of its own, {before[part]['path']}")
             if before.get(part, {}).get("digest") != now[part]["digest"]:
                 path = now[part]["path"]
-                raise RunError(f"{path}: is not what {self.path} began with as {part} part; start another run for it")
+                began = f"what {self.path} began with as {part} part"
+                raise RunError(f"{path}: differs from {began} (by its SHA-256); start another run for it")
 
     def update_config(self, config: Config):
         """Write the config of a run that resumes with other settings."""

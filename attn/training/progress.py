@@ -6,9 +6,11 @@ import math
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
+from unicodedata import category
 
 import psutil
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
@@ -118,11 +120,22 @@ class Display:
             print(line, flush=True)
 
 
+def waiting(words: str) -> contextlib.AbstractContextManager:
+    """A sign on a terminal, while what is inside goes on, that it does; nothing elsewhere."""
+    console = Console(stderr=True)
+    return console.status(escape(words)) if console.is_terminal else contextlib.nullcontext()
+
+
 def percent(fraction: float | None, *, up: bool = False) -> str:
     """A fraction as people read it. Rounded down, so that "100.00 %" means all, or up, so that "0.00 %" means none."""
     if fraction is None:
         return "    -   "
     return f"{(math.ceil if up else math.floor)(round(fraction * 10_000, 6)) / 100:6.2f} %"
+
+
+def readable(text: str) -> str:
+    """The text with its control characters as escapes, such as \\x1b, so that it cannot steer a terminal."""
+    return "".join(sign.encode("unicode_escape").decode() if category(sign) == "Cc" else sign for sign in text)
 
 
 def shortened(text: str, most: int) -> str:

@@ -1,6 +1,7 @@
 """The TFDS data sets: right, distinct, without a string in two splits, the same wherever they are prepared."""
 
 import hashlib
+import os
 import pathlib
 import pickle
 import signal
@@ -168,7 +169,20 @@ def test_a_damaged_or_impossible_folder_is_named_in_one_line(tmp_path):
     for record in tmp_path.rglob("*train.array_record*"):
         record.write_bytes(record.read_bytes()[:100])
     (tmp_path / "file").write_text("")
-    for folder in (tmp_path, tmp_path / "file"):
-        with pytest.raises(DataError, match=f"{folder}: attn_copy cannot be prepared or read") as error:
+    at_fault = {
+        tmp_path: "attn_copy cannot be prepared or read",
+        tmp_path / "file" / "in": rf"cannot be written \({tmp_path}/file is a file",
+    }
+    for folder, said in at_fault.items():
+        with pytest.raises(DataError, match=f"^{folder}: {said}") as error:
             tasks.load("copy", symbols=2, max_length=4, source="tfds", folder=folder)
         assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_may_not_be_written_is_named_before_anything_is_made(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # a mode would not stop the administrator
+    folder = tmp_path / "to" / "come"
+    with pytest.raises(DataError, match=rf"^{folder}: cannot be written \(no permission to write into {tmp_path}\)"):
+        tasks.load("copy", symbols=2, max_length=4, source="tfds", folder=folder)
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")

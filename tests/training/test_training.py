@@ -110,6 +110,11 @@ def test_loss_and_update_are_those_of_a_plain_step(config):
         reports = losses(examples, jnp.stack(dropout_keys))
         return reports.loss.sum.sum() / reports.loss.count.sum()
 
+    _, drawn = Generated(config.task).batches(config.training.batch_size, config.training.seed).at(0)
+    plain = [config.task.sample(jax.random.split(key)[0]) for key in keys[:5]]
+    for k, example in enumerate(plain):
+        np.testing.assert_array_equal(drawn.source[k], example.source)
+        np.testing.assert_array_equal(drawn.target[k], example.target)
     value, gradient = jax.jit(jax.value_and_grad(loss))(start.params)
     state, report = dispatch_once(config, 2, until=1)
     np.testing.assert_allclose(float(report.loss.value()), float(value), rtol=1e-5)

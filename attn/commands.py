@@ -1,0 +1,135 @@
+"""What `attn predict`, `evaluate` and `inspect` do with what `attn.cli` has parsed; each returns the exit status."""
+
+import argparse
+import json
+import pathlib
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.progress import track
+
+from attn.inspection import pictures
+from attn.runs import Run, load
+from attn.tasks.examples import DataError
+from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
+from attn.training import meshes
+from attn.training.folders import RunError
+from attn.training.judging import Scores
+from attn.training.progress import readable
+
+ERRORS = (DataError, InputError, RunError)  # whose message is one line for the user
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """Answer each input."""
+    texts = arguments.inputs
+    if not texts:
+        # As a file of pairs is read: other signs that end lines in some scripts are part of the text.
+        lines = sys.stdin.buffer.read().decode("utf-8-sig", errors="replace").removesuffix("\n")
+        texts = [line.removesuffix("\r") for line in lines.split("\n")] if lines else []
+    if not texts:
+        raise InputError("no input: give inputs as arguments, or one a line on standard input")
+    run = _load(arguments.run)
+    answers = run.predict(texts, beam_width=arguments.beam)
+    for number, text in enumerate(texts, start=1):
+        _warn_of_unknown(run.vocabulary, text, number)
+    for answer in answers:
+        print(readable(answer))  # a line each, whatever signs a model of bytes may write
+    return 0
+
+
+def _warn_of_unknown(vocabulary: Vocabulary, text: str, number: int = 1):
+    """Say which pieces of an input the training pairs did not have."""
+    if isinstance(vocabulary, Pieces) and (unknown := vocabulary.unknown_pieces(text)):
+        named = ", ".join(repr(piece) for piece in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        print(f"input {number}: {named} not in the vocabulary, read as unknown", file=sys.stderr)
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Hold answers against those that are right: a table, a file of numbers, a picture."""
+    run = _load(arguments.run)
+    stem = run.folder / "evaluation" if arguments.output is None else pathlib.Path(arguments.output)
+    if not stem.name:
+        raise InputError(f"--output={arguments.output}: must name files, such as FOLDER/STEM")
+    json_path, png_path = (stem.with_name(stem.name + ending) for ending in (".json", ".png"))
+    _check_writable(json_path)
+    _check_writable(png_path)
+    scores = run.evaluate(
+        arguments.lengths, arguments.examples, part=arguments.part, beam_width=arguments.beam, track=_track
+    )
+
+    rows = [{"length": length, **_row(row)} for length, row in scores.by_length()]
+    if missing := set(arguments.lengths or ()) - {row["length"] for row in rows}:
+        print(f"no sources of length {', '.join(_ranges(missing))} are held out", file=sys.stderr)
+    print(f"{'length':>6}  {'sources':>7}  {'exact match':>11}  {'token accuracy':>14}  {'error rate':>10}")
+    for row in [*rows, {"length": "all", **_row(scores.overall())}]:
+        means = f"{row['exact_match']:>11.4f}  {row['token_accuracy']:>14.4f}  {row['error_rate']:>10.4f}"
+        print(f"{row['length']:>6}  {row['sources']:>7,}  {means}")
+
+    values = {
+        "run": str(run.folder),
+        "step": run.step,
+        "beam": arguments.beam,
+        "overall": _row(scores.overall()),
+        "by_length": rows,
+    }
+    json_path.write_text(json.dumps(values, indent=2) + "\n")
+    title = f"{run.name}, trained for {run.step:,} steps"
+    pictures.save(pictures.draw_lengths(scores, run.trained_lengths(), title), png_path)
+    print(f"wrote {json_path} and {png_path}")
+    return 0
+
+
+def _ranges(numbers: set[int]) -> list[str]:
+    """Numbers in words, neighbours together: "1", "5 to 8"."""
+    starts = sorted(number for number in numbers if number - 1 not in numbers)
+    ends = sorted(number for number in numbers if number + 1 not in numbers)
+    return [f"{start} to {end}" if end > start else f"{start}" for start, end in zip(starts, ends)]
+
+
+def _row(scores: Scores) -> dict:
+    return {"sources": int(scores.exact_match.count), **scores.values()}
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    """Tell what a run has learnt from, or draw what it attends to."""
+    run = _load(arguments.run)
+    if arguments.input is None:
+        if arguments.output is not None:
+            raise InputError(f"--output={arguments.output}: give an INPUT to draw")
+        print("\n".join(run.about()))
+        return 0
+    output = run.folder / "inspect.png" if arguments.output is None else pathlib.Path(arguments.output)
+    if output.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(f"--output={output}: the ending must be .png, .svg or .pdf")
+    _check_writable(output)
+    written = run.inspect(arguments.input, output)
+    _warn_of_unknown(run.vocabulary, arguments.input)
+    print(f"wrote {written}")
+    return 0
+
+
+def _load(path: str) -> Run:
+    meshes.use_cores(meshes.cores())
+    return load(path)
+
+
+def _check_writable(path: pathlib.Path):
+    """Find out before the work is done whether its result can be written."""
+    if path.is_dir():
+        raise InputError(f"--output={path}: a folder, must be a file")
+    if not path.parent.is_dir():
+        raise InputError(f"--output={path}: no such folder as {path.parent}")
+    try:
+        with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"--output={path}: cannot be written ({error.strerror or error})") from None
+
+
+def _track(batches: Sequence) -> Iterable:
+    """Progress on a terminal, over batches of strings."""
+    console = Console(stderr=True)
+    return track(batches, "evaluating", console=console, transient=True, disable=not console.is_terminal)
