@@ -23,7 +23,7 @@ HELD_OUT = {"test": (0.0, 0.05), "validation": (0.05, 0.1)}
 
 RULES = {
     **dict.fromkeys(("path", "validation", "test"), PATH),
-    "tokens": Rule(f"one of {', '.join(SPLITTINGS)}, or two of them as SOURCE:TARGET", is_splitting),
+    "tokens": Rule(f"one of {', '.join(SPLITTINGS)}, or two of them as SOURCE:TARGET", is_splitting, (*SPLITTINGS,)),
     "longest": between(1, 100_000),
 }
 

@@ -16,16 +16,23 @@ _ABSTRACT = {int: numbers.Integral, float: numbers.Real}  # NumPy's numbers are 
 
 
 class Rule(NamedTuple):
-    """What a setting may be: a sentence for people and a test."""
+    """What a setting may be.
+
+    Attributes:
+      allowed: the same in words for people.
+      accepts: the test of a value.
+      names: that the value may have, if it is a name, to tell which one was meant.
+    """
 
     allowed: str
     accepts: Callable[[object], bool]
+    names: tuple[str, ...] = ()
 
 
 def one_of(names: Iterable[str]) -> Rule:
     """One of some names."""
     names = tuple(names)
-    return Rule("one of " + ", ".join(names), lambda value: value in names)
+    return Rule("one of " + ", ".join(names), lambda value: value in names, names)
 
 
 def between(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> Rule:
@@ -39,16 +46,6 @@ def between(low: float, high: float = math.inf, *, open_low: bool = False, open_
         return above and (value < high if open_high else value <= high)
 
     return Rule(text, accepts)
-
-
-PATH = Rule("a path", lambda path: os.fspath(path) != "" and "\0" not in os.fspath(path))
-SEED = between(0, 2**32 - 1)
-LENGTHS = Rule("one or more whole numbers of at least 1", lambda some: _all_lengths(some))
-
-
-def _all_lengths(values: object) -> bool:
-    numbers = [*values] if isinstance(values, Iterable) else []
-    return bool(numbers) and all(fault(int, number, between(1)) is None for number in numbers)
 
 
 def fault(hint, value, rule: Rule | None = None) -> str | None:
@@ -69,7 +66,7 @@ def fault(hint, value, rule: Rule | None = None) -> str | None:
     right &= not isinstance(value, float) or math.isfinite(value)
     if right and (rule is None or rule.accepts(value)):
         return None
-    near = nearest(value, rule.allowed.removeprefix("one of ").split(", ")) if rule else ""
+    near = nearest(value, rule.names) if rule else ""
     return f"got {value!r}, must be {described(hint, rule)}{near}"
 
 
@@ -124,3 +121,13 @@ def checked(**rules: Rule) -> Callable[[Callable], Callable]:
         return call
 
     return decorate
+
+
+def _are_lengths(values: object) -> bool:
+    values = [*values] if isinstance(values, Iterable) else []
+    return bool(values) and all(fault(int, value, between(1)) is None for value in values)
+
+
+PATH = Rule("a path", lambda path: os.fspath(path) != "" and "\0" not in os.fspath(path))
+SEED = between(0, 2**32 - 1)
+LENGTHS = Rule("one or more whole numbers of at least 1", _are_lengths)
