@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     except flags.UnrecognizedFlagError as error:
         known = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])]
         return experiment.fail(f"unknown flag --{error.flagname}{nearest(error.flagname, known)}", 2)
-    except (ConfigError, experiment.RunError, flags.Error) as error:
+    except (ConfigError, experiment.RunError, flags.Error, OSError) as error:
         return experiment.fail(" ".join(str(error).split()), 2)
     return experiment.run(request)
 

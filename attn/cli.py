@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except commands.ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {commands.readable(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output left early, as `head` does
         sys.stderr.close()
@@ -113,7 +113,7 @@ def _lengths(text: str) -> list[int]:
         first, colon, last = part.partition(":")
         ends = [first, last if colon else first]
         if not all(end.isdecimal() and 1 <= int(end) <= 100_000 for end in ends) or int(ends[0]) > int(ends[1]):
-            raise argparse.ArgumentTypeError(f"{text!r} must be lengths such as 1:64 or 1,8,40:50, of at least 1")
+            raise argparse.ArgumentTypeError(f"{text!r} must be lengths such as 1:64 or 1,8,40:50, from 1 to 100,000")
         lengths += range(int(ends[0]), int(ends[1]) + 1)
     return sorted(set(lengths))
 

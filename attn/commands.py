@@ -15,17 +15,18 @@ from attn.runs import Run, load
 from attn.tasks.examples import DataError
 from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
 from attn.training import meshes
+from attn.training.config import ConfigError
 from attn.training.folders import RunError
 from attn.training.judging import Scores
 from attn.training.progress import readable
 
-ERRORS = (DataError, InputError, RunError)  # whose message is one line for the user
+ERRORS = (ConfigError, DataError, InputError, RunError)  # whose message is one line for the user
 
 
 def predict(arguments: argparse.Namespace) -> int:
     """Answer each input."""
     texts = arguments.inputs
-    if not texts:
+    if not texts and sys.stdin is not None:  # None where it is closed
         # As a file of pairs is read: other signs that end lines in some scripts are part of the text.
         lines = sys.stdin.buffer.read().decode("utf-8-sig", errors="replace").removesuffix("\n")
         texts = [line.removesuffix("\r") for line in lines.split("\n")] if lines else []
@@ -51,7 +52,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Hold answers against those that are right: a table, a file of numbers, a picture."""
     run = _load(arguments.run)
     stem = run.folder / "evaluation" if arguments.output is None else pathlib.Path(arguments.output)
-    if not stem.name:
+    if stem.name in ("", ".."):
         raise InputError(f"--output={arguments.output}: must name files, such as FOLDER/STEM")
     json_path, png_path = (stem.with_name(stem.name + ending) for ending in (".json", ".png"))
     _check_writable(json_path)
@@ -99,7 +100,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     if arguments.input is None:
         if arguments.output is not None:
             raise InputError(f"--output={arguments.output}: give an INPUT to draw")
-        print("\n".join(run.about()))
+        print("\n".join(map(readable, run.about())))
         return 0
     output = run.folder / "inspect.png" if arguments.output is None else pathlib.Path(arguments.output)
     if output.suffix not in (".png", ".svg", ".pdf"):

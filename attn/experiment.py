@@ -19,6 +19,7 @@ from attn.runs import Run
 from attn.tasks import builders
 from attn.tasks.examples import DataError
 from attn.tasks.generated import Generated
+from attn.tasks.settings import PATH, fault
 from attn.tasks.stored import Stored
 from attn.tasks.vocabulary import before
 from attn.training import data as training_data
@@ -133,7 +134,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 def fail(error, status: int) -> int:
     """Say in one line on stderr what went wrong; return the exit status."""
-    print(f"error: {error}" if status != 130 else str(error), file=sys.stderr)
+    print(readable(f"error: {error}" if status != 130 else str(error)), file=sys.stderr)
     return status
 
 
@@ -143,7 +144,11 @@ def prepare(request: Request) -> tuple[Folder, Config]:
     Raises:
       ConfigError, RunError: what cannot be.
     """
-    workdir = None if request.workdir is None else _expanded("--workdir", request.workdir)
+    workdir = request.workdir
+    if workdir is not None:
+        if said := fault(str, workdir, PATH):
+            raise ConfigError(f"--workdir: {said}")
+        workdir = os.path.expanduser(workdir)  # which shells leave alone after `=`
     if not request.resume:
         path = DEFAULT_CONFIG if request.config is None else request.config
         config = _settled(flags.load_config(path, request.overrides))
@@ -183,16 +188,8 @@ def _settled(config: Config) -> Config:
         given["folder"] = given["folder"] or builders.default_folder()
     # A bucket, as in gs://bucket/folder, is no path of this machine.
     near = {name: path for name, path in given.items() if path and "://" not in path}
-    whole = {name: os.path.abspath(_expanded(f"config.data.{name}", path)) for name, path in near.items()}
+    whole = {name: os.path.abspath(os.path.expanduser(path)) for name, path in near.items()}
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **(given | whole)))
-
-
-def _expanded(key: str, path: str) -> str:
-    """A path with `~` and `~user` replaced, which shells leave alone after `=`."""
-    expanded = os.path.expanduser(path)
-    if expanded.startswith("~"):
-        raise ConfigError(f"{key}: got {path!r}, must be a path: there is no such user")
-    return expanded
 
 
 def _flat(settings: dict) -> dict:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,12 @@ from attn.training.judging import Scores, answer_all, build_answer, judge, judgi
 from attn.training.progress import shortened
 from attn.training.state import initial_state, model_structure
 
-_TEXTS = Rule(
-    "a list of texts", lambda texts: not isinstance(texts, str) and all(isinstance(text, str) for text in texts)
-)
+
+def _are_texts(values: object) -> bool:
+    return isinstance(values, Collection) and not isinstance(values, str) and all(isinstance(v, str) for v in values)
+
+
+_TEXTS = Rule("a list of texts", _are_texts)
 _OF_EACH_LENGTH = 100  # held-out examples, where it is not said how many
 
 
@@ -128,16 +131,20 @@ class Run:
     def _questions(self, lengths: Sequence[int] | None, examples: int | None, part: str | None) -> Questions:
         """What `evaluate` asks."""
         config, seed, each = self.config, self.config.evaluation.seed, examples or _OF_EACH_LENGTH
-        if part is None and config.data.source != "pairs" and (lengths or config.data.source == "generated"):
+        if (
+            part is None
+            and config.data.source != "pairs"
+            and (lengths is not None or config.data.source == "generated")
+        ):
             task = config.task
-            lengths = lengths or range(task.min_length, task.max_length + 1)
+            lengths = range(task.min_length, task.max_length + 1) if lengths is None else lengths
             return Generated(task).questions_of_each_length("test", lengths, each, seed)
         if config.data.source == "generated":
             raise InputError(f"part {part!r}: the examples of this run are generated; give lengths")
         stored, part = self._data, "test" if part is None else part
         if lengths is None and examples is None:
             return stored.part(part)
-        lengths = lengths or np.unique(stored.part(part).lengths).tolist()
+        lengths = np.unique(stored.part(part).lengths).tolist() if lengths is None else lengths
         return stored.questions_of_each_length(part, lengths, each, seed)
 
     @functools.cached_property

@@ -36,11 +36,14 @@ def test_predict_reads_standard_input(copy_run, capsys, monkeypatch):
         (["predict", "EMPTY", "3"], ["not a run's folder"]),
         (["predict", "DAMAGED", "3"], ["config.json"]),
         (["predict", "UNFINISHED", "3"], ["no checkpoint yet"]),
+        (["predict", "PATHLESS", "3"], ["PATHLESS", "vocabulary.json"]),
         (["evaluate", "RUN", "--lengths", "0:4"], ["--lengths", "0:4"]),
+        (["evaluate", "RUN", "--lengths", "1:200000"], ["1:200000", "from 1 to 100,000"]),
         (["evaluate", "RUN", "--lengths", "5:4"], ["--lengths", "5:4"]),
         (["evaluate", "RUN", "--lengths", "a"], ["--lengths", "a"]),
         (["evaluate", "RUN", "--examples", "0"], ["--examples", "0"]),
         (["evaluate", "RUN", "--output", "/nonexistent/x"], ["/nonexistent"]),
+        (["evaluate", "RUN", "--output", ".."], ["--output=..", "must name files"]),
         (["evaluate", "RUN", "--output", ""], ["--output=", "must name files"]),
         (["evaluate", "RUN", "--output", "/proc/x"], ["--output=/proc/x.json", "cannot be written"]),
         (["inspect", "RUN", "--output", "x.png"], ["x.png", "INPUT"]),
@@ -55,10 +58,11 @@ def test_predict_reads_standard_input(copy_run, capsys, monkeypatch):
     ],
 )
 def test_what_cannot_be_asked_is_one_line_and_status_2(copy_run, tmp_path, capsys, monkeypatch, words, said):
-    for name in ("EMPTY", "DAMAGED", "UNFINISHED"):
+    for name in ("EMPTY", "DAMAGED", "UNFINISHED", "PATHLESS"):
         (tmp_path / name).mkdir()
     (tmp_path / "DAMAGED/config.json").write_text('{"task": ')
     (tmp_path / "UNFINISHED/config.json").write_text((copy_run / "config.json").read_text())
+    (tmp_path / "PATHLESS/config.json").write_text('{"data": {"source": "pairs"}}')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     try:
@@ -69,6 +73,27 @@ def test_what_cannot_be_asked_is_one_line_and_status_2(copy_run, tmp_path, capsy
     assert (status, captured.out, captured.err.count("\n")) == (2, "", 1)
     for word in said:
         assert word in captured.err
+
+
+def test_predict_without_a_standard_input_asks_for_one(copy_run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # as after `<&-`
+    assert cli.main(["predict", str(copy_run)]) == 2
+    assert "no input" in capsys.readouterr().err
+
+
+def test_a_run_names_what_it_cannot_be_asked(copy_run, untyped):
+    run = attn.load(copy_run)
+    for texts in ("3 1 4", ["3", 1], None, (text for text in ["3"])):
+        with pytest.raises(ValueError, match=r"^texts: got .*, must be a list of texts"):
+            run.predict(texts)
+    with pytest.raises(ValueError, match=r"^beam_width: got 0, must be a whole number at least 1"):
+        run.predict(["3"], beam_width=0)
+    for lengths in ([], [0], 3):
+        with pytest.raises(ValueError, match=r"^lengths: got .*, must be one or more whole numbers"):
+            run.evaluate(lengths)
+    with pytest.raises(ValueError, match=r"^examples: got 0"):
+        run.evaluate([3], 0)
+    assert run.evaluate(np.array([3, 4]), 2).overall().exact_match.count == 4
 
 
 def test_evaluate_prints_a_table_and_writes_json_and_a_plot(copy_run, tmp_path, capsys):

@@ -131,7 +131,9 @@ def test_signs_of_mathematics_are_drawn_as_they_are(pairs_run, tmp_path):
 def test_a_damaged_summary_is_one_line(pairs_run, tmp_path, capsys):
     shutil.copytree(pairs_run, tmp_path / "run")
     damaged = tmp_path / "run/summary.json"
-    for text in ('{"exact', "[]", '{"steps": 1}'):
+    whole = json.loads(damaged.read_text())
+    wrong = [json.dumps(whole | {name: None}) for name in ("steps", "exact_match", "lengths_evaluated", "samples")]
+    for text in ('{"exact', "[]", '{"steps": 1}', *wrong):
         damaged.write_text(text)
         assert cli.main(["inspect", str(tmp_path / "run")]) == 2
         assert experiment.run(request(None, None, tmp_path / "run", resume=True)) == 2
@@ -142,9 +144,24 @@ def test_a_damaged_summary_is_one_line(pairs_run, tmp_path, capsys):
 def test_a_damaged_vocabulary_is_one_line(pairs_run, tmp_path, capsys):
     shutil.copytree(pairs_run, tmp_path / "run")
     values = json.loads((pairs_run / "vocabulary.json").read_text())
-    (tmp_path / "run/vocabulary.json").write_text(json.dumps(values | {"source": "letters"}))
-    assert cli.main(["predict", str(tmp_path / "run"), "abc"]) == 2
-    assert "vocabulary.json: not a vocabulary (source and target: got 'letters'" in capsys.readouterr().err
+    damages = [
+        (values | {"source": "letters"}, "vocabulary (source and target: got 'letters'"),
+        (values | {"longest_targets": []}, "vocabulary (longest_targets: got none"),
+        (values | {"pieces": 5}, "vocabulary ("),
+    ]
+    for damaged, said in damages:
+        (tmp_path / "run/vocabulary.json").write_text(json.dumps(damaged))
+        assert cli.main(["predict", str(tmp_path / "run"), "abc"]) == 2
+        assert f"vocabulary.json: not a {said}" in capsys.readouterr().err
+
+
+def test_a_damaged_config_is_one_line(pairs_run, tmp_path, capsys):
+    shutil.copytree(pairs_run, tmp_path / "run")
+    values = json.loads((pairs_run / "config.json").read_text())
+    values["data"]["path"] = None
+    (tmp_path / "run/config.json").write_text(json.dumps(values))
+    assert cli.main(["evaluate", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith("error: config.data.path: none given")
 
 
 def test_inspect_shows_data_and_vocabulary_and_draws(pairs_run, pairs_file, tmp_path, capsys):

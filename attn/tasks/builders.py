@@ -166,7 +166,7 @@ def load(task: Task, folder: str | os.PathLike | None = None) -> Stored:
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # TFDS warns of every config that is not listed
     try:
-        folder = os.fspath(folder or default_folder())
+        folder = os.path.expanduser(folder or default_folder())
         builder = BUILDERS[task.name](config=config.name if listed else config, data_dir=folder)
         _prepare(builder, folder)
         splits = {name: source.__getitems__(range(len(source))) for name, source in builder.as_data_source().items()}

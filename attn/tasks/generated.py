@@ -23,25 +23,25 @@ class DrawnBatches:
     """The batches of a run on a task, each decided by (seed, step) alone.
 
     Args:
-      task: whose examples.
+      sample: `key -> example`.
       batch_size: B, the examples of a batch.
       seed: of the run.
     """
 
-    task: Task
+    sample: Callable[[Array], Example] = dataclasses.field(repr=False)
     batch_size: int
     seed: int
 
-    @checked(step=between(0))
+    @checked(step=between(0, 2**31 - 1))
     def at(self, step: int) -> tuple[int, Example]:
         """0, as they are all of one bucket, and the batch `[B S], [B T]` of a step."""
         keys, _ = example_keys(self.seed, step, jnp.arange(self.batch_size))
-        return 0, _drawn(self.task, keys)
+        return 0, _drawn(self.sample, keys)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _drawn(task: Task, keys: Array) -> Example:
-    return jax.vmap(task.sample)(keys)
+def _drawn(sample: Callable, keys: Array) -> Example:
+    return jax.vmap(sample)(keys)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -82,14 +82,14 @@ class Generated:
     @checked(batch_size=between(1), seed=SEED)
     def batches(self, batch_size: int, seed: int) -> DrawnBatches:
         """What to train on, step by step."""
-        return DrawnBatches(self.task, batch_size, seed)
+        return DrawnBatches(self.sample, batch_size, seed)
 
     @checked(total=between(1), seed=SEED)
     def questions(self, part: str, total: int, seed: int) -> Questions:
         """Held-out strings of all lengths of the task, shared out evenly.
 
         Args:
-          part: "test", or "validation" for another draw of them.
+          part: "test", or "validation" for another draw from the same strings: the two may overlap.
           total: how many; fewer come back where the lengths hold no more.
           seed: of the draw.
 

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from attn.tasks.examples import DataError, Questions, padded
-from attn.tasks.settings import PATH, Rule, between, checked
+from attn.tasks.settings import LONGEST, PATH, Rule, between, checked
 from attn.tasks.stored import Origin, Stored, in_buckets
 from attn.tasks.vocabulary import SPLITTINGS, Pieces, is_splitting
 
 LONGEST_LINE = 1 << 20  # bytes; a longer one is no pair but some other kind of file
-LONGEST = 1_024  # tokens of a source or a target: what attention to all of it can be trained on without much thought
+USUAL_LONGEST = 1_024  # tokens of a source or a target: what attention can be trained on without much thought
 
 # By the hash of its source, as a fraction of all hashes, a pair is in one of these parts, else in training.
 HELD_OUT = {"test": (0.0, 0.05), "validation": (0.05, 0.1)}
@@ -24,7 +24,7 @@ HELD_OUT = {"test": (0.0, 0.05), "validation": (0.05, 0.1)}
 RULES = {
     **dict.fromkeys(("path", "validation", "test"), PATH),
     "tokens": Rule(f"one of {', '.join(SPLITTINGS)}, or two of them as SOURCE:TARGET", is_splitting, (*SPLITTINGS,)),
-    "longest": between(1, 100_000),
+    "longest": between(1, LONGEST),
 }
 
 Pair = tuple[tuple[str, ...], tuple[str, ...]]  # pieces of the source and of the target
@@ -46,7 +46,7 @@ def load(
     tokens: str = "characters",
     validation: str | os.PathLike | None = None,
     test: str | os.PathLike | None = None,
-    longest: int = LONGEST,
+    longest: int = USUAL_LONGEST,
     vocabulary: Pieces | None = None,
 ) -> Stored:
     """Read pairs, split them into parts, and make their vocabulary.
@@ -71,10 +71,10 @@ def load(
       DataError: a file that cannot be read, a line that is no pair or too long, a part without pairs.
     """
     kinds = (tokens.split(":") * 2)[:2]
-    paths = {"training": path} | {
-        part: own for part, own in (("validation", validation), ("test", test)) if own is not None
-    }
-    files = {part: read(own, kinds, longest) for part, own in paths.items()}
+    if vocabulary and [vocabulary.source, vocabulary.target] != kinds:
+        raise ValueError(f"vocabulary: is of {vocabulary.source}:{vocabulary.target}, but tokens are {':'.join(kinds)}")
+    paths = {"training": path, "validation": validation, "test": test}
+    files = {part: read(own, kinds, longest) for part, own in paths.items() if own is not None}
     parts, left_out = _split({part: file.pairs for part, file in files.items()}, SPLITTINGS[kinds[0]].join)
     for part, pairs in parts.items():
         if not pairs:
@@ -82,7 +82,7 @@ def load(
     vocabulary = vocabulary or _vocabulary(parts["training"], kinds)
     questions = {part: _questions(parts[part], vocabulary) for part in ("validation", "test")}
     return Stored(
-        name=pathlib.Path(path).name,
+        name=files["training"].path.name,
         vocabulary=vocabulary,
         training=in_buckets(*zip(*((_ended(s, vocabulary), _ended(t, vocabulary)) for s, t in parts["training"]))),
         parts=questions,
@@ -91,7 +91,9 @@ def load(
     )
 
 
-def read(path: str | os.PathLike, kinds: Sequence[str] = ("characters", "characters"), longest: int = LONGEST) -> File:
+def read(
+    path: str | os.PathLike, kinds: Sequence[str] = ("characters", "characters"), longest: int = USUAL_LONGEST
+) -> File:
     """Read a file of pairs. A byte-order mark and CRLF line ends are accepted.
 
     Args:
@@ -102,7 +104,7 @@ def read(path: str | os.PathLike, kinds: Sequence[str] = ("characters", "charact
     Raises:
       DataError: named by file, and by line or byte: what cannot be read.
     """
-    path, digest = pathlib.Path(path), hashlib.sha256()
+    path, digest = pathlib.Path(os.path.expanduser(path)), hashlib.sha256()
     pairs, lines = {}, 0
     try:
         if path.is_dir():
@@ -147,7 +149,7 @@ def _pair(line: str, kinds: Sequence[str], longest: int) -> Pair:
       DataError: what is wrong with the line, to be put after its number.
     """
     must = "; a line is source TAB target"
-    if not line.strip():
+    if not line.strip() and "\t" not in line:
         raise DataError(f"is empty{must}")
     texts = line.split("\t")
     if len(texts) != 2:
@@ -158,8 +160,8 @@ def _pair(line: str, kinds: Sequence[str], longest: int) -> Pair:
         if not text.strip():
             raise DataError(f"has an empty {side}{must}")
         if len(pieces) > longest:
-            more = f"`longest` (config.data.longest) of {len(pieces)} would allow it"
-            raise DataError(f"has a {side} of {len(pieces):,} {kind}, more than {longest:,}; {more}")
+            may = f"; `longest` (config.data.longest) of {len(pieces)} would allow it" if len(pieces) <= LONGEST else ""
+            raise DataError(f"has a {side} of {len(pieces):,} {kind}, more than {longest:,}{may}")
     return sides
 
 

@@ -64,11 +64,6 @@ class Task:
         """Between text and the task's tokens."""
         return Symbols(self.symbols, self.kind.times)
 
-    @property
-    def target_length(self) -> int:
-        """T: tokens of the longest target, its end included."""
-        return self.vocabulary.room(self.max_length)
-
     def sample(self, key: Array, *, held_out: bool = False) -> Example:
         """Draw one example: a uniform length, then uniform symbols, redrawn until they are of the wanted part."""
         length_key, key = jax.random.split(key)

@@ -8,7 +8,7 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -63,11 +63,12 @@ def fault(hint, value, rule: Rule | None = None) -> str | None:
     plain = all(isinstance(kind, type) for kind in kinds)
     right = not plain or isinstance(value, tuple(_ABSTRACT.get(kind, kind) for kind in kinds))
     right &= bool in kinds or not isinstance(value, bool)  # which Python takes for a whole number
-    right &= not isinstance(value, float) or math.isfinite(value)
+    right &= isinstance(value, numbers.Integral) or not isinstance(value, numbers.Real) or math.isfinite(value)
     if right and (rule is None or rule.accepts(value)):
         return None
     near = nearest(value, rule.names) if rule else ""
-    return f"got {value!r}, must be {described(hint, rule)}{near}"
+    shown = " ".join(repr(value).split("\n"))  # of an array, several lines
+    return f"got {shown[:200]}{'…' if len(shown) > 200 else ''}, must be {described(hint, rule)}{near}"
 
 
 def kinds_of(hint) -> tuple[tuple, bool]:
@@ -123,11 +124,20 @@ def checked(**rules: Rule) -> Callable[[Callable], Callable]:
     return decorate
 
 
+def _is_path(path: str | os.PathLike) -> bool:
+    text = os.fspath(path)
+    if not isinstance(text, str) or not text or "\0" in text:
+        return False
+    return not os.path.expanduser(text).startswith("~")  # of a user who does not exist
+
+
 def _are_lengths(values: object) -> bool:
-    values = [*values] if isinstance(values, Iterable) else []
-    return bool(values) and all(fault(int, value, between(1)) is None for value in values)
+    if not isinstance(values, Collection) or len(values) == 0:
+        return False
+    return all(fault(int, value, between(1, LONGEST)) is None for value in values)
 
 
-PATH = Rule("a path", lambda path: os.fspath(path) != "" and "\0" not in os.fspath(path))
+PATH = Rule("a path", _is_path)
 SEED = between(0, 2**32 - 1)
-LENGTHS = Rule("one or more whole numbers of at least 1", _are_lengths)
+LONGEST = 100_000  # tokens that any source or target may have
+LENGTHS = Rule(f"one or more whole numbers from 1 to {LONGEST:,}", _are_lengths)

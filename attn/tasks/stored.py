@@ -65,10 +65,7 @@ class Batches:
         return sum(self.counts)
 
     def __repr__(self) -> str:
-        return (
-            f"batches of up to {self.batch_size} in {len(self.buckets)} buckets, {self.steps_per_epoch:,} an epoch, "
-            f"seed {self.seed}"
-        )
+        return f"{self.steps_per_epoch:,} batches an epoch of up to {self.batch_size:,} examples, seed {self.seed}"
 
     @checked(step=between(0))
     def at(self, step: int) -> tuple[int, Example]:
@@ -176,6 +173,7 @@ class Stored:
             raise InputError(f"no source of {part} has such a length; theirs are {_span(questions.lengths)}")
         return questions.chosen(np.sort(rows))
 
+    @checked()
     def part(self, name: str) -> Questions:
         """The questions of a part.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from attn.tasks.examples import PAD, Tokens
+from attn.tasks.settings import checked
 
 
 class InputError(ValueError):
@@ -46,6 +47,7 @@ class Symbols:
         """T: tokens of an answer to a source of `length` symbols, its end included."""
         return self.times * length + 1
 
+    @checked()
     def read(self, text: str) -> list[int]:
         """The symbols that a text names.
 
@@ -129,6 +131,10 @@ class Pieces:
         if not is_splitting(f"{self.source}:{self.target}"):
             names = f"{self.source!r} and {self.target!r}"
             raise ValueError(f"source and target: got {names}, must be of {', '.join(SPLITTINGS)}")
+        if not all(isinstance(piece, str) for piece in self.pieces):
+            raise ValueError("pieces: must all be text")
+        if not self.longest_targets:
+            raise ValueError("longest_targets: got none, must have the longest source")
 
     @property
     def begin(self) -> int:
@@ -165,6 +171,7 @@ class Pieces:
         fitting = bisect.bisect_right(self.longest_targets, 2 * length + 8, key=lambda step: step[0])
         return self.longest_targets[max(0, fitting - 1)][1] + 1
 
+    @checked()
     def read(self, text: str) -> list[int]:
         """The tokens of a source; pieces that are not in the vocabulary become the unknown token.
 

@@ -4,6 +4,7 @@ Whatever is wrong is said in one line that names the key, what was given and wha
 """
 
 import dataclasses
+import os
 import typing
 from collections.abc import Mapping
 
@@ -34,7 +35,7 @@ class Data:
     tokens: str = "characters"
     validation: str | None = None
     test: str | None = None
-    longest: int = pairs.LONGEST
+    longest: int = pairs.USUAL_LONGEST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +202,7 @@ def _hint(cls, name: str, path: str):
 
 
 def _check(path: str, hint, value):
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
     if said := fault(hint, value, RULES.get(path.removeprefix("config."))):
         raise ConfigError(f"{path}: {said}")
     (kind, *_), _ = kinds_of(hint)

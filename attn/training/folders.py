@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import time
+import types
 
 from attn.tasks.generated import Generated
 from attn.tasks.stored import Stored
@@ -106,7 +107,7 @@ class Folder:
         Raises:
           RunError: the file is missing or damaged.
         """
-        return self._read("data.json", "name", "origins", "about")
+        return self._read("data.json", name=str, origins=dict, about=list)
 
     def vocabulary(self, config: Config) -> Vocabulary:
         """Between text and the tokens of the run.
@@ -163,20 +164,23 @@ class Folder:
         """
         if not (self.path / "summary.json").exists():
             return None
-        return self._read("summary.json", "steps", "examples_evaluated", "exact_match", "error_rate")
+        shown = {"steps": int, "examples_evaluated": int, "lengths_evaluated": list, "seconds": dict, "samples": list}
+        scores = dict.fromkeys(("exact_match", "token_accuracy", "error_rate"), float)
+        return self._read("summary.json", **shown, **scores, beam=dict | None)
 
     def write_summary(self, summary: dict):
         """Write summary.json: with it the run is finished."""
         self._write("summary.json", summary)
 
-    def _read(self, name: str, *keys: str) -> dict:
+    def _read(self, name: str, /, **kinds: type | types.UnionType) -> dict:
+        """The content of a file, which has such values at least."""
         try:
             values = json.loads((self.path / name).read_text())
         except (ValueError, OSError) as error:
             raise RunError(f"{self.path / name}: cannot be read ({error})") from None
-        for key in keys:
-            if not isinstance(values, dict) or key not in values:
-                raise RunError(f"{self.path / name}: cannot be read (no {key!r} in it)")
+        for key, kind in kinds.items():
+            if not isinstance(values, dict) or not isinstance(values.get(key), kind):
+                raise RunError(f"{self.path / name}: cannot be read (no usable {key!r} in it)")
         return values
 
     def _write(self, name: str, values: dict):

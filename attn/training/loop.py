@@ -24,7 +24,7 @@ from attn.training.config import Config
 from attn.training.folders import Folder
 from attn.training.judging import Judgement, build_answer, judge, judging_batches
 from attn.training.meshes import replicate, tokens_like
-from attn.training.progress import Clock, Display, Row
+from attn.training.progress import Clock, Display, Row, readable
 from attn.training.state import (
     Report,
     State,
@@ -87,7 +87,7 @@ def train(
     writes = folder if jax.process_index() == 0 else None
     with Display(writes, config.training.steps, newest or 0) as display, _watch_signals() as stop:
         for line in data.describe():
-            display.say(line)
+            display.say(readable(line))
         with clock.phase("compile"):
             programs = compile_programs(config, data, mesh)
         state = programs.state

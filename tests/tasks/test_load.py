@@ -1,12 +1,15 @@
 """`attn.tasks.load` and what it returns: the same calls whatever the data, and a line for what cannot be asked."""
 
+import pathlib
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from attn import tasks
 from attn.tasks.examples import PAD
-from attn.tasks.vocabulary import InputError
+from attn.tasks.vocabulary import InputError, Pieces
 
 PATH = "PATH"  # stands for a file of pairs
 
@@ -53,6 +56,12 @@ def data(request, path):
         ("pairs", {"path": PATH, "longest": 2.5}, "longest: got 2.5, must be a whole number"),
         ("pairs", {"path": PATH, "longest": 0}, "longest: got 0, must be a whole number at least 1"),
         ("pairs", {"path": PATH, "vocabulary": "x"}, "vocabulary: got 'x', must be Pieces or None"),
+        ("pairs", {"path": "~no such user/p.tsv"}, "path: got '~no such user/p.tsv', must be a path"),
+        (
+            "pairs",
+            {"path": PATH, "tokens": "words", "vocabulary": Pieces(("a",), "bytes", "bytes", ((1, 1),))},
+            "vocab",
+        ),
         ("pairs", {"path": PATH, "symbols": 5}, "symbols: unknown; known are path, tokens, validation, test, longest"),
     ],
 )
@@ -75,6 +84,10 @@ def test_settings_that_cannot_be_are_named(path, untyped, name, settings, said):
         (lambda data: data.questions_of_each_length("test", [], 5, 0), r"lengths: got \[\], must be one or more whole"),
         (lambda data: data.questions_of_each_length("test", [2, 0], 5, 0), r"lengths: got \[2, 0\]"),
         (lambda data: data.questions_of_each_length("test", 2, 5, 0), "lengths: got 2"),
+        (lambda data: data.questions_of_each_length("test", [10**9], 5, 0), r"lengths: .* from 1 to 100,000"),
+        (lambda data: data.questions_of_each_length("test", np.ones((2, 2), int), 5, 0), r"lengths: got array.*, must"),
+        (lambda data: data.questions_of_each_length("test", (n for n in [2]), 5, 0), "lengths: got <generator"),
+        (lambda data: data.questions(["test"], 5, 0), r"part: got \['test'\], must be text"),
         (lambda data: data.questions_of_each_length("test", [2], 0, 0), "each: got 0"),
     ],
 )
@@ -88,6 +101,14 @@ def test_there_are_no_questions_of_what_is_trained_on(data, part):
     for ask in (data.questions, lambda *rest: data.questions_of_each_length(part, [2], 5, 0)):
         with pytest.raises(InputError, match=f"no part '{part}'; the parts are"):
             ask(part, 5, 0)
+
+
+def test_a_path_may_begin_at_home(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "p.tsv").write_bytes(pathlib.Path(path).read_bytes())
+    assert tasks.load("pairs", path="~/p.tsv").describe()[0].startswith(f"{tmp_path}/p.tsv: 181 pairs")
+    tasks.load("copy", symbols=2, max_length=4, source="tfds", folder="~/data")
+    assert [*tmp_path.rglob("1.0.0")] == [tmp_path / "data/attn_copy/symbols2_lengths1to4/1.0.0"]
 
 
 def test_numbers_of_numpy_are_numbers(data, untyped):
@@ -108,6 +129,15 @@ def test_batches_depend_on_seed_and_step_alone(data):
         assert len(example.source) == len(example.target) <= 4
         assert ((np.asarray(example.source) == data.vocabulary.end).sum(1) == 1).all()
         assert (np.asarray(example.target)[:, 0] != PAD).all()
+
+
+def test_drawn_batches_are_of_the_sampler_that_trains():
+    class Ones(tasks.Generated):
+        def sample(self, key):
+            return jax.tree.map(jnp.ones_like, super().sample(key))
+
+    _, batch = Ones(tasks.Task()).batches(4, 0).at(0)
+    assert (batch.source == 1).all() and (batch.target == 1).all()
 
 
 def test_what_is_loaded_says_what_it_is_in_a_few_lines(data):

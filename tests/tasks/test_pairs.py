@@ -1,5 +1,6 @@
 """Pairs of one's own: read as they stand, split honestly, and refused in one line that names what is wrong."""
 
+import hashlib
 import os
 import random
 
@@ -172,6 +173,25 @@ def test_line_ends_of_windows_and_a_byte_order_mark_do_not_matter(data, tmp_path
         assert texts_of(other, part) == texts_of(data, part)
 
 
+def test_the_digest_is_that_of_the_files(tmp_path):
+    """Of all their bytes: other line ends are another file."""
+    path, own = tmp_path / "p.tsv", tmp_path / "t.tsv"
+    path.write_bytes(b"\xef\xbb\xbf" + b"".join(b"%d\tx\r\n" % k for k in range(200)))
+    own.write_bytes(b"y\tz")
+    origins = tasks.load("pairs", path=path, test=own).origins
+    right = {"training": hashlib.sha256(path.read_bytes()).hexdigest(), "test": hashlib.sha256(b"y\tz").hexdigest()}
+    assert {part: origin.digest for part, origin in origins.items()} == right
+
+
+def test_the_longest_targets_of_short_sources_are_known(tmp_path):
+    """Of the sources that are no longer, whatever their order in the file."""
+    lengths = ((4, 20), (2, 3), (1, 9), (7, 5), (2, 11))
+    rows = [(chr(97 + k) * s, "y" * t) for s, t in lengths for k in range(20)]
+    own = {part: written(tmp_path / part, [(part * 9, "long" * 9)]) for part in ("validation", "test")}
+    data = tasks.load("pairs", path=written(tmp_path / "p.tsv", rows), **own)
+    assert data.vocabulary.longest_targets == ((1, 9), (2, 11), (4, 20), (7, 20))
+
+
 def test_duplicates_are_reported_and_count_once(data, tmp_path):
     rows = some_pairs(2_000)
     twice = tasks.load("pairs", path=written(tmp_path / "twice.tsv", rows + rows[:7]))
@@ -187,6 +207,8 @@ BAD_FILES = {
     "an empty line at the end": (b"a\tb\n \n", ["line 2 is empty"]),
     "line ends of old": (b"a\tb\rc\td\r", ["line 1", "2 TABs", "a CR inside"]),
     "two TABs": (b"a\tb\tc\n", ["line 1", "2 TABs"]),
+    "a TAB alone": (b"\t\n", ["line 1", "empty source"]),
+    "more tokens than may be allowed": (b"a\t" + b"b" * 100_001, ["line 1 has a target of 100,001 characters, more"]),
     "no source": (b"a\tb\n\tc\n", ["line 2", "empty source"]),
     "no target": (b"a\t \n", ["line 1", "empty target"]),
     "invalid UTF-8": (b"a\tb\nc\t\xe9\n", ["invalid UTF-8", "byte 6", "line 2"]),
@@ -209,6 +231,7 @@ def test_a_bad_file_is_named_in_one_line(tmp_path, name):
         pairs.load(path)
     message = str(error.value)
     assert message.startswith(str(path)) and "\n" not in message
+    assert ("would allow it" in message) == (name == "a long target")
     for words in said:
         assert words in message
 

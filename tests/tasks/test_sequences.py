@@ -39,7 +39,7 @@ def test_examples_are_right_ended_and_padded(name):
         assert set(symbols) <= set(range(1, 6))
         assert source.tolist() == symbols + [task.vocabulary.end] + [0] * (7 - length)
         right = [*RIGHT[name](symbols), task.vocabulary.end]
-        assert target.tolist() == right + [0] * (task.target_length - len(right))
+        assert target.tolist() == right + [0] * (task.kind.times * task.max_length + 1 - len(right))
         assert decoder_input(jnp.asarray(target), task.vocabulary.begin).tolist() == [
             task.vocabulary.begin,
             *target[:-1],
@@ -131,7 +131,7 @@ def test_questions_ask_what_is_right(name):
         symbols = source[:length].tolist()
         assert source.tolist() == [*symbols, task.vocabulary.end] + [0] * (6 - length)
         right = [*RIGHT[name](symbols), task.vocabulary.end]
-        assert target.tolist() == right + [0] * (task.target_length - len(right))
+        assert target.tolist() == right + [0] * (task.kind.times * task.max_length + 1 - len(right))
     assert questions.asked.tolist() == list(range(100))
 
 
