@@ -218,13 +218,15 @@ def _prepare(builder: SequenceBuilder, folder: str):
 
 
 def _check_writable(folder: str):
-    """Find out before TFDS begins whether it may make its folder; of a bucket, as in gs://bucket, TFDS finds out."""
+    """Find out before TFDS begins whether it may make its folder."""
+    if "://" in folder:  # a bucket, as in gs://bucket: TFDS finds out
+        return
     there = pathlib.Path(folder)
     while not there.exists():
         there = there.parent
-    if "://" not in folder and not there.is_dir():
+    if not there.is_dir():
         raise DataError(f"{folder}: cannot be written ({there} is a file, must be a folder)")
-    if "://" not in folder and not os.access(there, os.W_OK | os.X_OK):
+    if not os.access(there, os.W_OK | os.X_OK):
         raise DataError(f"{folder}: cannot be written (no permission to write into {there})")
 
 
