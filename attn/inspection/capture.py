@@ -1,4 +1,4 @@
-"""What a trained model looks at while it answers: its attention weights, with the tokens they belong to."""
+"""What a trained model looks at while it answers: attention weights or influence, with the tokens they belong to."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
-from attn.nn.transformer import Weights
+from attn.inspection.influence import influence
+from attn.nn.encoder_decoder import Weights
 from attn.tasks.examples import PAD, Tokens, decoder_input
 from attn.tasks.vocabulary import Vocabulary
 
@@ -18,12 +19,14 @@ class Maps(NamedTuple):
 
     Attributes:
       weights: `[L N S S]`, `[L N T T]` and `[L N T S]`.
+      influence: `[T S]`, of a model without attention instead: see `attn.inspection.influence`.
       source: names of the S source tokens.
       read: names of the T tokens that the decoder read, the begin token first.
       written: names of the T tokens that it wrote after each.
     """
 
     weights: Weights
+    influence: Float[np.ndarray, "T S"] | None
     source: list[str]
     read: list[str]
     written: list[str]
@@ -42,6 +45,13 @@ def capture(model: nnx.Module, vocabulary: Vocabulary, source: Tokens, answer: I
     read = decoder_input(answer, vocabulary.begin)
     source = jnp.asarray([*source, vocabulary.end])
     graphdef, params = nnx.split(model, nnx.Param)
-    look = jax.jit(lambda params: nnx.merge(graphdef, params)(source, read, return_weights=True)[1])
+
+    @jax.jit
+    def look(params):
+        model = nnx.merge(graphdef, params)
+        weights = model(source, read, return_weights=True)[1]
+        blind = not any(map(len, weights))
+        return weights, influence(model, source, read, jnp.arange(len(read))) if blind else None
+
     source_names, read_names, written_names = (vocabulary.names(tokens) for tokens in (source, read, answer))
-    return Maps(jax.device_get(look(params)), source=source_names, read=read_names, written=written_names)
+    return Maps(*jax.device_get(look(params)), source=source_names, read=read_names, written=written_names)

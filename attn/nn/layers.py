@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from attn.functional import Dropout, multi_head_attention, multi_head_attention_weights
 from attn.nn.encodings import Encoding
+from attn.nn.variants import Variant
 
 
 class KeysValues(NamedTuple):
@@ -27,13 +28,22 @@ class Attention(nnx.Module):
       width: D of input, memory and output.
       num_heads, head_width: N and H.
       encoding: turns queries and keys by their positions, or leaves them.
+      variant: what changes scores and masks, by positions.
       dtype: of the computation; parameters are float32.
 
     Source: Vaswani et al. 2017, section 3.2.2; the sum over heads is concatenation and projection in one.
     """
 
     def __init__(
-        self, width: int, num_heads: int, head_width: int, *, encoding: Encoding, dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        width: int,
+        num_heads: int,
+        head_width: int,
+        *,
+        encoding: Encoding,
+        variant: Variant,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ):
         into = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=(1, 2))
         out_of = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1), out_axis=2)
@@ -41,7 +51,7 @@ class Attention(nnx.Module):
         self.W_K = nnx.Param(into(rngs.params(), (width, num_heads, head_width)))
         self.W_V = nnx.Param(into(rngs.params(), (width, num_heads, head_width)))
         self.W_O = nnx.Param(out_of(rngs.params(), (num_heads, head_width, width)))
-        self.encoding = encoding
+        self.encoding, self.variant = encoding, variant
         self.dtype = dtype
 
     def keys_values(self, memory: Float[Array, "S D"], positions: Int[Array, "S"]) -> KeysValues:
@@ -61,9 +71,18 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "T D"], Float[Array, "N T S"] | None]:
         """What the rows of `x`, at `positions`, read from the memory; and, if asked for, the weights."""
         query = self.encoding.turn(self._project(x, self.W_Q), positions)
-        heads = multi_head_attention(query, *memory, mask=mask, dropout=dropout, implementation="fastest")
+        how = self._varied(mask, positions[0])
+        heads = multi_head_attention(query, *memory, **how, dropout=dropout, implementation="fastest")
         out = jnp.einsum("tnh,nhd->td", heads, self.W_O[...].astype(self.dtype))
-        return out, multi_head_attention_weights(query, memory.key, mask=mask) if return_weights else None
+        return out, multi_head_attention_weights(query, memory.key, **how) if return_weights else None
+
+    def _varied(self, mask, first: Int[Array, ""]) -> dict:
+        """Mask, score and scale; the variant's functions see positions that count from the start of the sequence."""
+        variant = self.variant
+        if variant.mask is not None:
+            mask = mask & (lambda i, j: variant.mask(i + first, j))
+        score = None if variant.score is None else lambda s, i, j: variant.score(s, i + first, j)
+        return dict(mask=mask, score=score, scale=variant.scale)
 
     def _project(self, x: Float[Array, "T D"], W: nnx.Param) -> Float[Array, "T N H"]:
         return jnp.einsum("td,dnh->tnh", x, W[...].astype(self.dtype))

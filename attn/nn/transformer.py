@@ -1,12 +1,10 @@
 """The encoder-decoder Transformer, written for one example; batches come from `jax.vmap`.
 
-Reading order: `Transformer.__call__` is `encode`, then `decode`. Decoding token by token runs the same `decode`
+Reading order: a call is `encode`, then `decode`. Decoding token by token runs the same `decode`
 with a cache that has room for more; a full pass is the case in which all tokens come at once.
 
 Source: Vaswani et al. 2017, section 3.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,34 +12,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from attn.functional import masks
+from attn.nn.encoder_decoder import PAD, Cache, EncoderDecoder, split
 from attn.nn.encodings import ENCODINGS, Encoding
 from attn.nn.layers import Attention, FeedForward, KeysValues, Residual, dropout, weights_dropout
-
-PAD = 0  # the token that fills up sources and targets
-
-
-class Cache(NamedTuple):
-    """What decoding keeps between calls.
-
-    Attributes:
-      position: how many target tokens have been read.
-      own: keys and values of the target so far, one a layer, with room for the rest.
-      memory: keys and values of the encoded source, one a layer.
-      source_length: how many of the memory's rows hold something.
-    """
-
-    position: int | Int[Array, ""]
-    own: tuple[KeysValues, ...]
-    memory: tuple[KeysValues, ...]
-    source_length: Int[Array, ""]
-
-
-class Weights(NamedTuple):
-    """Attention weights of every layer and head, `[L N T S]`: the encoder's, the decoder's own, and cross."""
-
-    encoder: Float[Array, "L N S S"]
-    decoder: Float[Array, "L N T T"]
-    cross: Float[Array, "L N T S"]
+from attn.nn.variants import VARIANTS
 
 
 class EncoderLayer(nnx.Module):
@@ -108,7 +82,7 @@ class DecoderLayer(nnx.Module):
         return self.feed_forward_residual.leave(x, out, keys[4]), own, (weights, cross_weights)
 
 
-class Transformer(nnx.Module):
+class Transformer(EncoderDecoder):
     """The encoder-decoder Transformer.
 
     Args:
@@ -120,6 +94,7 @@ class Transformer(nnx.Module):
       feed_forward_width: F.
       positions: a name in `encodings.ENCODINGS`.
       max_length: rows of the learned table; other encodings know no bound.
+      variant: a name in `variants.VARIANTS`, of every attention layer.
       norm: "pre" or "post".
       dropout: rate, on embeddings, attention weights and the output of every block.
       tied_embeddings: one matrix for source, target and output.
@@ -141,6 +116,7 @@ class Transformer(nnx.Module):
         feed_forward_width: int,
         positions: str = "sinusoidal",
         max_length: int = 512,
+        variant: str = "plain",
         norm: str = "pre",
         dropout: float = 0.0,
         tied_embeddings: bool = False,
@@ -169,6 +145,7 @@ class Transformer(nnx.Module):
                 num_heads=num_heads,
                 head_width=head_width,
                 encoding=self.encoding,
+                variant=VARIANTS[variant],
                 dtype=dtype,
                 rngs=rngs,
             ),
@@ -182,36 +159,23 @@ class Transformer(nnx.Module):
             self.decoder_norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
         self.output = None if tied_embeddings else nnx.Linear(width, vocabulary, use_bias=False, dtype=dtype, rngs=rngs)
 
-    def __call__(
+    def encode(
         self,
         source: Int[Array, "S"],
-        target: Int[Array, "T"],
         *,
         key: Array | None = None,
         return_weights: bool = False,
-    ) -> Float[Array, "T V"] | tuple[Float[Array, "T V"], Weights]:
-        """Logits of the token after each target token, given the source and the target up to there.
-
-        Args:
-          source: `[S]` tokens, padded at the end.
-          target: `[T]` tokens, the begin token first.
-          key: random key for dropout; None for none.
-          return_weights: also return the attention weights of every layer and head.
-        """
-        keys = split(key, 2)
-        memory, encoder_weights = self.encode(source, key=keys[0], return_weights=return_weights)
-        cache = self.start(memory, jnp.sum(source != PAD), len(target))
-        logits, _, decoder_weights = self.decode(target, cache, key=keys[1], return_weights=return_weights)
-        return (logits, Weights(encoder_weights, *decoder_weights)) if return_weights else logits
-
-    def encode(
-        self, source: Int[Array, "S"], *, key: Array | None = None, return_weights: bool = False
+        shift: Float[Array, "S D"] | None = None,
     ) -> tuple[Float[Array, "S D"], Float[Array, "L N S S"] | None]:
-        """The source as the decoder will see it, and, if asked for, the encoder's attention weights."""
+        """The source as the decoder will see it, and, if asked for, the encoder's attention weights.
+
+        A `shift`, added to the embeddings, is something to differentiate by.
+        """
         keys = split(key, len(self.encoder) + 1)
         positions = jnp.arange(len(source))
         mask = masks.padding(jnp.sum(source != PAD))
         x = self._embed(self.source_embed, source, positions, keys[-1])
+        x = x if shift is None else x + shift
         weights = []
         for layer, layer_key in zip(self.encoder, keys):
             x, layer_weights = layer(x, mask, positions, layer_key, return_weights)
@@ -260,12 +224,3 @@ class Transformer(nnx.Module):
         table = None if self.table is None else self.table[...]
         x = embed(tokens) + self.encoding.add(positions, self.width, table)
         return dropout(x.astype(self.dtype), self.dropout, key)
-
-
-def split(key: Array | None, num: int) -> list[Array | None]:
-    """`num` keys from one, or as many Nones from None."""
-    return [None] * num if key is None else list(jax.random.split(key, num))
-
-
-# A new model is one class with `encode`, `start`, `decode` and `__call__` as above, and one line here.
-MODELS = {"transformer": Transformer}

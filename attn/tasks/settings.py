@@ -19,20 +19,19 @@ class Rule(NamedTuple):
     """What a setting may be.
 
     Attributes:
-      allowed: the same in words for people.
+      allowed: the same in words for people; the names follow.
       accepts: the test of a value.
       names: that the value may have, if it is a name, to tell which one was meant.
     """
 
     allowed: str
     accepts: Callable[[object], bool]
-    names: tuple[str, ...] = ()
+    names: Collection[str] = ()
 
 
-def one_of(names: Iterable[str]) -> Rule:
-    """One of some names."""
-    names = tuple(names)
-    return Rule("one of " + ", ".join(names), lambda value: value in names, names)
+def one_of(names: Collection[str]) -> Rule:
+    """One of some names; those of a registry may become more."""
+    return Rule("one of ", lambda value: value in [*names], names)
 
 
 def between(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> Rule:
@@ -82,7 +81,8 @@ def described(hint, rule: Rule | None) -> str:
     (kind, *_), optional = kinds_of(hint)
     words = _WORDS.get(kind, getattr(kind, "__name__", ""))
     if rule:
-        words = f"{words} {rule.allowed}" if kind in _ABSTRACT else rule.allowed
+        allowed = rule.allowed + ", ".join(rule.names)
+        words = f"{words} {allowed}" if kind in _ABSTRACT else allowed
     return words + (" or None" if optional else "")
 
 

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 
 from attn import tasks
 from attn.nn.encodings import ENCODINGS
-from attn.nn.transformer import MODELS
+from attn.nn.models import MODELS, settings_of
+from attn.nn.recurrent import DECODERS
+from attn.nn.variants import VARIANTS
 from attn.tasks import pairs
 from attn.tasks.generated import Generated
 from attn.tasks.sequences import KINDS, Task
@@ -40,10 +42,15 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Which model, and its sizes; see `attn.nn.transformer.Transformer`."""
+    """Which model, and its settings: see `attn.nn.transformer.Transformer` and `attn.nn.recurrent.Recurrent`.
+
+    A model reads the settings that it has; the others must be left alone.
+    """
 
     name: str = "transformer"
     width: int = 64
+    num_layers: int = 1
+    attention: str = "none"
     num_heads: int = 4
     head_width: int | None = None
     num_encoder_layers: int = 1
@@ -51,6 +58,7 @@ class Model:
     feed_forward_width: int = 128
     positions: str = "sinusoidal"
     max_length: int = 512
+    variant: str = "plain"
     norm: str = "pre"
     dropout: float = 0.0
     tied_embeddings: bool = False
@@ -116,6 +124,8 @@ RULES = {
     **{f"data.{name}": rule for name, rule in pairs.RULES.items()},
     "model.name": one_of(MODELS),
     "model.width": _SIZE,
+    "model.num_layers": between(1, 1_000),
+    "model.attention": one_of(DECODERS),
     "model.num_heads": _SIZE,
     "model.head_width": _SIZE,
     "model.num_encoder_layers": between(1, 1_000),
@@ -123,6 +133,7 @@ RULES = {
     "model.feed_forward_width": _SIZE,
     "model.positions": one_of(ENCODINGS),
     "model.max_length": between(2, 1_000_000),
+    "model.variant": one_of(VARIANTS),
     "model.norm": one_of(("pre", "post")),
     "model.dropout": between(0, 1, open_high=True),
     "model.dtype": one_of(("float32", "bfloat16")),
@@ -159,8 +170,13 @@ def from_mapping(values: Mapping) -> Config:
 
 
 def to_mapping(config: Config) -> dict:
-    """The config as nested dictionaries of plain values."""
-    return dataclasses.asdict(config)
+    """The config as nested dictionaries of plain values, of the model's settings those that it has."""
+    return dataclasses.asdict(config) | {"model": {"name": config.model.name} | model_settings(config.model)}
+
+
+def model_settings(model: Model) -> dict:
+    """What the model that is named is built with."""
+    return {name: getattr(model, name) for name in settings_of(model.name)}
 
 
 def parse(key: str, text: str):
@@ -223,11 +239,29 @@ def _from_text(path: str, hint, text: str):
 
 
 def _check_together(config: Config):
-    task, model = config.task, config.model
+    task = config.task
     if task.min_length > task.max_length:
         raise ConfigError(
             f"config.task.min_length: got {task.min_length}, must be at most config.task.max_length = {task.max_length}"
         )
+    _check_model(config.model)
+    _check_data(config)
+    if config.data.source != "pairs":
+        check_fits(config, Generated(task))
+
+
+def _check_model(model: Model):
+    """Settings that the model does not have must be left alone, and the others must go together."""
+    for field in dataclasses.fields(Model):
+        given = getattr(model, field.name)
+        if field.name not in ("name", *settings_of(model.name)) and given != field.default:
+            having = " or ".join(repr(name) for name in MODELS if field.name in settings_of(name))
+            raise ConfigError(
+                f"config.model.{field.name}: got {given!r}, means nothing for config.model.name = {model.name!r}; "
+                f"only {having} has it"
+            )
+    if "num_heads" not in settings_of(model.name):
+        return
     if model.head_width is None and model.width % model.num_heads:
         divisors = [str(n) for n in range(1, model.width + 1) if model.width % n == 0]
         raise ConfigError(
@@ -237,9 +271,6 @@ def _check_together(config: Config):
     head_width = model.head_width or model.width // model.num_heads
     if model.positions == "rotary" and head_width < 2:
         raise ConfigError(f"config.model.positions: got 'rotary', must have heads of width 2 or more, not {head_width}")
-    _check_data(config)
-    if config.data.source != "pairs":
-        check_fits(config, Generated(task))
 
 
 def _check_data(config: Config):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from attn.nn.transformer import Cache
+from attn.nn.encoder_decoder import Cache
 from attn.tasks.examples import PAD
 from attn.tasks.vocabulary import Vocabulary
 

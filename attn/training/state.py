@@ -15,12 +15,12 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from attn.nn.transformer import MODELS
+from attn.nn.models import MODELS
 from attn.tasks.examples import PAD, Example, decoder_input, example_keys
 from attn.tasks.generated import Generated
 from attn.tasks.stored import StackedBatches, Stored
 from attn.tasks.vocabulary import Vocabulary
-from attn.training.config import Config, Optimizer
+from attn.training.config import Config, Optimizer, model_settings
 from attn.training.meshes import DATA
 from attn.training.metrics import Mean, cross_entropy
 
@@ -44,8 +44,7 @@ class Report(NamedTuple):
 
 def build_model(config: Config, vocabulary: Vocabulary, rngs: nnx.Rngs) -> nnx.Module:
     """The model that a config describes, with initial parameters."""
-    settings = {key: value for key, value in vars(config.model).items() if key != "name"}
-    return MODELS[config.model.name](vocabulary.size, **settings, rngs=rngs)
+    return MODELS[config.model.name](vocabulary.size, **model_settings(config.model), rngs=rngs)
 
 
 def model_structure(config: Config, vocabulary: Vocabulary) -> tuple[nnx.GraphDef, nnx.State]:

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from attn.training.config import RULES, Config, ConfigError, from_mapping, parse, to_mapping
 from attn.training.flags import load_config, split_overrides
+from attn.training.state import model_structure
 
 
 def settings_of(config: Config) -> dict:
@@ -25,7 +27,36 @@ def test_a_config_is_frozen():
 
 def test_every_number_and_name_has_a_rule():
     free = {"model.tied_embeddings"}  # a boolean is either
-    assert set(settings_of(Config())) - free == set(RULES)
+    every = {f"{section}.{name}" for section, group in dataclasses.asdict(Config()).items() for name in group}
+    assert every - free == set(RULES)
+
+
+def test_a_config_shows_the_settings_that_its_model_has():
+    config = from_mapping({"model": {"name": "lstm", "attention": "additive"}})
+    assert set(to_mapping(config)["model"]) == {"name", "width", "num_layers", "attention", *SHARED}
+    assert set(to_mapping(Config())["model"]).isdisjoint({"num_layers", "attention"})
+    assert from_mapping(to_mapping(config)) == config
+
+
+SHARED = ("dropout", "tied_embeddings", "dtype")
+
+
+def test_a_setting_of_another_model_is_refused():
+    said = r"config\.model\.num_heads: got 8, means nothing for config\.model\.name = 'gru'; only 'transformer' has it"
+    with pytest.raises(ConfigError, match=said):
+        from_mapping({"model": {"name": "gru", "num_heads": 8}})
+    with pytest.raises(ConfigError, match="only 'lstm' or 'gru' has it"):
+        from_mapping({"model": {"attention": "additive"}})
+    assert from_mapping({"model": {"name": "gru", "width": 65}}).model.width == 65  # which 4 heads do not divide
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "lstm_attention"])
+def test_recurrent_configs_have_as_many_parameters_as_the_default(repository, name):
+    def parameters(config: Config) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(model_structure(config, config.task.vocabulary)[1]))
+
+    config = load_config(str(repository / f"configs/{name}.py"))
+    assert parameters(config) == pytest.approx(parameters(Config()), rel=0.01)
 
 
 def test_the_default_config_is_that_of_configs_reverse(repository):

@@ -1,0 +1,28 @@
+"""How much each source token moves what is written: for models of any kind, attention or none."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+
+def influence(
+    model: nnx.Module, source: Int[Array, "S"], read: Int[Array, "T"], steps: Int[Array, "R"]
+) -> Float[Array, "R S"]:
+    """The norm of d(logits of step t) / d(embedding of source token j): of the Jacobian `[V D]`, its Frobenius norm.
+
+    Args:
+      model: an `EncoderDecoder`.
+      source: `[S]` tokens.
+      read: `[T]` tokens that the decoder reads, the begin token first.
+      steps: `[R]`, the steps t of the decoder to look at.
+
+    Source: the gradient of an output at some distance as a measure of memory: Bengio et al. 1994; Pascanu et al. 2013.
+    """
+    shift = jnp.zeros((len(source), model.source_embed.features))
+
+    def of_step(step):
+        jacobian = jax.jacrev(lambda shift: model(source, read, shift=shift)[step])(shift)  # [V S D]
+        return jnp.sqrt(jnp.sum(jacobian**2, axis=(0, 2)))
+
+    return jax.lax.map(of_step, steps)

@@ -1,0 +1,83 @@
+"""What every model takes and gives, so that training, decoding and inspection need not know which one it is.
+
+Source: Sutskever et al. 2014, section 2; Cho et al. 2014, section 2.2.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+PAD = 0  # the token that fills up sources and targets
+
+
+class Cache(NamedTuple):
+    """What decoding keeps between calls.
+
+    Attributes:
+      position: how many target tokens have been read.
+      own: what the decoder keeps of the target so far: keys and values with room for the rest, or states.
+      memory: what it reads of the encoded source.
+      source_length: how many of the memory's rows hold something.
+    """
+
+    position: int | Int[Array, ""]
+    own: Any
+    memory: Any
+    source_length: Int[Array, ""]
+
+
+class Weights(NamedTuple):
+    """Attention weights of every layer and head, `[L N T S]`: the encoder's, the decoder's own, and cross.
+
+    A kind of attention that a model does not have has no layers, L = 0.
+    """
+
+    encoder: Float[Array, "L N S S"]
+    decoder: Float[Array, "L N T T"]
+    cross: Float[Array, "L N T S"]
+
+
+class EncoderDecoder(nnx.Module):
+    """A model that reads a source, then writes a target token by token; written for one example.
+
+    A subclass has three methods:
+
+        encode(source [S], key=, return_weights=, shift=) -> (memory, the encoder's weights or None)
+        start(memory, source_length, room) -> Cache, ready for `room` target tokens
+        decode(target [T], cache, key=, return_weights=) -> (logits [T V], Cache, (own, cross) weights or None)
+
+    `decode` reads the next T tokens of the target and tells what comes after each. `shift` `[S D]`, added to the
+    embeddings of the source, is something to differentiate by.
+    """
+
+    def __call__(
+        self,
+        source: Int[Array, "S"],
+        target: Int[Array, "T"],
+        *,
+        key: Array | None = None,
+        return_weights: bool = False,
+        shift: Float[Array, "S D"] | None = None,
+    ) -> Float[Array, "T V"] | tuple[Float[Array, "T V"], Weights]:
+        """Logits of the token after each target token, given the source and the target up to there.
+
+        Args:
+          source: `[S]` tokens, padded at the end.
+          target: `[T]` tokens, the begin token first.
+          key: random key for dropout; None for none.
+          return_weights: also return the attention weights of every layer and head.
+          shift: `[S D]`, added to the embeddings of the source.
+        """
+        keys = split(key, 2)
+        memory, encoder_weights = self.encode(source, key=keys[0], return_weights=return_weights, shift=shift)
+        cache = self.start(memory, jnp.sum(source != PAD), len(target))
+        logits, _, decoder_weights = self.decode(target, cache, key=keys[1], return_weights=return_weights)
+        return (logits, Weights(encoder_weights, *decoder_weights)) if return_weights else logits
+
+
+def split(key: Array | None, num: int) -> list[Array | None]:
+    """`num` keys from one, or as many Nones from None."""
+    return [None] * num if key is None else list(jax.random.split(key, num))

@@ -1,0 +1,17 @@
+"""A GRU that reads the string into one state and writes its reverse from there. All but the cells is as in lstm.py.
+
+python train.py --config=configs/gru.py
+
+Width 82 gives it as many parameters as configs/reverse.py has, to 1 % (86,018 to 86,848).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import lstm
+
+
+def get_config() -> ConfigDict:
+    """The settings of lstm.py with other cells, and as many parameters."""
+    config = lstm.get_config()
+    config.model.update(name="gru", width=82)
+    return config

@@ -1,0 +1,25 @@
+"""An LSTM that reads the string into one state and writes its reverse from there, without attention.
+
+python train.py --config=configs/lstm.py
+
+Width 72 gives it as many parameters as configs/reverse.py has, to 1 % (87,624 to 86,848).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import reverse
+
+
+def get_config() -> ConfigDict:
+    """Task, optimizer, steps and evaluation are those of reverse.py."""
+    config = reverse.get_config()
+    config.model = dict(
+        name="lstm",
+        width=72,
+        num_layers=1,  # cells on top of each other
+        attention="none",  # or additive, or multiplicative
+        dropout=0.0,
+        tied_embeddings=False,
+        dtype="float32",
+    )
+    return config

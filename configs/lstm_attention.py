@@ -1,0 +1,19 @@
+"""An LSTM whose decoder attends to all states of the encoder, by additive attention. All else is as in lstm.py.
+
+python train.py --config=configs/lstm_attention.py
+python train.py --config=configs/lstm_attention.py --config.model.attention=multiplicative --config.model.width=66
+
+Width 59 gives it as many parameters as configs/reverse.py has, to 1 % (87,556 to 86,848), and so does 66 with
+multiplicative attention (87,120).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import lstm
+
+
+def get_config() -> ConfigDict:
+    """The settings of lstm.py with attention, and as many parameters."""
+    config = lstm.get_config()
+    config.model.update(attention="additive", width=59)
+    return config

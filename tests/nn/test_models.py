@@ -1,0 +1,140 @@
+"""What holds for every model: what its parts may see, and that its ways of running agree."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from model_cases import SIZES, SOURCE, TARGET, VOCABULARY, encode, make, run
+
+from attn.nn.encodings import ENCODINGS
+from attn.nn.models import MODELS, settings_of
+from attn.nn.recurrent import DECODERS
+from attn.nn.variants import VARIANTS
+
+CASES = [
+    ("transformer", dict(positions="sinusoidal", norm="pre", variant="plain")),
+    ("transformer", dict(positions="sinusoidal", norm="post", tied_embeddings=True, variant="unscaled")),
+    ("transformer", dict(positions="learned", norm="pre", tied_embeddings=True, max_length=11)),
+    ("transformer", dict(positions="rotary", norm="post")),
+    ("transformer", dict(positions="none", norm="pre")),
+    ("lstm", dict(attention="none")),
+    ("lstm", dict(attention="additive")),
+    ("lstm", dict(attention="multiplicative", tied_embeddings=True)),
+    ("gru", dict(attention="none", tied_embeddings=True)),
+    ("gru", dict(attention="additive")),
+    ("gru", dict(attention="multiplicative")),
+]
+every_case = pytest.mark.parametrize(
+    ("name", "settings"), CASES, ids=[f"{name}-{'-'.join(map(str, settings.values()))}" for name, settings in CASES]
+)
+
+
+def test_the_cases_cover_every_model_and_every_choice():
+    assert {name for name, _ in CASES} == set(MODELS)
+    for setting, registry in [("positions", ENCODINGS), ("variant", VARIANTS), ("attention", DECODERS)]:
+        for model in MODELS:
+            if setting in settings_of(model):
+                assert {more[setting] for name, more in CASES if name == model and setting in more} == set(registry)
+
+
+@every_case
+def test_cached_decoding_equals_full_decoding_token_for_token(name, settings):
+    model = make(name, **settings)
+    full = run(model)
+    memory, _ = model.encode(SOURCE)
+    cache = model.start(memory, jnp.sum(SOURCE != 0), len(TARGET))
+    step = jax.jit(lambda token, cache: model.decode(token, cache)[:2])
+    cache = cache._replace(position=jnp.asarray(0))
+    logits = []
+    for token in TARGET:
+        row, cache = step(token[None], cache)
+        logits.append(row[0])
+    np.testing.assert_allclose(np.stack(logits), full, atol=2e-5)
+    np.testing.assert_array_equal(np.stack(logits).argmax(-1), full.argmax(-1))
+
+
+@every_case
+def test_decoder_is_causal_by_its_gradient(name, settings):
+    model = make(name, **(settings | {"tied_embeddings": False}))
+    graphdef, table, rest = nnx.split(model, nnx.PathContains("target_embed"), ...)
+
+    def logits(table):
+        return nnx.merge(graphdef, table, rest)(SOURCE, TARGET)
+
+    # The tokens of the target differ, so each one's row of the table is felt at its own place and after.
+    [jacobian] = jax.tree.leaves(jax.jit(jax.jacrev(logits))(table))  # [T V V D]
+    reach = np.abs(jacobian).max(axis=(1, 3))[:, TARGET]
+    assert (reach[np.triu_indices(len(TARGET), 1)] == 0).all()
+    assert (reach[np.tril_indices(len(TARGET))] > 0).all()
+
+
+@every_case
+def test_padding_of_the_source_changes_nothing(name, settings):
+    model = make(name, **settings)
+    longer = jnp.concatenate([SOURCE, jnp.zeros(4, SOURCE.dtype)])
+    np.testing.assert_allclose(run(model, longer), run(model), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dropout_comes_from_its_key_alone(name):
+    model = make(name, dropout=0.3)
+    one, same, other = (run(model, key=jax.random.key(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 1e-3
+    np.testing.assert_array_equal(run(model), run(make(name)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_computes_in_bfloat16_with_float32_parameters(name):
+    half = make(name, dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half, nnx.Param))} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(encode(half, SOURCE))} == {jnp.dtype("bfloat16")}
+    np.testing.assert_allclose(run(half), run(make(name)), atol=0.15)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tied_embeddings_share_one_matrix(name):
+    count = lambda model: sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))  # noqa: E731
+    assert count(make(name)) - count(make(name, tied_embeddings=True)) == 2 * VOCABULARY * SIZES[name]["width"]
+
+
+@every_case
+def test_every_parameter_gets_a_gradient(name, settings):
+    graphdef, params = nnx.split(make(name, **settings), nnx.Param)
+
+    def loss(params):
+        return jnp.sum(jax.nn.log_softmax(nnx.merge(graphdef, params)(SOURCE, TARGET))[:, 3])
+
+    zero = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params))
+        if not np.abs(leaf).max() > 1e-8
+    ]
+    assert zero == []
+
+
+@every_case
+def test_weights_are_those_of_the_answer(name, settings):
+    model = make(name, **settings)
+    logits, weights = run(model, return_weights=True)
+    np.testing.assert_array_equal(logits, run(model))
+    layers, heads, *_ = weights.cross.shape
+    assert weights.cross.shape == (layers, heads, 5, 7) or layers == 0
+    assert (layers > 0) == (settings.get("attention") != "none")
+    assert weights.decoder.shape[-2:] == (5, 5)
+    assert weights.encoder.shape[-2:] == (7, 7)
+    for some in weights:
+        np.testing.assert_allclose(some.sum(-1), 1, atol=1e-5)
+    assert (weights.cross[..., 5:] == 0).all()
+
+
+@every_case
+def test_a_shift_is_added_to_the_embeddings_of_the_source(name, settings):
+    """Shifting the embeddings by the difference of two tokens' rows is reading the other token."""
+    model = make(name, **settings)
+    rows = model.source_embed.embedding[...]
+    other = SOURCE.at[2].set(7)
+    shift = jnp.zeros((len(SOURCE), rows.shape[1])).at[2].set(rows[7] - rows[SOURCE[2]])
+    np.testing.assert_allclose(run(model, shift=shift), run(model, other), atol=2e-5)
+    assert np.abs(run(model, other) - run(model)).max() > 1e-3
