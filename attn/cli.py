@@ -1,4 +1,4 @@
-"""`attn predict | evaluate | inspect RUN ...`: ask a trained run."""
+"""`attn predict | evaluate | inspect RUN ...`: ask a trained run. `attn walkthrough`: measure the claims."""
 
 import argparse
 import io
@@ -44,7 +44,10 @@ def allow_any_text():
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="attn", description="Ask a trained run. RUN is its folder, such as runs/reverse-...")
+    parser = _Parser(
+        prog="attn",
+        description="Ask a trained run, RUN, by its folder (runs/reverse-...), or measure claims about attention.",
+    )
     commands = parser.add_subparsers(
         title="commands", dest="command", required=True, metavar="COMMAND", parser_class=_Parser
     )
@@ -88,6 +91,19 @@ def _parser() -> argparse.ArgumentParser:
         help='what to draw it for, such as "3 1 4 1 5"; data and vocabulary if none',
     )
     inspect.add_argument("--output", metavar="FILE", help="picture to write: .png, .svg or .pdf (RUN/inspect.png)")
+
+    walkthrough = commands.add_parser(
+        "walkthrough", help="measure every claim about attention: a table, JSON files and one page"
+    )
+    walkthrough.add_argument(
+        "--only", metavar="NAMES", type=lambda text: text.split(","), help="claims such as scaling,heads (all)"
+    )
+    walkthrough.add_argument(
+        "--quick", action="store_true", help="at reduced widths, lengths and seeds: minutes instead of an hour or two"
+    )
+    walkthrough.add_argument(
+        "--output", metavar="FOLDER", help="folder to write, or to go on with (runs/walkthrough, or -quick after it)"
+    )
     return parser
 
 

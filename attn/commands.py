@@ -1,4 +1,4 @@
-"""What `attn predict`, `evaluate` and `inspect` do with what `attn.cli` has parsed; each returns the exit status."""
+"""The commands: what each does with what `attn.cli` has parsed; it returns the exit status."""
 
 import argparse
 import json
@@ -13,14 +13,17 @@ from rich.progress import track
 from attn.inspection import pictures
 from attn.runs import Run, load
 from attn.tasks.examples import DataError
+from attn.tasks.settings import fault, one_of
 from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
 from attn.training import meshes
 from attn.training.config import ConfigError
-from attn.training.folders import RunError
+from attn.training.folders import RUNS, RunError
 from attn.training.judging import Scores
+from attn.training.loop import Interrupted, TrainingError
 from attn.training.progress import readable
+from attn.walkthrough.claims import verdict
 
-ERRORS = (ConfigError, DataError, InputError, RunError)  # whose message is one line for the user
+ERRORS = (ConfigError, DataError, InputError, RunError, TrainingError)  # whose message is one line for the user
 
 
 def predict(arguments: argparse.Namespace) -> int:
@@ -109,6 +112,37 @@ def inspect(arguments: argparse.Namespace) -> int:
     written = run.inspect(arguments.input, output)
     _warn_of_unknown(run.vocabulary, arguments.input)
     print(f"wrote {written}")
+    return 0
+
+
+def walkthrough(arguments: argparse.Namespace) -> int:
+    """Measure the claims, and tell of each whether it holds."""
+    from attn.walkthrough.registry import CLAIMS  # here, since no other command needs them
+    from attn.walkthrough.running import walk
+
+    names = [*CLAIMS] if arguments.only is None else arguments.only
+    for name in names:
+        if said := fault(str, name, one_of(CLAIMS)):
+            raise InputError(f"--only: {said}")
+    folder = RUNS / ("walkthrough-quick" if arguments.quick else "walkthrough")
+    folder = folder if arguments.output is None else pathlib.Path(arguments.output).expanduser()
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise InputError(f"--output={folder}: {part} is a file, must be a folder")
+    meshes.use_cores(meshes.cores())
+    try:
+        measured = walk(folder, list(dict.fromkeys(names)), quick=arguments.quick)
+    except (Interrupted, KeyboardInterrupt) as error:
+        print(f"{error or 'stopped'}; the same command goes on from there", file=sys.stderr)
+        return 130
+    print()
+    for name, each in measured.items():
+        checks = CLAIMS[name].check(each.numbers)
+        print(f"{name:<12} {verdict(checks):<14} {each.seconds:5.0f} s  {CLAIMS[name].title}")
+        for check in checks:
+            mark = " " if check.holds() else "!"
+            print(f"   {mark} {check.measured:>10.4g}  must be {check.must_be():<24}  {check.says}")
+    print(f"\nwrote {folder / 'index.html'}")
     return 0
 
 

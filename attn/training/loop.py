@@ -63,7 +63,14 @@ class Programs(NamedTuple):
 
 
 def train(
-    config: Config, data: Generated | Stored, folder: Folder | None, mesh: Mesh, clock: Clock, *, resume: bool
+    config: Config,
+    data: Generated | Stored,
+    folder: Folder | None,
+    mesh: Mesh,
+    clock: Clock,
+    *,
+    resume: bool,
+    on_checkpoint: Callable[[State], None] | None = None,
 ) -> Outcome:
     """Train to the last step and judge.
 
@@ -74,6 +81,7 @@ def train(
       mesh: over which batches are shared out.
       clock: counts the seconds of each phase.
       resume: go on from the newest checkpoint, if there is one.
+      on_checkpoint: called with every state that is about to be saved.
 
     Returns:
       The final state, and the judgement on the questions of the test.
@@ -96,7 +104,7 @@ def train(
             display.say(f"resumed at step {newest:,}")
         settings = config.evaluation
         on_the_way = data.questions("validation", settings.examples_on_the_way, settings.seed)
-        state = _run(config, state, programs, on_the_way, writes, display, clock, stop)
+        state = _run(config, state, programs, on_the_way, writes, display, clock, stop, on_checkpoint)
     with clock.phase("evaluate"):
         questions = data.questions("test", settings.examples, settings.seed)
         judgement = programs.judge(state.params, questions)
@@ -104,7 +112,7 @@ def train(
     return Outcome(state, questions, judgement, beam)
 
 
-def _run(config, state, programs, on_the_way, folder, display, clock, stop) -> State:
+def _run(config, state, programs, on_the_way, folder, display, clock, stop, on_checkpoint) -> State:
     """From the state's step to the last."""
     training = config.training
     rate = learning_rate(config.optimizer, training.steps)
@@ -134,6 +142,8 @@ def _run(config, state, programs, on_the_way, folder, display, clock, stop) -> S
             row = row._replace(**scores.values())
         display.show(row)
         if folder and (step % training.checkpoint_every == 0 or step == training.steps or stop.is_set()):
+            if on_checkpoint is not None:
+                on_checkpoint(state)
             checkpoints.save(folder.checkpoints, state)
         if stop.is_set() and step < training.steps:
             raise Interrupted(f"stopped at step {step:,}, which is saved")

@@ -1,0 +1,145 @@
+"""Where measurements train their models: ordinary runs, each trained once, kept in the walkthrough's folder.
+
+Any of them can be opened with `attn.load`, and one that was interrupted goes on from its checkpoint.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attn import runs
+from attn.runs import Run
+from attn.tasks.generated import Generated
+from attn.training import meshes
+from attn.training.config import Config, from_mapping, to_mapping
+from attn.training.folders import Folder
+from attn.training.loop import train
+from attn.training.progress import Clock
+from attn.training.state import State, initial_state, model_structure
+
+_EXAMPLES = 200  # of the judgement that ends a training; measurements ask for themselves
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What a measurement works with.
+
+    Attributes:
+      folder: where its runs are kept.
+      say: shows a line.
+    """
+
+    folder: pathlib.Path
+    say: Callable[[str], None] = print
+
+    def trained(self, settings: dict[str, dict], watch: Callable[[Run], Any] | None = None) -> Run:
+        """A run with these settings, trained to its end.
+
+        Args:
+          settings: by section, as of a config; the rest is as in `attn.training.config`.
+          watch: called with the run at every checkpoint; `watched` gives back what it returned, plain values.
+        """
+        config = configured(settings)
+        folder, data = Folder(self.folder / name_of(config)), Generated(config.task)
+        mesh = meshes.data_mesh(config.training.batch_size)
+        if not folder.is_run():
+            folder.create(config, data)
+        if folder.newest_step() != config.training.steps:
+            self.say(f"training {name_of(config)}, {config.training.steps:,} steps")
+            train(config, data, folder, mesh, Clock(), resume=True, on_checkpoint=_writer(config, folder, watch))
+        return runs.load(folder.path)
+
+    def watched(self, run: Run) -> list[dict]:
+        """What was seen of a run on its way: `{"step", "seen"}`, by step."""
+        rows = [json.loads(line) for line in (run.folder / "watched.jsonl").read_text().splitlines()]
+        return [by_step for _, by_step in sorted({row["step"]: row for row in rows}.items())]
+
+
+def configured(settings: dict[str, dict]) -> Config:
+    """The config with these settings; a training shows and saves ten times, and is judged at its end alone."""
+    steps = settings.get("training", {}).get("steps", 2_000)
+    often = {
+        "steps_per_dispatch": max(1, steps // 10),
+        "evaluate_every": steps,
+        "checkpoint_every": max(1, steps // 10),
+    }
+    quiet = {"training": often, "evaluation": {"examples": _EXAMPLES, "examples_on_the_way": 1}}
+    return from_mapping({**settings, **{name: more | settings.get(name, {}) for name, more in quiet.items()}})
+
+
+def untrained(settings: dict[str, dict]) -> Run:
+    """The same run before its first step."""
+    config = configured(settings)
+    graphdef, _ = model_structure(config, config.task.vocabulary)
+    params = jax.jit(lambda: initial_state(config, config.task.vocabulary).params)()
+    return Run(pathlib.Path(name_of(config)), config, config.task.vocabulary, graphdef, params, 0)
+
+
+def name_of(config: Config) -> str:
+    """A name that tells runs apart: what people look for, and a digest of everything else."""
+    digest = hashlib.sha256(json.dumps(to_mapping(config), sort_keys=True).encode()).hexdigest()[:8]
+    return f"{config.task.name}-{config.model.name}-seed{config.training.seed}-{digest}"
+
+
+def losses(run: Run) -> list[tuple[int, float]]:
+    """The training loss by step, in nats a token."""
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows]
+
+
+def exact_match(run: Run, lengths: Collection[int], each: int) -> list[float]:
+    """The share of held-out strings of each length that are answered exactly."""
+    scores = run.evaluate(sorted(lengths), each).exact_match
+    return [float(scores.sum[length] / scores.count[length]) for length in sorted(lengths)]
+
+
+def parameters(run: Run) -> int:
+    """How many numbers it has learnt."""
+    return sum(leaf.size for leaf in jax.tree.leaves(run.params))
+
+
+def without(run: Run, *, inside: str, matrix: str, head: int | None = None) -> Run:
+    """The run with a matrix of its attention layers at zero, or a head's part of it.
+
+    Without W_O an attention layer adds nothing; without W_Q all scores are zero and the weights even.
+
+    Args:
+      run: of a Transformer.
+      inside: part of the matrix's path, such as "decoder.0.cross".
+      matrix: "W_Q", "W_K", "W_V" or "W_O".
+      head: whose part, None for all.
+    """
+
+    def changed(path, leaf):
+        if path[-1] != matrix or inside not in ".".join(map(str, path)):
+            return leaf
+        value = leaf[...]
+        heads = 0 if matrix == "W_O" else 1  # the axis of the heads
+        one = slice(None) if head is None else head
+        return leaf.replace(value.at[(slice(None),) * heads + (one,)].set(0.0))
+
+    flat = nnx.to_flat_state(run.params)
+    params = nnx.from_flat_state([(path, changed(path, leaf)) for path, leaf in flat])
+    return dataclasses.replace(run, params=params)
+
+
+def _writer(config: Config, folder: Folder, watch: Callable[[Run], Any] | None) -> Callable[[State], None] | None:
+    """Write down what is seen of a training on its way."""
+    if watch is None:
+        return None
+    graphdef, _ = model_structure(config, config.task.vocabulary)
+
+    def write(state: State):
+        params = jax.tree.map(jnp.asarray, jax.device_get(state.params))
+        run = Run(folder.path, config, config.task.vocabulary, graphdef, params, int(state.step))
+        with (folder.path / "watched.jsonl").open("a") as file:
+            file.write(json.dumps({"step": run.step, "seen": watch(run)}) + "\n")
+
+    return write
