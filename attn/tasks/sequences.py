@@ -1,4 +1,4 @@
-"""Tasks on sequences of symbols: copy, reverse, duplicate, as pure functions of a key.
+"""Tasks on sequences of symbols: copy, reverse, duplicate and the like, as pure functions of a key.
 
 Symbols are the tokens 1..V; the begin token is V + 1, the end token V + 2 and padding is 0. A source is the
 symbols and an end token; a target is the answer and an end token; both are padded to the task's longest.
@@ -21,15 +21,19 @@ from attn.tasks.vocabulary import Symbols
 
 
 class Kind(NamedTuple):
-    """What is asked: for a source of n symbols, target symbol t is source symbol `index(t, n)`.
+    """What is asked: for a source of n symbols, target symbol t is source symbol `index(t, n)`, or made of two of them.
 
     Attributes:
       index: `(t, n) -> position in the source`.
       times: the target has `times` n symbols.
+      also: `(t, n) -> position` of a second symbol; None for one alone.
+      combine: `(first, second) -> symbol`, what is asked of two.
     """
 
     index: Callable
     times: int = 1
+    also: Callable | None = None
+    combine: Callable | None = None
 
 
 # A new task of this kind is one line.
@@ -37,6 +41,10 @@ KINDS = {
     "copy": Kind(lambda t, n: t),
     "reverse": Kind(lambda t, n: n - 1 - t),
     "duplicate": Kind(lambda t, n: t % n, times=2),
+    # Two relations at once, and which is which matters: the mirror image if it is odd, else the next symbol.
+    "mirror_or_next": Kind(
+        lambda t, n: n - 1 - t, also=lambda t, n: (t + 1) % n, combine=lambda a, b: a % 2 * a + (1 - a % 2) * b
+    ),
 }
 
 
@@ -89,14 +97,20 @@ class Task:
         Of JAX or of NumPy; as wide as the symbols, so that any length fits.
         """
         width = symbols.shape[-1]
-        source = self._ended(symbols, length, width + 1, lambda j, n: j, 1)
-        return Example(source, self._ended(symbols, length, self.vocabulary.room(width), *self.kind))
+        source = self._ended(symbols, length, width + 1, Kind(lambda j, n: j))
+        return Example(source, self._ended(symbols, length, self.vocabulary.room(width), self.kind))
 
-    def _ended(self, symbols, length, size, index, times):
-        xp, n = symbols.__array_namespace__(), length[..., None]
+    def _ended(self, symbols, length, size, kind: Kind):
+        xp, n, times = symbols.__array_namespace__(), length[..., None], kind.times
         t = xp.broadcast_to(xp.arange(size), (*length.shape, size))
-        chosen = xp.clip(index(t, n), 0, symbols.shape[-1] - 1)
-        token = xp.take_along_axis(symbols, chosen, axis=-1)
+
+        def at(index):
+            chosen = xp.clip(index(t, n), 0, symbols.shape[-1] - 1)
+            return xp.take_along_axis(symbols, chosen, axis=-1)
+
+        token = at(kind.index)
+        if kind.also is not None:
+            token = kind.combine(token, at(kind.also))
         end, pad = xp.asarray([self.vocabulary.end, PAD], dtype=symbols.dtype)
         return xp.where(t < times * n, token, xp.where(t == times * n, end, pad))
 

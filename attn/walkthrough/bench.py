@@ -4,6 +4,7 @@ Any of them can be opened with `attn.load`, and one that was interrupted goes on
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -12,10 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from attn import runs
 from attn.runs import Run
+from attn.tasks.examples import Questions, decoder_input
 from attn.tasks.generated import Generated
 from attn.training import meshes
 from attn.training.config import Config, from_mapping, to_mapping
@@ -47,12 +51,13 @@ class Bench:
           watch: called with the run at every checkpoint; `watched` gives back what it returned, plain values.
         """
         config = configured(settings)
-        folder, data = Folder(self.folder / name_of(config)), Generated(config.task)
+        name = name_of(config) + ("-watched" if watch else "")
+        folder, data = Folder(self.folder / name), Generated(config.task)
         mesh = meshes.data_mesh(config.training.batch_size)
         if not folder.is_run():
             folder.create(config, data)
         if folder.newest_step() != config.training.steps:
-            self.say(f"training {name_of(config)}, {config.training.steps:,} steps")
+            self.say(f"training {name}, {config.training.steps:,} steps")
             train(config, data, folder, mesh, Clock(), resume=True, on_checkpoint=_writer(config, folder, watch))
         return runs.load(folder.path)
 
@@ -100,9 +105,42 @@ def exact_match(run: Run, lengths: Collection[int], each: int) -> list[float]:
     return [float(scores.sum[length] / scores.count[length]) for length in sorted(lengths)]
 
 
-def parameters(run: Run) -> int:
-    """How many numbers it has learnt."""
-    return sum(leaf.size for leaf in jax.tree.leaves(run.params))
+def parameters(settings: dict[str, dict]) -> int:
+    """How many numbers the model of these settings learns."""
+    config = configured(settings)
+    return sum(leaf.size for leaf in jax.tree.leaves(model_structure(config, config.task.vocabulary)[1]))
+
+
+def matched(settings: dict[str, dict], count: int) -> dict[str, dict]:
+    """The settings with the width at which the model has as many parameters as may be, but no more than `count`."""
+
+    def of_width(width: int) -> dict[str, dict]:
+        return {**settings, "model": {**settings["model"], "width": width}}
+
+    few, many = 1, 2
+    while parameters(of_width(many)) <= count:
+        few, many = many, 2 * many
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (middle, many) if parameters(of_width(middle)) <= count else (few, middle)
+    return of_width(few)
+
+
+def cross_weights(run: Run, length: int, strings: int) -> tuple[Float[np.ndarray, "B L N T S"], Questions]:
+    """The cross-attention of held-out strings of one length, the right tokens read, and the strings."""
+    questions = Generated(run.config.task).questions_of_each_length("test", [length], strings, 0)
+    weights = _cross(run.graphdef, run.vocabulary.begin, run.params, questions.sources, questions.targets)
+    return np.asarray(weights), questions
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _cross(graphdef: nnx.GraphDef, begin: int, params: nnx.State, sources, targets) -> Float[Array, "B L N T S"]:
+    model = nnx.merge(graphdef, params)
+
+    def one(source, target):
+        return model(source, decoder_input(target, begin), return_weights=True)[1].cross
+
+    return jax.vmap(one)(sources, targets)
 
 
 def without(run: Run, *, inside: str, matrix: str, head: int | None = None) -> Run:

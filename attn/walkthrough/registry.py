@@ -1,10 +1,14 @@
 """The claims by name, in the order of the walkthrough. A new claim is one file with a `CLAIM`, and one line here."""
 
-from attn.walkthrough import access, positions, reading, scaling
+from attn.walkthrough import access, bottleneck, cross, heads, parallel, positions, reading, scaling
 
 CLAIMS = {
+    "bottleneck": bottleneck.CLAIM,
     "access": access.CLAIM,
     "scaling": scaling.CLAIM,
+    "heads": heads.CLAIM,
+    "cross": cross.CLAIM,
     "positions": positions.CLAIM,
+    "parallel": parallel.CLAIM,
     "reading": reading.CLAIM,
 }

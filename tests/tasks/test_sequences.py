@@ -12,7 +12,12 @@ from attn.tasks.generated import Generated, distinct_strings
 from attn.tasks.sequences import KINDS, Task, is_held_out
 
 # What is right, in plain Python.
-RIGHT = {"copy": lambda s: s, "reverse": lambda s: s[::-1], "duplicate": lambda s: s + s}
+RIGHT = {
+    "copy": lambda s: s,
+    "reverse": lambda s: s[::-1],
+    "duplicate": lambda s: s + s,
+    "mirror_or_next": lambda s: [a if a % 2 else b for a, b in zip(s[::-1], s[1:] + s[:1])],
+}
 
 
 def draw(task: Task, number: int, *, held_out=False, seed=0):

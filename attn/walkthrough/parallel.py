@@ -1,0 +1,218 @@
+"""Claim: a recurrent network takes one step after another; attention takes all of them at once."""
+
+import dataclasses
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.extend import core
+from matplotlib.figure import Figure
+
+from attn.tasks.examples import Example
+from attn.training.config import Config
+from attn.training.state import State, example_loss, initial_state, model_structure
+from attn.walkthrough.bench import Bench, configured, matched, parameters
+from attn.walkthrough.claims import Check, Claim, Numbers, Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Lengths T of source and target; how many tokens a batch has at every length; rounds of timing."""
+
+    lengths: tuple[int, ...]
+    tokens: int
+    rounds: int
+
+
+def measure(sizes: Sizes, bench: Bench) -> Numbers:
+    """Time a gradient of either model at each length, in turns, and count the products that wait for each other."""
+    transformer = {"model": {"name": "transformer"}}
+    lstm = matched({"model": {"name": "lstm"}}, parameters(transformer))
+    numbers = {"parameters": {"Transformer": parameters(transformer), "LSTM": parameters(lstm)}, "rows": []}
+    for length in sizes.lengths:
+        bench.say(f"timing length {length:,}")
+        batch = max(1, sizes.tokens // length)
+        programs = {
+            "Transformer": Program(configured(transformer), length, batch),
+            "LSTM": Program(configured(lstm), length, batch),
+        }
+        times = {name: [] for name in programs}
+        for _ in range(sizes.rounds):
+            for name, program in programs.items():
+                times[name].append(program.seconds())
+        numbers["rows"].append(
+            {
+                "length": length,
+                "batch": batch,
+                "seconds": {name: float(np.median(some)) for name, some in times.items()},
+                "in_series": {name: program.in_series for name, program in programs.items()},
+                "share_in_loops": {name: program.share_in_loops for name, program in programs.items()},
+            }
+        )
+    return numbers
+
+
+class Program:
+    """The gradient of a batch's loss, compiled.
+
+    Args:
+      config: of the model.
+      length: T, of source and target alike.
+      batch: B.
+    """
+
+    def __init__(self, config: Config, length: int, batch: int):
+        vocabulary = config.task.vocabulary
+        graphdef, _ = model_structure(config, vocabulary)
+        state: State = jax.jit(lambda: initial_state(config, vocabulary))()
+        tokens = jnp.asarray(np.random.default_rng(0).integers(1, 17, (2, batch, length)), jnp.int32)
+
+        def loss(params, sources, targets):
+            model = nnx.merge(graphdef, params)
+            examples = lambda *pair: example_loss(model, vocabulary.begin, Example(*pair), None).loss.sum  # noqa: E731
+            return jnp.sum(jax.vmap(examples)(sources, targets))
+
+        self._arguments = (state.params, *tokens)
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(*self._arguments).jaxpr
+        self.in_series = products_in_series(jaxpr)
+        inside, everywhere = multiplications(jaxpr)
+        self.share_in_loops = inside / everywhere
+        self._run = jax.jit(jax.grad(loss)).lower(*self._arguments).compile()
+        self.seconds()  # the first time is slower
+
+    def seconds(self) -> float:
+        """Of one gradient."""
+        began = time.perf_counter()
+        jax.block_until_ready(self._run(*self._arguments))
+        return time.perf_counter() - began
+
+
+def products_in_series(jaxpr: core.Jaxpr) -> int:
+    """The longest chain of matrix products of which each needs the one before: what no machine can do side by side.
+
+    A loop counts its body's chain as often as it turns.
+    """
+    depth = {}
+
+    def of(variable) -> int:
+        return depth.get(variable, 0) if isinstance(variable, core.Var) else 0
+
+    for equation in jaxpr.eqns:
+        inner = max(map(products_in_series, _inside(equation)), default=0)
+        own = inner * _turns(equation) + (equation.primitive.name == "dot_general")
+        before = max(map(of, equation.invars), default=0)
+        depth.update((variable, before + own) for variable in equation.outvars)
+    return max(map(of, jaxpr.outvars), default=0)
+
+
+def multiplications(jaxpr: core.Jaxpr) -> tuple[int, int]:
+    """How many multiplications its matrix products take: those inside loops, and all."""
+    inside = everywhere = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            ((contracted, _), _), (left, _) = equation.params["dimension_numbers"], equation.invars
+            terms = math.prod(left.aval.shape[axis] for axis in contracted)
+            everywhere += terms * equation.outvars[0].aval.size
+        loop = equation.primitive.name == "scan"
+        for inner in _inside(equation):
+            looped, total = multiplications(inner)
+            inside += _turns(equation) * (total if loop else looped)
+            everywhere += _turns(equation) * total
+    return inside, everywhere
+
+
+def _turns(equation: core.JaxprEqn) -> int:
+    return equation.params["length"] if equation.primitive.name == "scan" else 1
+
+
+def _inside(equation: core.JaxprEqn) -> list[core.Jaxpr]:
+    """The programs that an operation runs: a loop's body, the branches of a choice."""
+    is_program = lambda value: isinstance(value, (core.Jaxpr, core.ClosedJaxpr))  # noqa: E731
+    values = jax.tree.leaves(list(equation.params.values()), is_leaf=is_program)
+    return [getattr(value, "jaxpr", value) for value in values if is_program(value)]
+
+
+def check(numbers: Numbers) -> list[Check]:
+    """The LSTM's chain grows with the length, the Transformer's does not; and what that is worth on this machine."""
+    first, last = numbers["rows"][0], numbers["rows"][-1]
+
+    def grown(name: str) -> float:
+        """How many times as long the chain is at the greatest length, over how many times as long the sequence is."""
+        return last["in_series"][name] / first["in_series"][name] / (last["length"] / first["length"])
+
+    counts = numbers["parameters"].values()
+    seconds = last["seconds"]
+    return [
+        Check("parameters: fewer over more", min(counts) / max(counts), least=0.95),
+        Check("products in series: growth over the growth of T, LSTM", grown("LSTM"), least=0.8),
+        Check("the same, Transformer", grown("Transformer"), most=0.2),
+        Check("multiplications of the LSTM that stand inside its loops, share",
+              last["share_in_loops"]["LSTM"], least=0.3),
+        Check(f"time of a gradient at T = {last['length']}, LSTM over Transformer, on this machine",
+              seconds["LSTM"] / seconds["Transformer"], least=1.5),
+    ]  # fmt: skip
+
+
+def draw(numbers: Numbers) -> Figure:
+    """Time and products in series against the length."""
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    lengths = [row["length"] for row in numbers["rows"]]
+    for name, color in (("LSTM", "tab:red"), ("Transformer", "tab:blue")):
+        left.plot(lengths, [row["seconds"][name] * 1e3 for row in numbers["rows"]], ".-", color=color, label=name)
+        right.plot(lengths, [row["in_series"][name] for row in numbers["rows"]], ".-", color=color, label=name)
+    left.set(xscale="log", yscale="log", xlabel="length T", ylabel="ms", title="a gradient of as many tokens")
+    right.set(xscale="log", yscale="log", xlabel="length T", title="matrix products in series")
+    left.legend(fontsize=8)
+    return figure
+
+
+def tables(numbers: Numbers) -> list[Table]:
+    """All that was timed and counted."""
+    rows = [
+        [
+            row["length"], row["batch"], *(row["seconds"][name] * 1e3 for name in ("LSTM", "Transformer")),
+            *(row["in_series"][name] for name in ("LSTM", "Transformer")),
+            *(row["share_in_loops"][name] for name in ("LSTM", "Transformer")),
+        ]
+        for row in numbers["rows"]
+    ]  # fmt: skip
+    header = [
+        "T",
+        "batch",
+        "LSTM, ms",
+        "Transformer, ms",
+        "in series, LSTM",
+        "Transformer",
+        "in loops, LSTM",
+        "Transformer",
+    ]
+    return [
+        Table("A gradient: median time, matrix products in series, share of multiplications in loops", header, rows)
+    ]
+
+
+CLAIM = Claim(
+    title="Parallel",
+    sentence="A recurrent network must take its steps one after another; attention computes all positions at once, in "
+    "a number of steps that does not depend on the length.",
+    source="Vaswani et al. 2017, section 4 and table 1",
+    link="https://arxiv.org/abs/1706.03762",
+    equation=r"\mathrm{sequential\ operations}:\quad O(T)\ \mathrm{recurrent},\quad O(1)\ \mathrm{attention}",
+    method=[
+        "A gradient of the loss of an LSTM and of a Transformer with as many parameters, on batches of as many tokens, "
+        "against the length T of source and target; in turns, the median of some rounds, on the machine at hand.",
+        "How much is sequential: the longest chain of matrix products in the gradient's program of which each needs "
+        "the one before, and the share of all multiplications that stands inside loops. Attention's own products "
+        "grow with T squared, so that on a machine with few cores long sequences may cost it more than it saves.",
+    ],
+    full=Sizes((16, 32, 64, 128, 256, 512), 2_048, 9),
+    quick=Sizes((16, 64, 256), 1_024, 5),
+    measure=measure,
+    check=check,
+    draw=draw,
+    tables=tables,
+)  # fmt: skip

@@ -1,0 +1,148 @@
+"""What the claims are measured with, beside truths of its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attn
+from attn.functional.positions import sinusoidal
+from attn.walkthrough import access, heads, parallel, positions, reading, scaling
+from attn.walkthrough.bench import exact_match, matched, parameters, without
+from attn.walkthrough.claims import Check, verdict
+
+
+@pytest.mark.parametrize(
+    ("measured", "least", "most", "holds"),
+    [(1.0, 1.0, None, True), (0.9, 1.0, None, False), (1.0, None, 1.0, True), (1.1, None, 1.0, False),
+     (0.5, 0.4, 0.6, True), (0.7, 0.4, 0.6, False), (float("nan"), None, 1.0, False), (float("nan"), 0.0, None, False)],
+)  # fmt: skip
+def test_a_check_is_decided_by_its_thresholds(measured, least, most, holds):
+    assert Check("", measured, least, most).holds() == holds
+
+
+def test_the_verdict_is_that_of_the_checks():
+    yes, no = Check("", 1.0, least=0.0), Check("", 1.0, most=0.0)
+    assert verdict([yes, yes]) == "holds"
+    assert verdict([yes, no]) == "holds in part"
+    assert verdict([no, no]) == "does not hold"
+
+
+def test_the_jacobian_of_the_softmax_is_that_of_jax():
+    scores = jax.random.normal(jax.random.key(0), (9,))
+    found = scaling._jacobian_norm(jax.nn.softmax(scores))
+    np.testing.assert_allclose(found, jnp.linalg.norm(jax.jacobian(jax.nn.softmax)(scores)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [1, 7, 100])
+def test_a_shift_of_the_sinusoids_is_the_rotation(shift):
+    t, width = np.arange(50), 12
+    frequencies = 10_000.0 ** (-np.arange(0, width, 2) / width)
+
+    def wave(t):
+        angles = t[:, None] * frequencies
+        return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(len(t), width)
+
+    turn = positions.rotation(shift, width)
+    np.testing.assert_allclose(wave(t) @ turn.T, wave(t + shift), atol=1e-12)
+    np.testing.assert_allclose(turn @ turn.T, np.eye(width), atol=1e-12)
+    np.testing.assert_allclose(sinusoidal(jnp.asarray(t), width), wave(t), atol=1e-5)
+
+
+def test_a_linear_map_is_found_where_there_is_one():
+    rng = np.random.default_rng(0)
+    turn, rows = np.linalg.qr(rng.normal(size=(6, 6)))[0], [rng.normal(size=6)]
+    for _ in range(40):
+        rows.append(turn @ rows[-1])
+    assert positions._residual(np.array(rows), 3) < 1e-8
+    assert positions._residual(rng.normal(size=(40, 6)), 3) > 0.8
+
+
+def test_the_example_by_hand_is_attention():
+    worked = access.by_hand()
+    steps = {name: np.array(matrix) for name, matrix in worked["steps"].items()}
+    query, key, value = (steps[f"{name} = x W_{name}"] for name in "QKV")
+    np.testing.assert_array_equal(query, [[1, 0], [1, 2], [2, 2]])
+    weights = np.asarray(jax.nn.softmax(query @ key.T / 2**0.5))
+    np.testing.assert_allclose(steps["p = exp(s) / Σ exp(s)"], weights, atol=1e-6)
+    np.testing.assert_allclose(steps["p V"], weights @ value, atol=1e-6)
+    assert worked["error"] < 1e-6
+
+
+def test_heads_alike_do_not_diverge_and_disjoint_ones_by_one_bit():
+    diagonal, mirrored = np.eye(4), np.eye(4)[::-1]
+    even = np.full((4, 4), 0.25)
+    found = heads.divergence(np.stack([diagonal, diagonal, mirrored, even])[:, None])
+    np.testing.assert_allclose(found[:2, :2], 0, atol=1e-12)
+    np.testing.assert_allclose(found[0, 2], 1)
+    # (1, 0, 0, 0) beside (1, 1, 1, 1) / 4: H(5/8, 1/8, 1/8, 1/8) - 2 bits / 2.
+    np.testing.assert_allclose(found[0, 3], -(5 / 8 * np.log2(5 / 8) + 3 / 8 * np.log2(1 / 8)) - 1)
+    np.testing.assert_allclose(found, found.T)
+
+
+def test_a_head_is_told_by_its_offset_or_by_its_symbol():
+    rng = np.random.default_rng(0)
+    sources = rng.integers(1, 4, (200, 6))
+    after = np.broadcast_to(np.eye(6, k=1), (200, 6, 6))
+    told = heads.attends_to(after, sources, 3)
+    assert told["nature"] == "start, t+1" and told["from_start"] == 1.0
+    told = heads.attends_to(np.broadcast_to(np.eye(6)[::-1], (200, 6, 6)), sources, 3)
+    assert told["nature"] == "end, n−1−t+0" and told["from_end"] == 1.0
+    assert told["content"] == pytest.approx(1, abs=0.15)
+    twos = (sources == 2) / np.maximum((sources == 2).sum(1, keepdims=True), 1)
+    told = heads.attends_to(np.broadcast_to(twos[:, None], (200, 6, 6)), sources, 3)
+    assert told["content"] == pytest.approx(3, abs=0.3)
+
+
+def test_products_in_series_are_counted():
+    a = jnp.ones((3, 3))
+    assert parallel.products_in_series(jax.make_jaxpr(lambda a: a @ a @ a + a @ a)(a).jaxpr) == 2
+
+    def looped(a):
+        return jax.lax.scan(lambda carry, _: (carry @ a, None), a, length=5)[0] @ a
+
+    jaxpr = jax.make_jaxpr(looped)(a).jaxpr
+    assert parallel.products_in_series(jaxpr) == 6
+    assert parallel.multiplications(jaxpr) == (5 * 27, 6 * 27)
+    assert parallel.products_in_series(jax.make_jaxpr(jax.jit(looped))(a).jaxpr) == 6
+
+
+def test_widths_are_matched_by_their_parameters():
+    count = parameters({"model": {"width": 48, "num_heads": 4}})
+    found = matched({"model": {"name": "gru"}}, count)
+    width = found["model"]["width"]
+    assert parameters(found) <= count < parameters({"model": {"name": "gru", "width": width + 1}})
+
+
+@pytest.fixture(scope="module")
+def run(copy_run) -> attn.runs.Run:
+    return attn.load(copy_run)
+
+
+def test_a_matrix_is_taken_away_whole_or_by_head(run):
+    weights = without(run, inside="cross", matrix="W_Q").look("1 2 3").weights
+    np.testing.assert_allclose(weights.cross, 1 / 4, atol=1e-6)  # even over three symbols and the end
+    assert np.abs(weights.decoder - weights.decoder[..., :1, :1]).max() > 0.1
+    one = without(run, inside="cross", matrix="W_O", head=2).params["decoder"][0]["cross"]["W_O"][...]
+    whole = run.params["decoder"][0]["cross"]["W_O"][...]
+    assert (one[2] == 0).all()
+    np.testing.assert_array_equal(np.delete(one, 2, 0), np.delete(whole, 2, 0))
+
+
+def test_exact_match_is_that_of_evaluation(run):
+    assert exact_match(run, [5, 3], 20) == [1.0, 1.0]
+    assert max(exact_match(without(run, inside="cross", matrix="W_O"), [5, 6], 20)) < 0.1
+
+
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_a_hidden_place_is_one_that_is_masked(run, place):
+    source = jnp.array([3, 1, 4, 1, run.vocabulary.end, 0, 0])
+    read = jnp.array([run.vocabulary.begin, 3, 1])
+    memory, _ = run.model.encode(source)
+    cache = run.model.start(memory, jnp.asarray(5), 3)
+    found, _, (_, cross) = run.model.decode(read, reading.hide(cache, place), return_weights=True)
+    _, _, (_, whole) = run.model.decode(read, cache, return_weights=True)
+    kept = np.delete(np.asarray(whole), place, axis=-1)
+    np.testing.assert_allclose(cross[..., :4], (kept / kept.sum(-1, keepdims=True))[..., :4], atol=1e-5)
+    assert (cross[..., 4:] == 0).all()
+    assert np.abs(found - run.model.decode(read, cache)[0]).max() > 1e-4

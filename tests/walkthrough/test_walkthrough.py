@@ -1,0 +1,148 @@
+"""The walkthrough as a whole: what it writes, what it does not measure twice, and what it refuses."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from attn import cli
+from attn.walkthrough import running
+from attn.walkthrough.claims import Check, Claim
+from attn.walkthrough.registry import CLAIMS
+
+TINY = {
+    "bottleneck": dict(lengths=(3, 5), width=16, steps=10, each=5),
+    "access": dict(max_length=5, steps=10, each=5),
+    "scaling": dict(widths=(4, 64), pairs=200, queries=8, keys=8, trained_width=16, max_length=4, steps=10),
+    "heads": dict(max_length=5, length=5, steps=10, num_heads=2, each=5),
+    "cross": dict(max_length=5, length=5, steps=10),
+    "positions": dict(width=8, max_length=8, steps=10, shifts=(1, 2)),
+    "parallel": dict(lengths=(4, 8), tokens=16, rounds=1),
+    "reading": dict(max_length=5, steps=10, length=5, strings=8),
+}
+
+
+def smaller(claim: Claim, **sizes) -> Claim:
+    return dataclasses.replace(claim, quick=dataclasses.replace(claim.quick, **sizes))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_claim_is_measured_judged_and_drawn(name, tmp_path, models, monkeypatch, capsys):
+    """At a size at which nothing is learnt: the numbers of such models are no verdict on the claim."""
+    monkeypatch.setitem(CLAIMS, name, smaller(CLAIMS[name], **TINY[name]))
+    (tmp_path / "runs").symlink_to(models)  # claims share them
+    assert cli.main(["walkthrough", "--quick", "--only", name, "--output", str(tmp_path)]) == 0
+    values = json.loads((tmp_path / f"{name}.json").read_text())
+    assert values["verdict"] in ("holds", "holds in part", "does not hold")
+    assert values["checks"] and all(
+        check["least"] is not None or check["most"] is not None for check in values["checks"]
+    )
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<img") == 2
+    for check in values["checks"]:
+        assert f"{check['measured']:.4g}" in page or not isinstance(check["measured"], float)
+    out = capsys.readouterr().out
+    assert values["verdict"] in out and values["checks"][-1]["says"] in out
+
+
+def test_the_full_sizes_and_the_quick_ones_are_alike_but_smaller():
+    for claim in CLAIMS.values():
+        full, quick = dataclasses.asdict(claim.full), dataclasses.asdict(claim.quick)
+        assert full.keys() == quick.keys()
+        assert any(full[name] != quick[name] for name in full)
+        if "seeds" in full and "steps" in full:
+            assert len(full["seeds"]) == 3 and full["steps"] > quick["steps"]
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list:
+    """The registry holds one claim, which is measured without work; what it was asked is kept."""
+    asked = []
+
+    def measure(sizes, bench):
+        asked.append(sizes)
+        return {"x": 2.0}
+
+    made = dataclasses.replace(
+        CLAIMS["access"],
+        title="Made <up>",
+        measure=measure,
+        check=lambda numbers: [Check("x", numbers["x"], least=1.0), Check("-x", -numbers["x"], least=1.0)],
+        draw=CLAIMS["cross"].draw,
+        tables=lambda numbers: [],
+    )
+    from matplotlib.figure import Figure
+
+    made = dataclasses.replace(made, draw=lambda numbers: Figure())
+    for name in list(CLAIMS):
+        monkeypatch.delitem(CLAIMS, name)
+    monkeypatch.setitem(CLAIMS, "made", made)
+    return asked
+
+
+def test_what_is_measured_is_not_measured_again(asked, tmp_path, capsys):
+    for _ in range(2):
+        assert cli.main(["walkthrough", "--output", str(tmp_path / "a")]) == 0
+    assert len(asked) == 1
+    out = capsys.readouterr().out
+    assert "is measured already" in out and "holds in part" in out
+
+
+def test_the_page_loads_nothing_and_says_what_is_reduced(asked, tmp_path):
+    assert cli.main(["walkthrough", "--quick", "--output", str(tmp_path)]) == 0
+    page = (tmp_path / "index.html").read_text()
+    assert "Made &lt;up&gt;" in page
+    assert not re.search(r"<script|<link|@import|src=\"(?!data:)|url\(", page)
+    assert "A quick run" in page and "(full: " in page
+    assert asked == [CLAIMS["made"].quick]
+
+
+def test_the_page_is_the_same_from_the_same_numbers(asked, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        running.walk(tmp_path / folder, ["made"], quick=True)
+    (tmp_path / "b" / "made.json").write_text((tmp_path / "a" / "made.json").read_text())
+    (tmp_path / "b" / "index.html").unlink()
+    running.walk(tmp_path / "b", ["made"], quick=True)
+    assert (tmp_path / "a" / "index.html").read_text() == (tmp_path / "b" / "index.html").read_text()
+
+
+def test_numbers_of_other_sizes_are_not_overwritten(asked, tmp_path, capsys):
+    assert cli.main(["walkthrough", "--output", str(tmp_path)]) == 0
+    before = (tmp_path / "made.json").read_text()
+    assert cli.main(["walkthrough", "--quick", "--output", str(tmp_path)]) == 2
+    assert "made.json" in capsys.readouterr().err
+    assert (tmp_path / "made.json").read_text() == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"quick": true}', "null"])
+def test_a_damaged_file_is_named(asked, tmp_path, capsys, text):
+    (tmp_path / "made.json").write_text(text)
+    assert cli.main(["walkthrough", "--output", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert "made.json" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--only", "scalin"], ["--only", "'scalin'", "did you mean 'scaling'"]),
+        (["--only", ""], ["--only", "''", "bottleneck"]),
+        (["--output", "FILE"], ["FILE", "must be a folder"]),
+        (["--output", "/proc/x"], ["/proc/x"]),
+    ],
+)
+def test_what_cannot_be_walked_is_one_line_and_status_2(tmp_path, capsys, words, said):
+    (tmp_path / "FILE").write_text("")
+    words = [str(tmp_path / word) if word == "FILE" else word for word in words]
+    assert cli.main(["walkthrough", *words]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    for word in said:
+        assert word in err
