@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -68,7 +69,7 @@ def by_hand() -> dict:
     exponentials = np.exp(scores)
     weights = exponentials / exponentials.sum(axis=-1, keepdims=True)
     out = weights @ value
-    library = np.asarray(attention(*(np.asarray(a, np.float32) for a in (query, key, value))))
+    library = np.asarray(attention(*(jnp.asarray(each, jnp.float32) for each in (query, key, value))))
     steps = {
         "x": x, "W_Q": W_Q, "W_K": W_K, "W_V": W_V, "Q = x W_Q": query, "K = x W_K": key, "V = x W_V": value,
         "s = Q Kᵀ / √2": scores, "exp(s)": exponentials, "p = exp(s) / Σ exp(s)": weights, "p V": out,

@@ -1,11 +1,13 @@
 """Claim: one hidden state cannot carry a long sequence, and its gradient fades with distance; attention's does not."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from attn.inspection.influence import influence
@@ -77,15 +79,16 @@ def gradient_by_distance(run: Run, length: int) -> list[float]:
     The mean over some strings. The last symbol of a reversed string is the first of the source, the farthest.
     """
     questions = Generated(run.config.task).questions_of_each_length("test", [length], _STRINGS, 0)
-    graphdef, params = nnx.split(run.model, nnx.Param)
+    pairs = zip(questions.sources, questions.targets)
+    norms = [_norms(run.graphdef, run.vocabulary.begin, run.params, *pair) for pair in pairs]
+    return np.mean(norms, axis=0)[::-1].tolist()
 
-    @jax.jit
-    def norms(params, source, target):
-        read = decoder_input(target, run.vocabulary.begin)
-        return influence(nnx.merge(graphdef, params), source, read, jnp.array([length - 1]))[0]
 
-    pairs = zip(jnp.asarray(questions.sources), jnp.asarray(questions.targets))
-    return np.mean([np.asarray(norms(params, *pair)) for pair in pairs], axis=0)[::-1].tolist()
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _norms(graphdef: nnx.GraphDef, begin: int, params: nnx.State, source, target) -> Float[Array, "S"]:
+    """Of the last symbol, which stands before the target's end token; both are as long as can be."""
+    last = jnp.array([len(target) - 2])
+    return influence(nnx.merge(graphdef, params), source, decoder_input(target, begin), last)[0]
 
 
 def check(numbers: Numbers) -> list[Check]:

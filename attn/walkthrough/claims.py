@@ -30,7 +30,8 @@ class Check(NamedTuple):
     def holds(self) -> bool:
         """Whether the number is within its thresholds; NaN is not."""
         above = self.least is None or self.measured >= self.least
-        return above and (self.most is None or self.measured <= self.most) and self.measured == self.measured
+        below = self.most is None or self.measured <= self.most
+        return bool(above and below)  # comparisons with NaN are false, and every check has a threshold
 
     def must_be(self) -> str:
         """The thresholds in words."""

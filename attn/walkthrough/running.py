@@ -1,7 +1,7 @@
 """The whole walkthrough: measure claim by claim, keep what is measured, and write the page.
 
 The folder holds NAME.json for each claim that has been measured, `index.html`, and under `runs/` the models that were
-trained for them. A claim whose JSON is there is not measured again.
+trained for them, beside `programs/`, what was compiled. A claim whose JSON is there is not measured again.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from attn.walkthrough.registry import CLAIMS
 def walk(
     folder: pathlib.Path, names: Sequence[str], *, quick: bool, say: Callable[[str], None] = print
 ) -> dict[str, Measured]:
-    """Measure the claims of these names, unless they have been, and write the page after each.
+    """Measure the claims of these names, unless they have been, and write the page.
 
     Args:
       folder: to write to.
@@ -47,19 +47,21 @@ def walk(
                 "give another --output, or delete it"
             )
     folder.mkdir(parents=True, exist_ok=True)
+    if not jax.config.jax_compilation_cache_dir:  # many trainings share programs
+        jax.config.update("jax_compilation_cache_dir", str((folder / "programs").resolve()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     bench = Bench(folder / "runs", say)
-    for number, name in enumerate(names, start=1):
-        if name in found:
-            say(f"claim {number} of {len(names)}: {name} is measured already")
-            continue
-        say(f"claim {number} of {len(names)}: {name}")
-        found[name] = _measure(CLAIMS[name], bench, quick)
-        _replace(folder / f"{name}.json", as_json(name, found[name]))
-        found = {name: found[name] for name in CLAIMS if name in found}
+    try:
+        for number, name in enumerate(names, start=1):
+            if name in found:
+                say(f"claim {number} of {len(names)}: {name} is measured already")
+                continue
+            say(f"claim {number} of {len(names)}: {name}")
+            found[name] = _measure(CLAIMS[name], bench, quick)
+            _replace(folder / f"{name}.json", as_json(name, found[name]))
+    finally:  # of what there is, also where the rest was stopped
         _replace(folder / "index.html", page.write(found))
-    if not (folder / "index.html").exists():
-        _replace(folder / "index.html", page.write(found))
-    return found
+    return {name: found[name] for name in CLAIMS if name in found}
 
 
 def sizes_of(claim: Claim, quick: bool) -> dict[str, Any]:
