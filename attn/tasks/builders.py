@@ -137,7 +137,8 @@ def _symbols(tokens: np.ndarray, task: Task) -> np.ndarray:
 
 # Defining them registers them with TFDS.
 BUILDERS = {
-    name: type(f"Attn{name.title()}", (SequenceBuilder,), {"name": f"attn_{name}", "kind": name}) for name in KINDS
+    name: type(f"Attn{name.title().replace('_', '')}", (SequenceBuilder,), {"name": f"attn_{name}", "kind": name})
+    for name in KINDS
 }
 
 

@@ -17,7 +17,12 @@ from attn.tasks.builders import BUILDERS, SequenceConfig
 from attn.tasks.examples import PAD, DataError
 from attn.tasks.sequences import KINDS, Task, is_held_out
 
-RIGHT = {"copy": lambda s: s, "reverse": lambda s: s[::-1], "duplicate": lambda s: s + s}
+RIGHT = {
+    "copy": lambda s: s,
+    "reverse": lambda s: s[::-1],
+    "duplicate": lambda s: s + s,
+    "mirror_or_next": lambda s: [a if a % 2 else b for a, b in zip(s[::-1], s[1:] + s[:1])],
+}
 SMALL = Task("duplicate", symbols=3, min_length=2, max_length=6)
 
 
