@@ -92,6 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument("--output", metavar="FILE", help="picture to write: .png, .svg or .pdf (RUN/inspect.png)")
 
+    _add_walkthrough(commands)
+    return parser
+
+
+def _add_walkthrough(commands):
     walkthrough = commands.add_parser(
         "walkthrough", help="measure every claim about attention: a table, JSON files and one page"
     )
@@ -104,7 +109,6 @@ def _parser() -> argparse.ArgumentParser:
     walkthrough.add_argument(
         "--output", metavar="FOLDER", help="folder to write, or to go on with (runs/walkthrough, or -quick after it)"
     )
-    return parser
 
 
 def _add_beam(command: argparse.ArgumentParser):

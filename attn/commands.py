@@ -17,7 +17,7 @@ from attn.tasks.settings import fault, one_of
 from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
 from attn.training import meshes
 from attn.training.config import ConfigError
-from attn.training.folders import RUNS, RunError
+from attn.training.folders import RUNS, RunError, file_in_the_way
 from attn.training.judging import Scores
 from attn.training.loop import Interrupted, TrainingError
 from attn.training.progress import readable
@@ -126,9 +126,8 @@ def walkthrough(arguments: argparse.Namespace) -> int:
             raise InputError(f"--only: {said}")
     folder = RUNS / ("walkthrough-quick" if arguments.quick else "walkthrough")
     folder = folder if arguments.output is None else pathlib.Path(arguments.output).expanduser()
-    for part in (folder, *folder.parents):
-        if part.exists() and not part.is_dir():
-            raise InputError(f"--output={folder}: {part} is a file, must be a folder")
+    if file := file_in_the_way(folder):
+        raise InputError(f"--output={folder}: {file} is a file, must be a folder")
     meshes.use_cores(meshes.cores())
     try:
         measured = walk(folder, list(dict.fromkeys(names)), quick=arguments.quick)

@@ -51,7 +51,33 @@ class EncoderDecoder(nnx.Module):
 
     `decode` reads the next T tokens of the target and tells what comes after each. `shift` `[S D]`, added to the
     embeddings of the source, is something to differentiate by.
+
+    Its `__init__` calls `add_embeddings` and `add_output`; with tied embeddings one matrix serves source, target and
+    output.
     """
+
+    def add_embeddings(self, vocabulary: int, width: int, *, tied: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+        """Make the embeddings `[V D]` of source and target."""
+
+        def embed():
+            init = nnx.initializers.normal(width**-0.5)
+            return nnx.Embed(vocabulary, width, embedding_init=init, dtype=dtype, rngs=rngs)
+
+        self.source_embed = embed()
+        self.target_embed = None if tied else embed()
+
+    def add_output(self, vocabulary: int, width: int, *, tied: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+        """Make the matrix `[D V]` of the logits."""
+        self.output = None if tied else nnx.Linear(width, vocabulary, use_bias=False, dtype=dtype, rngs=rngs)
+
+    @property
+    def written_embed(self) -> nnx.Embed:
+        """The embedding of the target's tokens."""
+        return self.source_embed if self.target_embed is None else self.target_embed
+
+    def logits(self, x: Float[Array, "T D"]) -> Float[Array, "T V"]:
+        """The logits, in float32, of what the decoder puts out."""
+        return (self.written_embed.attend(x) if self.output is None else self.output(x)).astype(jnp.float32)
 
     def __call__(
         self,

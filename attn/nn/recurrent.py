@@ -273,20 +273,16 @@ class Recurrent(EncoderDecoder):
         rngs: nnx.Rngs,
     ):
         dtype = jnp.dtype(dtype)
-        self.dropout, self.dtype = dropout, dtype
-
-        def embed():
-            init = nnx.initializers.normal(width**-0.5)
-            return nnx.Embed(vocabulary, width, embedding_init=init, dtype=dtype, rngs=rngs)
+        self.dropout = dropout
+        ends = dict(tied=tied_embeddings, dtype=dtype, rngs=rngs)
 
         def make_cell():
             return self.cell(width, dtype=dtype, rngs=rngs)
 
-        self.source_embed = embed()
-        self.target_embed = None if tied_embeddings else embed()
+        self.add_embeddings(vocabulary, width, **ends)
         self.encoder = nnx.List([make_cell() for _ in range(num_layers)])
         self.decoder = DECODERS[attention](make_cell, num_layers, width, dtype=dtype, rngs=rngs)
-        self.output = None if tied_embeddings else nnx.Linear(width, vocabulary, use_bias=False, dtype=dtype, rngs=rngs)
+        self.add_output(vocabulary, width, **ends)
 
     def encode(
         self,
@@ -322,11 +318,10 @@ class Recurrent(EncoderDecoder):
           and the cross weights, of one layer or none).
         """
         keys = split(key, 2)
-        embed = self.source_embed if self.target_embed is None else self.target_embed
-        x = dropout(embed(target), self.dropout, keys[0])
+        x = dropout(self.written_embed(target), self.dropout, keys[0])
         x, states, weights = self.decoder(x, cache.own, cache.memory, cache.source_length, return_weights)
         x = dropout(x, self.dropout, keys[1])
-        logits = (embed.attend(x) if self.output is None else self.output(x)).astype(jnp.float32)
+        logits = self.logits(x)
         cache = cache._replace(position=cache.position + len(target), own=states)
         return logits, cache, _weights(weights, len(target)) if return_weights else None
 

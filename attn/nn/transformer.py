@@ -129,12 +129,8 @@ class Transformer(EncoderDecoder):
         head_width = head_width or width // num_heads
         self.cache_shape = (num_heads, head_width)
 
-        def embed():
-            init = nnx.initializers.normal(width**-0.5)
-            return nnx.Embed(vocabulary, width, embedding_init=init, dtype=dtype, rngs=rngs)
-
-        self.source_embed = embed()
-        self.target_embed = None if tied_embeddings else embed()
+        ends = dict(tied=tied_embeddings, dtype=dtype, rngs=rngs)
+        self.add_embeddings(vocabulary, width, **ends)
         if self.encoding.learned:
             table = nnx.initializers.normal(width**-0.5)(rngs.params(), (max_length, width))
         self.table = nnx.Param(table) if self.encoding.learned else None
@@ -157,7 +153,7 @@ class Transformer(EncoderDecoder):
         if norm == "pre":
             self.encoder_norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
             self.decoder_norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.output = None if tied_embeddings else nnx.Linear(width, vocabulary, use_bias=False, dtype=dtype, rngs=rngs)
+        self.add_output(vocabulary, width, **ends)
 
     def encode(
         self,
@@ -205,8 +201,7 @@ class Transformer(EncoderDecoder):
         """
         keys = split(key, len(self.decoder) + 1)
         positions = cache.position + jnp.arange(len(target))
-        embed = self.source_embed if self.target_embed is None else self.target_embed
-        x = self._embed(embed, target, positions, keys[-1])
+        x = self._embed(self.written_embed, target, positions, keys[-1])
         own, weights = [], []
         for layer, layer_own, memory, layer_key in zip(self.decoder, cache.own, cache.memory, keys):
             x, layer_own, layer_weights = layer(
@@ -215,7 +210,7 @@ class Transformer(EncoderDecoder):
             own.append(layer_own)
             weights.append(layer_weights)
         x = self.decoder_norm(x) if self.norm == "pre" else x
-        logits = (embed.attend(x) if self.output is None else self.output(x)).astype(jnp.float32)
+        logits = self.logits(x)
         cache = cache._replace(position=cache.position + len(target), own=tuple(own))
         return logits, cache, jax.tree.map(lambda *w: jnp.stack(w), *weights) if return_weights else None
 

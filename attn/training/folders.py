@@ -54,9 +54,8 @@ class Folder:
         """
         if not self.path.name:
             raise RunError(f"--workdir={self.path}: must name the run's folder")
-        for part in (self.path, *self.path.parents):
-            if part.exists() and not part.is_dir():
-                raise RunError(f"--workdir={self.path}: {part} is a file, must be a folder")
+        if file := file_in_the_way(self.path):
+            raise RunError(f"--workdir={self.path}: {file} is a file, must be a folder")
         if self.is_run():
             raise RunError(f"--workdir={self.path}: holds a run already; go on with --resume or choose another folder")
 
@@ -154,7 +153,7 @@ class Folder:
         if self.metrics.exists():
             whole = self.metrics.read_text().rpartition("\n")[0]  # a killed run may have left half a row
             rows = [row for row in whole.splitlines() if json.loads(row)["step"] <= step]
-            self._replace("metrics.jsonl", "".join(row + "\n" for row in rows))
+            write_whole(self.metrics, "".join(row + "\n" for row in rows))
 
     def summary(self) -> dict | None:
         """What came out, if the run is finished.
@@ -184,12 +183,19 @@ class Folder:
         return values
 
     def _write(self, name: str, values: dict):
-        self._replace(name, json.dumps(values, indent=2) + "\n")
+        write_whole(self.path / name, json.dumps(values, indent=2) + "\n")
 
-    def _replace(self, name: str, text: str):
-        partial = self.path / f".{name}.partial"
-        partial.write_text(text)
-        partial.replace(self.path / name)
+
+def write_whole(path: pathlib.Path, text: str):
+    """Write a file so that a reader never sees half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def file_in_the_way(path: pathlib.Path) -> pathlib.Path | None:
+    """What keeps a path from being a folder: a file that is there, or that it leads through."""
+    return next((part for part in (path, *path.parents) if part.exists() and not part.is_dir()), None)
 
 
 def _origins(data: Generated | Stored) -> dict[str, dict[str, str]]:

@@ -62,9 +62,8 @@ def _moved(run: Run, length: int) -> float:
     """How far encoding a permuted source is from permuting the encoded one, in units of the last place (2^-23)."""
     rng = np.random.default_rng(0)
     tokens, order = jnp.asarray(rng.integers(1, 17, length), jnp.int32), rng.permutation(length)
-    graphdef, params = nnx.split(run.model, nnx.Param)
-    encode = jax.jit(lambda params, source: nnx.merge(graphdef, params).encode(source)[0])
-    one, other = encode(params, tokens)[order], encode(params, tokens[order])
+    encode = jax.jit(lambda params, source: nnx.merge(run.graphdef, params).encode(source)[0])
+    one, other = encode(run.params, tokens)[order], encode(run.params, tokens[order])
     return float(jnp.abs(one - other).max() / (jnp.abs(one).max() * jnp.finfo(jnp.float32).eps))
 
 

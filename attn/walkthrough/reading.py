@@ -1,6 +1,7 @@
 """Claim: where cross-attention points is what the answer is made from, so that weights can be read."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 from flax import nnx
 from matplotlib.figure import Figure
 
-from attn.nn.encoder_decoder import Cache
+from attn.nn.encoder_decoder import PAD, Cache
 from attn.runs import Run
 from attn.tasks.examples import decoder_input
 from attn.tasks.generated import Generated
@@ -44,7 +45,8 @@ def _read(run: Run, sizes: Sizes) -> dict:
     """Shares over all symbols of all strings."""
     questions = Generated(run.config.task).questions_of_each_length("test", [sizes.length], sizes.strings, 0)
     true_place = run.config.task.kind.index(np.arange(sizes.length), sizes.length)
-    weights, answers, hidden = _looks(run, jnp.asarray(questions.sources), jnp.asarray(questions.targets))
+    looked = _looks(run.graphdef, run.vocabulary.begin, run.params, questions.sources, questions.targets)
+    weights, answers, hidden = map(np.asarray, looked)
     n = sizes.length
     weights = weights[:, -1, :, :n, :n]  # the last layer's, among the symbols: [B N n n]
     pointed = weights.mean(1).argmax(-1)  # [B n]
@@ -72,23 +74,23 @@ def _at_distance(changed, true_place, distance: int) -> float:
     return float(changed[:, true_place[steps] + distance, steps].mean())
 
 
-def _looks(run: Run, sources, targets):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _looks(graphdef: nnx.GraphDef, begin: int, params: nnx.State, sources, targets):
     """Weights `[B L N T S]`, answers `[B T]`, and answers with each source place hidden from cross-attention `[B S T]`.
 
     Teacher-forced: the right tokens are read.
     """
-    graphdef, params = nnx.split(run.model, nnx.Param)
+    model = nnx.merge(graphdef, params)
 
-    def look(model, source, target):
-        read = decoder_input(target, run.vocabulary.begin)
+    def look(source, target):
+        read = decoder_input(target, begin)
         memory, _ = model.encode(source)
-        cache = model.start(memory, jnp.sum(source != 0), len(target))
+        cache = model.start(memory, jnp.sum(source != PAD), len(target))
         logits, _, (_, cross) = model.decode(read, cache, return_weights=True)
         hidden = jax.vmap(lambda place: model.decode(read, hide(cache, place))[0].argmax(-1))(jnp.arange(len(source)))
         return cross, logits.argmax(-1), hidden
 
-    looked = jax.jit(lambda params: jax.vmap(lambda *pair: look(nnx.merge(graphdef, params), *pair))(sources, targets))
-    return tuple(np.asarray(some) for some in looked(params))
+    return jax.vmap(look)(sources, targets)
 
 
 def hide(cache: Cache, place) -> Cache:

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from attn.training.folders import RunError
+from attn.training.folders import RunError, write_whole
 from attn.walkthrough import page
 from attn.walkthrough.bench import Bench
 from attn.walkthrough.claims import Claim, Measured, verdict
@@ -58,9 +58,9 @@ def walk(
                 continue
             say(f"claim {number} of {len(names)}: {name}")
             found[name] = _measure(CLAIMS[name], bench, quick)
-            _replace(folder / f"{name}.json", as_json(name, found[name]))
+            write_whole(folder / f"{name}.json", as_json(name, found[name]))
     finally:  # of what there is, also where the rest was stopped
-        _replace(folder / "index.html", page.write(found))
+        write_whole(folder / "index.html", page.write(found))
     return {name: found[name] for name in CLAIMS if name in found}
 
 
@@ -112,10 +112,3 @@ def read(folder: pathlib.Path, name: str) -> Measured | None:
     except (ValueError, KeyError, TypeError, IndexError) as error:
         said = f"{type(error).__name__}: {error}"
         raise RunError(f"{path}: cannot be read ({said}); delete it to measure the claim again") from None
-
-
-def _replace(path: pathlib.Path, text: str):
-    """Write a file so that a reader never sees half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
