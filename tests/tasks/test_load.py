@@ -29,7 +29,7 @@ def data(request, path):
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
-        ("sort", {}, "name: got 'sort', must be one of copy, reverse, duplicate, pairs"),
+        ("sort", {}, "name: got 'sort', must be one of copy, reverse, duplicate, mirror_or_next, pairs"),
         ("revers", {}, r"name: got 'revers', .* \(did you mean 'reverse'\?\)"),
         (["copy"], {}, r"name: got \['copy'\], must be one of copy"),
         ("copy", {"source": "file"}, "source: got 'file', must be one of generated, tfds"),
