@@ -10,7 +10,13 @@ NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.
 
 
 def test_there_are_notebooks():
-    assert [path.stem for path in NOTEBOOKS] == ["01_train_and_look"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "01_train_and_look",
+        "02_attention_by_hand",
+        "03_heads_and_positions",
+        "04_recurrence_vs_attention",
+        "05_invent_a_variant",
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
