@@ -5,15 +5,13 @@ import math
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.extend import core
 from matplotlib.figure import Figure
 
-from attn.tasks.examples import Example
-from attn.training.config import Config
-from attn.training.state import State, example_loss, initial_state, model_structure
+from attn.tasks.generated import Generated
+from attn.training import meshes
+from attn.training.state import build_dispatch, initial_state
 from attn.walkthrough.bench import Bench, configured, matched, parameters
 from attn.walkthrough.claims import Check, Claim, Numbers, Table
 
@@ -28,65 +26,58 @@ class Sizes:
 
 
 def measure(sizes: Sizes, bench: Bench) -> Numbers:
-    """Time a gradient of either model at each length, in turns, and count the products that wait for each other."""
-    transformer = {"model": {"name": "transformer"}}
+    """Time a training step of either model at each length, in turns, and count what has to wait for what."""
+    transformer = {"model": {"name": "transformer", "max_length": max(sizes.lengths) + 1}}
     lstm = matched({"model": {"name": "lstm"}}, parameters(transformer))
     numbers = {"parameters": {"Transformer": parameters(transformer), "LSTM": parameters(lstm)}, "rows": []}
     for length in sizes.lengths:
         bench.say(f"timing length {length:,}")
         batch = max(1, sizes.tokens // length)
-        programs = {
-            "Transformer": Program(configured(transformer), length, batch),
-            "LSTM": Program(configured(lstm), length, batch),
-        }
-        times = {name: [] for name in programs}
+        steps = {"Transformer": Step(transformer, length, batch), "LSTM": Step(lstm, length, batch)}
+        times = {name: [] for name in steps}
         for _ in range(sizes.rounds):
-            for name, program in programs.items():
-                times[name].append(program.seconds())
+            for name, step in steps.items():
+                times[name].append(step.seconds())
         numbers["rows"].append(
             {
                 "length": length,
                 "batch": batch,
                 "seconds": {name: float(np.median(some)) for name, some in times.items()},
-                "in_series": {name: program.in_series for name, program in programs.items()},
-                "share_in_loops": {name: program.share_in_loops for name, program in programs.items()},
+                "in_series": {name: step.in_series for name, step in steps.items()},
+                "share_in_loops": {name: step.share_in_loops for name, step in steps.items()},
             }
         )
     return numbers
 
 
-class Program:
-    """The gradient of a batch's loss, compiled.
+class Step:
+    """A training step, compiled: that of `train.py`, from drawing examples to the new parameters.
 
     Args:
-      config: of the model.
-      length: T, of source and target alike.
+      settings: of the model.
+      length: T, of all sources.
       batch: B.
     """
 
-    def __init__(self, config: Config, length: int, batch: int):
-        vocabulary = config.task.vocabulary
-        graphdef, _ = model_structure(config, vocabulary)
-        state: State = jax.jit(lambda: initial_state(config, vocabulary))()
-        tokens = jnp.asarray(np.random.default_rng(0).integers(1, 17, (2, batch, length)), jnp.int32)
-
-        def loss(params, sources, targets):
-            model = nnx.merge(graphdef, params)
-            examples = lambda *pair: example_loss(model, vocabulary.begin, Example(*pair), None).loss.sum  # noqa: E731
-            return jnp.sum(jax.vmap(examples)(sources, targets))
-
-        self._arguments = (state.params, *tokens)
-        jaxpr = jax.make_jaxpr(jax.grad(loss))(*self._arguments).jaxpr
+    def __init__(self, settings: dict[str, dict], length: int, batch: int):
+        task = {"name": "reverse", "min_length": length, "max_length": length}
+        training = {"batch_size": batch, "steps_per_dispatch": 1}
+        config = configured({**settings, "task": task, "training": training})
+        mesh = meshes.data_mesh(batch)
+        dispatch = build_dispatch(config, Generated(config.task), mesh)
+        state = jax.jit(lambda: initial_state(config, config.task.vocabulary))()
+        self._state, self._until = meshes.replicate((state, np.int32(config.training.steps)), mesh)
+        jaxpr = jax.make_jaxpr(dispatch)(self._state, self._until, None).jaxpr
         self.in_series = products_in_series(jaxpr)
         inside, everywhere = multiplications(jaxpr)
         self.share_in_loops = inside / everywhere
-        self._run = jax.jit(jax.grad(loss)).lower(*self._arguments).compile()
+        self._run = dispatch.lower(self._state, self._until, None).compile()
         self.seconds()  # the first time is slower
 
     def seconds(self) -> float:
-        """Of one gradient."""
+        """Of one step, from where the last one has led."""
         began = time.perf_counter()
-        jax.block_until_ready(self._run(*self._arguments))
+        self._state, _ = jax.block_until_ready(self._run(self._state, self._until, None))
         return time.perf_counter() - began
 
 
@@ -116,7 +107,7 @@ def multiplications(jaxpr: core.Jaxpr) -> tuple[int, int]:
             ((contracted, _), _), (left, _) = equation.params["dimension_numbers"], equation.invars
             terms = math.prod(left.aval.shape[axis] for axis in contracted)
             everywhere += terms * equation.outvars[0].aval.size
-        loop = equation.primitive.name == "scan"
+        loop = _turns(equation) > 1
         for inner in _inside(equation):
             looped, total = multiplications(inner)
             inside += _turns(equation) * (total if loop else looped)
@@ -151,7 +142,7 @@ def check(numbers: Numbers) -> list[Check]:
         Check("the same, Transformer", grown("Transformer"), most=0.2),
         Check("multiplications of the LSTM that stand inside its loops, share",
               last["share_in_loops"]["LSTM"], least=0.3),
-        Check(f"time of a gradient at T = {last['length']}, LSTM over Transformer, on this machine",
+        Check(f"time of a training step at T = {last['length']}, LSTM over Transformer, on this machine",
               seconds["LSTM"] / seconds["Transformer"], least=1.5),
     ]  # fmt: skip
 
@@ -164,7 +155,7 @@ def draw(numbers: Numbers) -> Figure:
     for name, color in (("LSTM", "tab:red"), ("Transformer", "tab:blue")):
         left.plot(lengths, [row["seconds"][name] * 1e3 for row in numbers["rows"]], ".-", color=color, label=name)
         right.plot(lengths, [row["in_series"][name] for row in numbers["rows"]], ".-", color=color, label=name)
-    left.set(xscale="log", yscale="log", xlabel="length T", ylabel="ms", title="a gradient of as many tokens")
+    left.set(xscale="log", yscale="log", xlabel="length T", ylabel="ms", title="a training step of as many tokens")
     right.set(xscale="log", yscale="log", xlabel="length T", title="matrix products in series")
     left.legend(fontsize=8)
     return figure
@@ -190,9 +181,7 @@ def tables(numbers: Numbers) -> list[Table]:
         "in loops, LSTM",
         "Transformer",
     ]
-    return [
-        Table("A gradient: median time, matrix products in series, share of multiplications in loops", header, rows)
-    ]
+    return [Table("A step: median time, matrix products in series, share of multiplications in loops", header, rows)]
 
 
 CLAIM = Claim(
@@ -203,11 +192,12 @@ CLAIM = Claim(
     link="https://arxiv.org/abs/1706.03762",
     equation=r"\mathrm{sequential\ operations}:\quad O(T)\ \mathrm{recurrent},\quad O(1)\ \mathrm{attention}",
     method=[
-        "A gradient of the loss of an LSTM and of a Transformer with as many parameters, on batches of as many tokens, "
+        "A training step of an LSTM and of a Transformer with as many parameters, on batches of as many tokens, "
         "against the length T of source and target; in turns, the median of some rounds, on the machine at hand.",
-        "How much is sequential: the longest chain of matrix products in the gradient's program of which each needs "
-        "the one before, and the share of all multiplications that stands inside loops. Attention's own products "
-        "grow with T squared, so that on a machine with few cores long sequences may cost it more than it saves.",
+        "How much is sequential: the longest chain of matrix products in the step's program of which each needs the "
+        "one before, and the share of all multiplications that stand inside loops of more than one turn. Attention's "
+        "own products grow with T squared, so that on a machine with few cores long sequences may cost it more than it "
+        "saves.",
     ],
     full=Sizes((16, 32, 64, 128, 256, 512), 2_048, 9),
     quick=Sizes((16, 64, 256), 1_024, 5),

@@ -166,7 +166,7 @@ CLAIM = Claim(
         "Then two Transformers with one wide head learn to reverse strings, alike but for the scale.",
     ],
     full=Sizes((4, 16, 64, 256, 1024, 4096), 20_000, 256, 64, 1024, 16, 1_500, (0, 1, 2)),
-    quick=Sizes((4, 64, 1024, 4096), 10_000, 128, 64, 1024, 8, 300, (0,)),
+    quick=Sizes((4, 64, 1024, 4096), 10_000, 128, 64, 256, 8, 300, (0,)),
     measure=measure,
     check=check,
     draw=draw,

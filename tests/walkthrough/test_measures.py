@@ -105,6 +105,8 @@ def test_products_in_series_are_counted():
     assert parallel.products_in_series(jaxpr) == 6
     assert parallel.multiplications(jaxpr) == (5 * 27, 6 * 27)
     assert parallel.products_in_series(jax.make_jaxpr(jax.jit(looped))(a).jaxpr) == 6
+    once = jax.make_jaxpr(lambda a: jax.lax.scan(lambda carry, _: (carry @ a, None), a, length=1)[0])(a).jaxpr
+    assert parallel.multiplications(once) == (0, 27)  # one turn is no loop
 
 
 def test_widths_are_matched_by_their_parameters():
