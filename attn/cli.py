@@ -98,10 +98,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_walkthrough(commands):
     walkthrough = commands.add_parser(
-        "walkthrough", help="measure every claim about attention: a table, JSON files and one page"
+        "walkthrough",
+        help="measure every claim about attention: a table, JSON files and one page",
+        description="Train the models that the claims need, measure each claim, and write FOLDER/NAME.json and "
+        "FOLDER/index.html. The same command goes on where it was stopped.",
     )
     walkthrough.add_argument(
-        "--only", metavar="NAMES", type=lambda text: text.split(","), help="claims such as scaling,heads (all)"
+        "--only",
+        metavar="NAMES",
+        type=lambda text: text.split(","),
+        help="some of bottleneck,access,scaling,heads,cross,positions,parallel,reading (all)",
     )
     walkthrough.add_argument(
         "--quick", action="store_true", help="at reduced widths, lengths and seeds: minutes instead of an hour or two"

@@ -23,7 +23,7 @@ from attn.tasks.examples import Questions, decoder_input
 from attn.tasks.generated import Generated
 from attn.training import meshes
 from attn.training.config import Config, from_mapping, to_mapping
-from attn.training.folders import Folder
+from attn.training.folders import Folder, write_whole
 from attn.training.loop import train
 from attn.training.progress import Clock
 from attn.training.state import State, initial_state, model_structure
@@ -63,8 +63,7 @@ class Bench:
 
     def watched(self, run: Run) -> list[dict]:
         """What was seen of a run on its way: `{"step", "seen"}`, by step."""
-        rows = [json.loads(line) for line in (run.folder / "watched.jsonl").read_text().splitlines()]
-        return [by_step for _, by_step in sorted({row["step"]: row for row in rows}.items())]
+        return [json.loads(path.read_text()) for path in sorted((run.folder / "watched").iterdir())]
 
 
 def configured(settings: dict[str, dict]) -> Config:
@@ -177,7 +176,8 @@ def _writer(config: Config, folder: Folder, watch: Callable[[Run], Any] | None) 
     def write(state: State):
         params = jax.tree.map(jnp.asarray, jax.device_get(state.params))
         run = Run(folder.path, config, config.task.vocabulary, graphdef, params, int(state.step))
-        with (folder.path / "watched.jsonl").open("a") as file:
-            file.write(json.dumps({"step": run.step, "seen": watch(run)}) + "\n")
+        place = folder.path / "watched"
+        place.mkdir(exist_ok=True)
+        write_whole(place / f"{run.step:08d}.json", json.dumps({"step": run.step, "seen": watch(run)}))
 
     return write

@@ -119,6 +119,8 @@ def draw(numbers: Numbers) -> Figure:
             right.plot(numbers["shifts"], row, ".-", color=color, label=None if number else name)
     right.plot(numbers["shifts"], numbers["closed_form"], "x", color="tab:blue", label="closed form (largest error)")
     left.set(xscale="log", xlabel="length", ylabel="exact match", title="copying", ylim=(-0.03, 1.03))
+    left.set_xticks(numbers["lengths"], numbers["lengths"])
+    left.minorticks_off()
     right.set(yscale="log", xlabel="shift k", ylabel="share missed", title="best linear map PE(t) → PE(t+k)")
     left.legend(fontsize=8)
     right.legend(fontsize=8)

@@ -129,10 +129,10 @@ def draw(numbers: Numbers) -> Figure:
         "changed_without_random": "changes without\na random place",
     }
     colors = {"reverse": "tab:blue", "copy": "tab:orange"}
-    for run in numbers["runs"]:
-        values = [run[name] for name in names]
+    for number, run in enumerate(numbers["runs"]):
+        aside = np.arange(3) + 0.08 * (number - (len(numbers["runs"]) - 1) / 2)  # runs that agree stay visible
         label = f"{run['task']}, seed {run['seed']}"
-        left.plot(range(3), values, "o", color=colors[run["task"]], alpha=0.7, label=label)
+        left.plot(aside, [run[name] for name in names], "o", color=colors[run["task"]], alpha=0.7, label=label)
         right.plot(*zip(*run["changed_by_distance"]), ".-", color=colors[run["task"]], alpha=0.7)
     left.set_xticks(range(3), names.values(), fontsize=8)
     left.set(ylim=(-0.03, 1.05), xlim=(-0.5, 2.5), ylabel="share of symbols")
