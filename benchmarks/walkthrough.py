@@ -1,0 +1,46 @@
+"""Keep what a full run of the walkthrough found: JSON files in results/walkthrough, figures in docs/walkthrough.
+
+attn walkthrough --output runs/walkthrough
+python benchmarks/walkthrough.py runs/walkthrough
+
+It prints the verdicts and checks as docs/walkthrough.md lists them.
+"""
+
+import argparse
+import pathlib
+import shutil
+
+from attn.walkthrough.claims import Check, verdict
+from attn.walkthrough.registry import CLAIMS
+from attn.walkthrough.running import read
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS, FIGURES = "benchmarks/results/walkthrough", "docs/walkthrough"
+
+
+def line(check: Check) -> str:
+    """A check as one item of a list in Markdown."""
+    return f"- {check.says}: {check.measured:.4g}, must be {check.must_be()}: {'holds' if check.holds() else 'no'}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=pathlib.Path, help="of the run, such as runs/walkthrough")
+    parser.add_argument("--output", type=pathlib.Path, default=ROOT, help="write below this folder (the checkout)")
+    arguments = parser.parse_args()
+    folder, results, figures = arguments.folder, arguments.output / RESULTS, arguments.output / FIGURES
+    for place in (results, figures):
+        place.mkdir(parents=True, exist_ok=True)
+    for name, claim in CLAIMS.items():
+        measured = read(folder, name)
+        if measured is None:
+            parser.error(f"{folder}: {name} has not been measured")
+        checks = claim.check(measured.numbers)
+        print(f"## {claim.title}: {verdict(checks)}\n\n{claim.sentence}\n", *map(line, checks), "", sep="\n")
+        claim.draw(measured.numbers).savefig(figures / f"{name}.png", dpi=90)
+        if folder.resolve() != results.resolve():
+            shutil.copy(folder / f"{name}.json", results)
+
+
+if __name__ == "__main__":
+    main()

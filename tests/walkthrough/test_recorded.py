@@ -1,0 +1,39 @@
+"""What docs/walkthrough.md and the README say of the full run is what its JSON files hold."""
+
+import json
+import pathlib
+import re
+import runpy
+
+import pytest
+
+from attn.walkthrough.claims import verdict
+from attn.walkthrough.registry import CLAIMS
+from attn.walkthrough.running import read, sizes_of
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+BENCHMARK = runpy.run_path(str(ROOT / "benchmarks/walkthrough.py"))
+RESULTS = ROOT / BENCHMARK["RESULTS"]
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_the_records_are_of_the_full_sizes_and_their_verdicts_follow(name):
+    measured = read(RESULTS, name)
+    assert not measured.quick and measured.sizes == sizes_of(CLAIMS[name], quick=False)
+    assert json.loads((RESULTS / f"{name}.json").read_text())["verdict"] == verdict(
+        CLAIMS[name].check(measured.numbers)
+    )
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_the_document_lists_every_check_as_it_came_out(name):
+    text = (ROOT / "docs/walkthrough.md").read_text()
+    checks = CLAIMS[name].check(read(RESULTS, name).numbers)
+    [section] = re.findall(rf"^## {CLAIMS[name].title}: {verdict(checks)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.M)
+    assert [line for line in section.splitlines() if line.startswith("- ")] == [*map(BENCHMARK["line"], checks)]
+    assert f"walkthrough/{name}.png" in section
+
+
+def test_the_readme_gives_the_verdicts():
+    rows = re.findall(r"^\| .*\(attn/walkthrough/(\w+)\.py\) \| ([\w ]+) \|", (ROOT / "README.md").read_text(), re.M)
+    assert dict(rows) == {name: verdict(CLAIMS[name].check(read(RESULTS, name).numbers)) for name in CLAIMS}
