@@ -13,7 +13,7 @@ from rich.progress import track
 from attn.inspection import pictures
 from attn.runs import Run, load
 from attn.tasks.examples import DataError
-from attn.tasks.settings import fault, one_of
+from attn.tasks.settings import PATH, fault, one_of
 from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
 from attn.training import meshes
 from attn.training.config import ConfigError
@@ -125,7 +125,10 @@ def walkthrough(arguments: argparse.Namespace) -> int:
         if said := fault(str, name, one_of(CLAIMS)):
             raise InputError(f"--only: {said}")
     folder = RUNS / ("walkthrough-quick" if arguments.quick else "walkthrough")
-    folder = folder if arguments.output is None else pathlib.Path(arguments.output).expanduser()
+    if arguments.output is not None:
+        if said := fault(str, arguments.output, PATH):
+            raise InputError(f"--output: {said}")
+        folder = pathlib.Path(arguments.output).expanduser()
     if file := file_in_the_way(folder):
         raise InputError(f"--output={folder}: {file} is a file, must be a folder")
     meshes.use_cores(meshes.cores())

@@ -17,7 +17,7 @@
 # A recurrent network reads a sequence into one hidden state and has to answer from there. Attention lets every
 # output look at every input directly, and what it looked at can be drawn. Here a small Transformer learns to
 # reverse strings, and its cross-attention turns out to be the anti-diagonal: to write the first symbol it looks at
-# the last one, and so on. It takes about a minute on two cores.
+# the last one, and so on. It takes less than a minute on two cores.
 
 # %%
 import pathlib

@@ -38,7 +38,7 @@ meshes.use_cores(32)  # batches of 32 are shared out over the cores
 #
 # `score` takes the scaled score `s` of the query at `i` and the key at `j`, and gives back another one. `mask` says who
 # may be looked at. This score pushes weights towards places whose distance from the query is even, and this mask hides
-# what is farther than eight places away. Ready-made ones combine with yours: `attn.scores.softcap(20.0) >> score`,
+# what is farther than three places away. Ready-made ones combine with yours: `attn.scores.softcap(20.0) >> score`,
 # `attn.masks.causal() & mask`.
 
 
@@ -48,7 +48,7 @@ def score(s, i, j):
 
 
 def mask(i, j):
-    return jnp.abs(i - j) <= 8
+    return jnp.abs(i - j) <= 3
 
 
 # %% [markdown]
@@ -73,7 +73,7 @@ bench = Bench(pathlib.Path(tempfile.mkdtemp()))
 
 
 def train(variant):
-    settings = {"task": {"name": "reverse", "max_length": 8}, "model": {"variant": variant}, "training": {"steps": 800}}
+    settings = {"task": {"name": "copy", "max_length": 12}, "model": {"variant": variant}, "training": {"steps": 800}}
     return bench.trained(settings)
 
 
@@ -83,13 +83,13 @@ mine, plain = train("mine"), train("plain")
 # ## Look
 
 # %%
-Image(str(mine.inspect("3 1 4 1 5 9 2 6", mine.folder / "attention.png")))
+Image(str(mine.inspect("3 1 4 1 5 9 2 6 5 3 5 8", mine.folder / "attention.png")))
 
 # %% [markdown]
 # ## Is it any good?
 
 # %%
-lengths = range(1, 9)
+lengths = range(1, 13)
 for name, run in {"mine": mine, "plain": plain}.items():
     plt.plot(lengths, exact_match(run, lengths, 50), ".-", label=name)
 plt.xlabel("length")

@@ -155,7 +155,7 @@ class PlainDecoder(nnx.Module):
 
 
 class MultiplicativeDecoder(PlainDecoder):
-    """Attention after the cells: a = softmax(h W_a m_s), and tanh((a m, h) W_c) goes out. Without input feeding.
+    """Attention after the cells: a = softmax(h W_a m_s), and tanh((a m, h) W_c + b_c) goes out. Without input feeding.
 
     No step needs what an earlier one has read, so that all of them attend at once.
 
@@ -185,9 +185,9 @@ class MultiplicativeDecoder(PlainDecoder):
 
 
 class AdditiveDecoder(PlainDecoder):
-    """Attention before the cells: a = softmax(v tanh(h W_a + m_s U_a)) of the last state h; x and a m C go in.
+    """Attention before the cells: a = softmax(v tanh(h W_a + m_s U_a + b_a)) of the last state h; x and a m C go in.
 
-    What goes out is tanh((a m, h') W_c), of the new state h'.
+    What goes out is tanh((a m, h') W_c + b_c), of the new state h'.
 
     Args:
       as of `PlainDecoder`.

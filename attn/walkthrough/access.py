@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from attn.functional import attention
 from attn.runs import Run
-from attn.walkthrough.bench import Bench, without
+from attn.walkthrough.bench import Bench, configured, put_back, without
 from attn.walkthrough.claims import Check, Claim, Numbers, Table
 
 _ASKED = ("as trained", "removed", "averaged", "put back")
@@ -30,6 +30,7 @@ def measure(sizes: Sizes, bench: Bench) -> Numbers:
     return {
         "lengths": [shortest, sizes.max_length],
         "seeds": [_ask(reversing(bench, sizes, seed), shortest, sizes.each) for seed in sizes.seeds],
+        "symbols": configured({}).task.symbols,
         "by_hand": by_hand(),
     }
 
@@ -46,11 +47,12 @@ def reversing(bench: Bench, sizes, seed: int, task: str = "reverse") -> Run:
 
 def _ask(run: Run, shortest: int, each: int) -> dict[str, dict[str, float]]:
     """Exact match and token accuracy of one run, whole and without its cross-attention."""
+    both = without(without(run, inside="cross", matrix="W_O"), inside="cross", matrix="W_Q")
     changed = {
         "as trained": run,
         "removed": without(run, inside="cross", matrix="W_O"),
         "averaged": without(run, inside="cross", matrix="W_Q"),
-        "put back": run,
+        "put back": put_back(put_back(both, run, inside="cross", matrix="W_O"), run, inside="cross", matrix="W_Q"),
     }
     lengths = range(shortest, run.config.task.max_length + 1)
     scores = {name: changed[name].evaluate(lengths, each).overall() for name in _ASKED}
@@ -106,6 +108,7 @@ def draw(numbers: Numbers) -> Figure:
         for row in values:
             ax.plot(_ASKED, row, "k.", markersize=4)
         ax.set(title=name.replace("_", " "), ylim=(0, 1.05))
+    ax.axhline(1 / numbers["symbols"], color="0.4", linestyle=":", linewidth=0.8)  # a symbol's chance
     return figure
 
 
@@ -124,7 +127,7 @@ CLAIM = Claim(
     method=[
         "A trained Transformer reverses held-out strings: as it is; with the output matrices of its cross-attention at "
         "zero, so that nothing is read; with the query matrices at zero, so that all weights are even and the mean of "
-        "the source is read; and as it was again. Chance of a whole string of n symbols is 16⁻ⁿ.",
+        "the source is read; and with the matrices put back. Chance of a whole string of n symbols is 16⁻ⁿ.",
         "Below, three tokens are worked through by hand, from x to the output; each row is a token.",
     ],
     full=Sizes(32, 2_000, (0, 1, 2), 100),

@@ -153,18 +153,26 @@ def without(run: Run, *, inside: str, matrix: str, head: int | None = None) -> R
       matrix: "W_Q", "W_K", "W_V" or "W_O".
       head: whose part, None for all.
     """
+    heads = 0 if matrix == "W_O" else 1  # the axis of the heads
+    rows = (slice(None),) * heads + (slice(None) if head is None else head,)
+    return _with(run, inside, matrix, lambda path, value: value.at[rows].set(0.0))
 
-    def changed(path, leaf):
-        if path[-1] != matrix or inside not in ".".join(map(str, path)):
-            return leaf
-        value = leaf[...]
-        heads = 0 if matrix == "W_O" else 1  # the axis of the heads
-        one = slice(None) if head is None else head
-        return leaf.replace(value.at[(slice(None),) * heads + (one,)].set(0.0))
 
-    flat = nnx.to_flat_state(run.params)
-    params = nnx.from_flat_state([(path, changed(path, leaf)) for path, leaf in flat])
-    return dataclasses.replace(run, params=params)
+def put_back(run: Run, original: Run, *, inside: str, matrix: str) -> Run:
+    """The run with a matrix of its attention layers as it is in the original; `inside`, `matrix` as of `without`."""
+    saved = dict(nnx.to_flat_state(original.params))
+    return _with(run, inside, matrix, lambda path, value: saved[path][...])
+
+
+def _with(run: Run, inside: str, matrix: str, change: Callable) -> Run:
+    """The run with `(path, value) -> value` applied to a matrix of its attention layers."""
+    flat = [
+        (path, leaf.replace(change(path, leaf[...])))
+        if path[-1] == matrix and inside in ".".join(map(str, path))
+        else (path, leaf)
+        for path, leaf in nnx.to_flat_state(run.params)
+    ]
+    return dataclasses.replace(run, params=nnx.from_flat_state(flat))
 
 
 def _writer(config: Config, folder: Folder, watch: Callable[[Run], Any] | None) -> Callable[[State], None] | None:

@@ -20,12 +20,14 @@ class Check(NamedTuple):
       says: what the number is.
       measured: the number.
       least, most: what it must lie between for the claim to hold; None for no bound.
+      premise: whether it only makes the comparison fair: then it speaks neither for the claim nor, held, against it.
     """
 
     says: str
     measured: float
     least: float | None = None
     most: float | None = None
+    premise: bool = False
 
     def holds(self) -> bool:
         """Whether the number is within its thresholds; NaN is not."""
@@ -36,7 +38,8 @@ class Check(NamedTuple):
     def must_be(self) -> str:
         """The thresholds in words."""
         bounds = [("at least", self.least), ("at most", self.most)]
-        return " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
+        said = " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
+        return said + ", a premise" * self.premise
 
 
 class Table(NamedTuple):
@@ -79,9 +82,11 @@ class Claim:
 
 
 def verdict(checks: Sequence[Check]) -> str:
-    """What the checks decide together."""
-    held = sum(check.holds() for check in checks)
-    return "holds" if held == len(checks) else "does not hold" if held == 0 else "holds in part"
+    """What the checks decide together: nothing where a premise fails."""
+    if not all(check.holds() for check in checks if check.premise):
+        return "undecided"
+    held = [check.holds() for check in checks if not check.premise]
+    return "holds" if all(held) else "holds in part" if any(held) else "does not hold"
 
 
 class Measured(NamedTuple):

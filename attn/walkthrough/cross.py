@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from attn.runs import Run
 from attn.walkthrough.bench import Bench, cross_weights, untrained
-from attn.walkthrough.claims import Check, Claim, Numbers
+from attn.walkthrough.claims import Check, Claim, Numbers, Table
 
 _STRINGS = 50
 
@@ -90,6 +90,17 @@ def draw(numbers: Numbers) -> Figure:
     return figure
 
 
+def tables(numbers: Numbers) -> list[Table]:
+    """The mass on the true source at the end of each run, by layer and head."""
+    rows = [
+        [run["task"], run["seed"], layer, head, mass]
+        for run in numbers["runs"]
+        for layer, by_head in enumerate(run["mass"][-1][1], start=1)
+        for head, mass in enumerate(by_head, start=1)
+    ]
+    return [Table("Mass on the true source after training", ["task", "seed", "layer", "head", "mass"], rows)]
+
+
 CLAIM = Claim(
     title="Self and cross",
     sentence="Between encoder and decoder, cross-attention finds where each output comes from: the diagonal for "
@@ -108,4 +119,5 @@ CLAIM = Claim(
     measure=measure,
     check=check,
     draw=draw,
+    tables=tables,
 )

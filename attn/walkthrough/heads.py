@@ -7,11 +7,12 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from attn.runs import Run
-from attn.walkthrough.bench import Bench, cross_weights, exact_match, losses, without
+from attn.walkthrough.bench import Bench, cross_weights, exact_match, losses, parameters, without
 from attn.walkthrough.claims import Check, Claim, Numbers, Table
 
 _STRINGS = 100
 _TASK = "mirror_or_next"
+_MUCH, _FAVOURED = 0.25, 2.0  # a mass, and how many times its frequency, from which a head attends to something
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ def measure(sizes: Sizes, bench: Bench) -> Numbers:
     for seed in sizes.seeds:
         many, one = (_train(sizes, bench, num_heads, seed) for num_heads in (sizes.num_heads, 1))
         weights, questions = cross_weights(many, sizes.length, _STRINGS)
-        weights = np.moveaxis(weights[:, -1, :, : sizes.length, : sizes.length], 1, 0)  # the last layer's, [N B n n]
+        weights = np.moveaxis(weights[:, -1, :, : sizes.length], 1, 0)  # the last layer's, [N B n S]
         sources = questions.sources[:, : sizes.length]
         whole = float(np.mean(exact_match(many, lengths, each)))
         runs.append(
@@ -42,7 +43,9 @@ def measure(sizes: Sizes, bench: Bench) -> Numbers:
                 "many": {"exact_match": whole, "losses": losses(many)},
                 "one": {"exact_match": float(np.mean(exact_match(one, lengths, each))), "losses": losses(one)},
                 "divergence": divergence(weights).tolist(),
-                "attends_to": [attends_to(head, sources, many.config.task.symbols) for head in weights],
+                "attends_to": [
+                    attends_to(head[..., : sizes.length], sources, many.config.task.symbols) for head in weights
+                ],
                 "without_head": [
                     float(np.mean(exact_match(without(many, inside="cross", matrix="W_O", head=n), lengths, each)))
                     for n in range(sizes.num_heads)
@@ -50,23 +53,25 @@ def measure(sizes: Sizes, bench: Bench) -> Numbers:
                 "maps": weights.mean(1).tolist(),
             }
         )  # fmt: skip
-    return {"num_heads": sizes.num_heads, "length": sizes.length, "runs": runs}
+    counts = {name: parameters(_settings(sizes, n, 0)) for name, n in (("many", sizes.num_heads), ("one", 1))}
+    return {"num_heads": sizes.num_heads, "length": sizes.length, "parameters": counts, "runs": runs}
 
 
 def _train(sizes: Sizes, bench: Bench, num_heads: int, seed: int) -> Run:
+    return bench.trained(_settings(sizes, num_heads, seed))
+
+
+def _settings(sizes: Sizes, num_heads: int, seed: int) -> dict[str, dict]:
     """The heads share the width: W_Q, W_K, W_V and W_O have as many numbers whatever their number."""
-    return bench.trained(
-        {
-            "task": {"name": _TASK, "max_length": sizes.max_length},
-            "model": {"num_heads": num_heads},
-            "training": {"steps": sizes.steps, "seed": seed},
-        }
-    )
+    return {
+        "task": {"name": _TASK, "max_length": sizes.max_length},
+        "model": {"num_heads": num_heads},
+        "training": {"steps": sizes.steps, "seed": seed},
+    }
 
 
-def divergence(weights: Float[np.ndarray, "N B T S"]) -> Float[np.ndarray, "N N"]:
+def divergence(p: Float[np.ndarray, "N B T S"]) -> Float[np.ndarray, "N N"]:
     """The Jensen-Shannon divergence of each pair of heads, in bits, the mean over rows: 0 alike, 1 disjoint."""
-    p = weights / weights.sum(-1, keepdims=True)
 
     def entropy(q):
         return -np.sum(np.where(q > 0, q * np.log2(np.maximum(q, 1e-30)), 0), axis=-1)
@@ -97,12 +102,16 @@ def attends_to(
 
     (from_start, start), (from_end, end) = best(t), best(n - 1 - t)
     holds = [sources == v for v in range(1, symbols + 1)]
-    favour = max((weights * of[:, None]).sum() / weights.sum() / of.mean() for of in holds)
-    nature = f"start, t{start:+d}" if from_start >= from_end else f"end, n−1−t{end:+d}"
+    total = max(weights.sum(), 1e-30)  # a head may rest on the end token
+    favours = [(weights * of[:, None]).sum() / total / max(of.mean(), 1e-30) for of in holds]
+    if max(from_start, from_end) < _MUCH:
+        nature = f"symbol {1 + int(np.argmax(favours))}" if max(favours) >= _FAVOURED else "nothing"
+    else:
+        nature = f"start, t{start:+d}" if from_start >= from_end else f"end, n−1−t{end:+d}"
     return {
         "from_start": from_start,
         "from_end": from_end,
-        "content": float(favour),
+        "content": float(max(favours)),
         "nature": nature,
     }
 
@@ -120,7 +129,9 @@ def check(numbers: Numbers) -> list[Check]:
 
     off_diagonal = [np.array(run["divergence"])[np.triu_indices(numbers["num_heads"], 1)] for run in runs]
     both = [min(max(head[name] for head in run["attends_to"]) for name in ("from_start", "from_end")) for run in runs]
+    counts = numbers["parameters"].values()
     return [
+        Check("parameters: fewer over more", min(counts) / max(counts), least=1.0, premise=True),
         Check("divergence of the two heads that differ most, bits, least seed", min(map(max, off_diagonal)), least=0.5),
         Check("mass on one offset from the start and, by another head, from the end: the lesser, least seed",
               min(both), least=0.3),
@@ -145,7 +156,7 @@ def draw(numbers: Numbers) -> Figure:
     axes[0].legend(fontsize=7)
     for ax, weights, head in zip(axes[1:], first["maps"], first["attends_to"]):
         ax.imshow(weights, cmap="Blues", vmin=0, vmax=1)
-        ax.set_title(f"from {head['nature']}")
+        ax.set_title(head["nature"])
     axes[-2].imshow(first["divergence"], cmap="Greys", vmin=0, vmax=1)
     axes[-2].set_title("divergence, bits")
     axes[-1].bar(range(1, numbers["num_heads"] + 1), first["without_head"], color="tab:orange")
@@ -169,7 +180,7 @@ def tables(numbers: Numbers) -> list[Table]:
         "most mass from",
         "from start",
         "from end",
-        "content (1 is chance)",
+        "symbol it favours most, over its frequency",
         "exact match without it",
     ]
     versus = [[run["seed"], run["many"]["exact_match"], run["one"]["exact_match"]] for run in numbers["runs"]]

@@ -21,12 +21,12 @@ flex-wrap: wrap; gap: 0 2rem } .holds { color: #176b2c } .fails { color: #a11a1a
 blockquote { margin: 0.5rem 0; padding-left: 1rem; border-left: 4px solid #ccc; font-size: 1.1rem }
 small { color: #555 } .reduced { background: #fff4d6; padding: 0.5rem 1rem }
 """
-_CLASS = {"holds": "holds", "holds in part": "part", "does not hold": "fails"}
+_CLASS = {"holds": "holds", "holds in part": "part", "does not hold": "fails", "undecided": "fails"}
 
 
 def write(measured: Mapping[str, Measured]) -> str:
     """The page of the claims that have been measured; the others are named as not measured yet."""
-    sections = [_section(name, CLAIMS[name], measured[name]) for name in CLAIMS if name in measured]
+    sections = [section(name, measured[name]) for name in CLAIMS if name in measured]
     missing = [f"{CLAIMS[name].title} ({name})" for name in CLAIMS if name not in measured]
     more = f"<p>Not measured yet: {_text(', '.join(missing))}.</p>" if missing else ""
     reduced = any(each.quick for each in measured.values())
@@ -49,14 +49,16 @@ def _summary(measured: Mapping[str, Measured]) -> str:
     for name in CLAIMS:
         if name in measured:
             checks = CLAIMS[name].check(measured[name].numbers)
-            held = sum(check.holds() for check in checks)
+            counted = [check.holds() for check in checks if not check.premise]
             link = f'<a href="#{name}">{_text(CLAIMS[name].title)}</a>'
-            rows.append(f"<tr><td>{link}</td><td>{_verdict(checks)}</td><td>{held} of {len(checks)}</td></tr>")
+            rows.append(f"<tr><td>{link}</td><td>{_verdict(checks)}</td><td>{sum(counted)} of {len(counted)}</td></tr>")
     head = "<tr><th>claim</th><th>verdict</th><th>checks that hold</th></tr>"
     return f"<table>{head}{''.join(rows)}</table>"
 
 
-def _section(name: str, claim: Claim, measured: Measured) -> str:
+def section(name: str, measured: Measured) -> str:
+    """The part of the page that shows a claim."""
+    claim = CLAIMS[name]
     checks = claim.check(measured.numbers)
     method = "".join(f"<p>{_text(paragraph)}</p>" for paragraph in claim.method)
     tables = "".join(_table(table) for table in claim.tables(measured.numbers))

@@ -84,7 +84,10 @@ class Step:
 def products_in_series(jaxpr: core.Jaxpr) -> int:
     """The longest chain of matrix products of which each needs the one before: what no machine can do side by side.
 
-    A loop counts its body's chain as often as it turns.
+    A loop counts its body's chain as often as it turns, as if each turn needed the one before.
+
+    Raises:
+      ValueError: a loop with products of which the program does not say how often it turns.
     """
     depth = {}
 
@@ -93,6 +96,8 @@ def products_in_series(jaxpr: core.Jaxpr) -> int:
 
     for equation in jaxpr.eqns:
         inner = max(map(products_in_series, _inside(equation)), default=0)
+        if inner and equation.primitive.name == "while":
+            raise ValueError("a loop with matrix products and an unknown number of turns")
         own = inner * _turns(equation) + (equation.primitive.name == "dot_general")
         before = max(map(of, equation.invars), default=0)
         depth.update((variable, before + own) for variable in equation.outvars)
@@ -137,9 +142,9 @@ def check(numbers: Numbers) -> list[Check]:
     counts = numbers["parameters"].values()
     seconds = last["seconds"]
     return [
-        Check("parameters: fewer over more", min(counts) / max(counts), least=0.95),
+        Check("parameters: fewer over more", min(counts) / max(counts), least=0.95, premise=True),
         Check("products in series: growth over the growth of T, LSTM", grown("LSTM"), least=0.8),
-        Check("the same, Transformer", grown("Transformer"), most=0.2),
+        Check("products in series: growth over the growth of T, Transformer", grown("Transformer"), most=0.2),
         Check("multiplications of the LSTM that stand inside its loops, share",
               last["share_in_loops"]["LSTM"], least=0.3),
         Check(f"time of a training step at T = {last['length']}, LSTM over Transformer, on this machine",
@@ -197,7 +202,8 @@ CLAIM = Claim(
         "How much is sequential: the longest chain of matrix products in the step's program of which each needs the "
         "one before, and the share of all multiplications that stand inside loops of more than one turn. Attention's "
         "own products grow with T squared, so that on a machine with few cores long sequences may cost it more than it "
-        "saves.",
+        "saves. All lengths are below 600: from there on attn's attention goes block by block, in a loop, which saves "
+        "memory and is a choice, not a need.",
     ],
     full=Sizes((16, 32, 64, 128, 256, 512), 2_048, 9),
     quick=Sizes((16, 64, 256), 1_024, 5),

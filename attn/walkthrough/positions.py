@@ -40,6 +40,7 @@ def measure(sizes: Sizes, bench: Bench) -> Numbers:
         "lengths": lengths,
         "copied": {name: [exact_match(runs[name, seed], lengths, 50) for seed in sizes.seeds] for name in _LEARNERS},
         "shifts": list(sizes.shifts),
+        "random": [float(np.sqrt(1 - sizes.width / (sizes.max_length - k))) for k in sizes.shifts],
         "closed_form": [float(np.abs(wave[k:] - wave[:-k] @ rotation(k, sizes.width).T).max()) for k in sizes.shifts],
         "fitted": {
             "sinusoidal": [[_residual(wave, k) for k in sizes.shifts]],
@@ -98,13 +99,18 @@ def check(numbers: Numbers) -> list[Check]:
     return [
         Check("permuting the source moves the encoding without positions, units in the last place",
               numbers["permuted"]["none"], most=64),
-        Check("the same with sinusoids", numbers["permuted"]["sinusoidal"], least=10_000),
+        Check("permuting the source moves the encoding with sinusoids",
+              numbers["permuted"]["sinusoidal"], least=10_000),
         Check("copying without positions: exact match from length 4 on, best seed", of_long("none").max(), most=0.02),
-        Check("copying with sinusoids: the same, worst seed", of_long("sinusoidal").min(), least=0.95),
+        Check("copying with sinusoids: exact match from length 4 on, worst seed",
+              of_long("sinusoidal").min(), least=0.95),
+        Check("copying with learned positions: exact match from length 4 on, worst seed", of_long("learned").min(),
+              least=0.95),
         Check("|PE(t+k) − R(k) PE(t)|, closed form, worst t and k", max(numbers["closed_form"]), most=1e-4),
         Check("share missed by the best linear map from PE(t) to PE(t+k): sinusoids, worst k",
               np.max(numbers["fitted"]["sinusoidal"]), most=0.01),
-        Check("the same of learned positions, best k and seed", np.min(numbers["fitted"]["learned"]), least=0.5),
+        Check("share missed by the best linear map: learned positions, best k and seed",
+              np.min(numbers["fitted"]["learned"]), least=0.5),
     ]  # fmt: skip
 
 
@@ -118,6 +124,7 @@ def draw(numbers: Numbers) -> Figure:
         for number, row in enumerate(numbers["fitted"].get(name, [])):
             right.plot(numbers["shifts"], row, ".-", color=color, label=None if number else name)
     right.plot(numbers["shifts"], numbers["closed_form"], "x", color="tab:blue", label="closed form (largest error)")
+    right.plot(numbers["shifts"], numbers["random"], ":", color="0.5", label="rows of random numbers, expected")
     left.set(xscale="log", xlabel="length", ylabel="exact match", title="copying", ylim=(-0.03, 1.03))
     left.set_xticks(numbers["lengths"], numbers["lengths"])
     left.minorticks_off()

@@ -48,10 +48,10 @@ def _read(run: Run, sizes: Sizes) -> dict:
     looked = _looks(run.graphdef, run.vocabulary.begin, run.params, questions.sources, questions.targets)
     weights, answers, hidden = map(np.asarray, looked)
     n = sizes.length
-    weights = weights[:, -1, :, :n, :n]  # the last layer's, among the symbols: [B N n n]
+    weights = weights[:, -1, :, :n]  # the last layer's, over the symbols and the end token: [B N n n+1]
     pointed = weights.mean(1).argmax(-1)  # [B n]
     # Another place than the one pointed at, each with the same probability.
-    elsewhere = (pointed + np.random.default_rng(0).integers(1, n, pointed.shape)) % n
+    elsewhere = (pointed + np.random.default_rng(0).integers(1, n + 1, pointed.shape)) % (n + 1)
     changed = hidden[:, :, :n] != answers[:, None, :n]  # [B hidden place, step]
 
     def share_changed(places) -> float:
@@ -150,10 +150,10 @@ CLAIM = Claim(
     equation=r"\hat{\jmath}(t)=\mathrm{argmax}_j\ \frac{1}{N}\sum_n p^{(n)}_{tj}",
     method=[
         "Of held-out strings, the cross-attention of the last layer, the mean of its heads: how often its argmax names "
-        "the source symbol that the task asks for.",
-        "Faithfulness: the keys and values of one source place are hidden from all cross-attention, and the answer at "
-        "a step is taken again; hidden is the place that the argmax of that step points at, or another one at random. "
-        "The right tokens are read throughout.",
+        "the source symbol that the task asks for, among all symbols and the end token.",
+        "Faithfulness: the keys and values of one source place are hidden from all cross-attention of all steps, and "
+        "the answer at a step is taken again; hidden is the place that the argmax of that step points at, or "
+        "another one at random. The right tokens are read throughout.",
     ],
     full=Sizes(32, 2_000, (0, 1, 2), 20, 200),
     quick=Sizes(12, 800, (0,), 10, 100),

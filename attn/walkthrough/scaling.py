@@ -107,7 +107,11 @@ def check(numbers: Numbers) -> list[Check]:
             last["scaled"]["entropy"] / np.log(numbers["keys"]),
             least=0.7,
         ),
-        Check("the same without the scale", last["unscaled"]["entropy"] / np.log(numbers["keys"]), most=0.2),
+        Check(
+            f"entropy of the weights at d_k = {width} over log S, without the scale",
+            last["unscaled"]["entropy"] / np.log(numbers["keys"]),
+            most=0.2,
+        ),
         Check(
             f"norm of the softmax's Jacobian at d_k = {width}, without the scale over with it",
             last["unscaled"]["jacobian"] / last["scaled"]["jacobian"],

@@ -26,6 +26,10 @@ def test_the_verdict_is_that_of_the_checks():
     assert verdict([yes, yes]) == "holds"
     assert verdict([yes, no]) == "holds in part"
     assert verdict([no, no]) == "does not hold"
+    fair, unfair = yes._replace(premise=True), no._replace(premise=True)
+    assert verdict([fair, yes]) == "holds"
+    assert verdict([fair, no]) == "does not hold"
+    assert verdict([unfair, yes]) == "undecided"
 
 
 def test_the_jacobian_of_the_softmax_is_that_of_jax():
@@ -91,7 +95,7 @@ def test_a_head_is_told_by_its_offset_or_by_its_symbol():
     assert told["content"] == pytest.approx(1, abs=0.15)
     twos = (sources == 2) / np.maximum((sources == 2).sum(1, keepdims=True), 1)
     told = heads.attends_to(np.broadcast_to(twos[:, None], (200, 6, 6)), sources, 3)
-    assert told["content"] == pytest.approx(3, abs=0.3)
+    assert told["content"] == pytest.approx(3, abs=0.3) and told["nature"] == "symbol 2"
 
 
 def test_products_in_series_are_counted():
