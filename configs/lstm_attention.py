@@ -5,6 +5,9 @@ python train.py --config=configs/lstm_attention.py --config.model.attention=mult
 
 Width 59 gives it as many parameters as configs/reverse.py has, to 1 % (87,556 to 86,848), and so does 66 with
 multiplicative attention (87,120).
+
+On two CPU cores: 27 seconds from start to final line, exact match 99.96 % of 10,000 held-out strings; multiplicative 18
+seconds, 99.80 % (seed 0).
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,7 @@
 """What is learnt: copying, reversing and duplicating strings, and pairs of one's own.
 
-Importing this registers the TFDS builders `attn_copy`, `attn_reverse` and `attn_duplicate`.
+Importing this registers the TFDS builders `attn_copy`, `attn_reverse`, `attn_duplicate` and
+`attn_mirror_or_next`.
 """
 
 import os

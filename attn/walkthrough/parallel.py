@@ -162,6 +162,9 @@ def draw(numbers: Numbers) -> Figure:
         right.plot(lengths, [row["in_series"][name] for row in numbers["rows"]], ".-", color=color, label=name)
     left.set(xscale="log", yscale="log", xlabel="length T", ylabel="ms", title="a training step of as many tokens")
     right.set(xscale="log", yscale="log", xlabel="length T", title="matrix products in series")
+    for ax in (left, right):
+        ax.set_xticks(lengths, lengths)
+        ax.minorticks_off()
     left.legend(fontsize=8)
     return figure
 

@@ -40,7 +40,7 @@ def measure(sizes: Sizes, bench: Bench) -> Numbers:
         "lengths": lengths,
         "copied": {name: [exact_match(runs[name, seed], lengths, 50) for seed in sizes.seeds] for name in _LEARNERS},
         "shifts": list(sizes.shifts),
-        "random": [float(np.sqrt(1 - sizes.width / (sizes.max_length - k))) for k in sizes.shifts],
+        "random": [float(np.sqrt(max(0, 1 - sizes.width / (sizes.max_length - k)))) for k in sizes.shifts],
         "closed_form": [float(np.abs(wave[k:] - wave[:-k] @ rotation(k, sizes.width).T).max()) for k in sizes.shifts],
         "fitted": {
             "sinusoidal": [[_residual(wave, k) for k in sizes.shifts]],
