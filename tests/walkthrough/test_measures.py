@@ -7,7 +7,7 @@ import pytest
 
 import attn
 from attn.functional.positions import sinusoidal
-from attn.walkthrough import access, heads, parallel, positions, reading, scaling
+from attn.walkthrough import access, bench, bottleneck, cross, heads, parallel, positions, reading, scaling
 from attn.walkthrough.bench import exact_match, matched, parameters, without
 from attn.walkthrough.claims import Check, verdict
 
@@ -152,3 +152,60 @@ def test_a_hidden_place_is_one_that_is_masked(run, place):
     np.testing.assert_allclose(cross[..., :4], (kept / kept.sum(-1, keepdims=True))[..., :4], atol=1e-5)
     assert (cross[..., 4:] == 0).all()
     assert np.abs(found - run.model.decode(read, cache)[0]).max() > 1e-4
+
+
+def test_a_run_that_copies_looks_along_the_diagonal(run):
+    n = run.config.task.max_length
+    seen = cross.look(run, n)
+    on_diagonal = np.diagonal(np.array(seen["map"]))
+    assert on_diagonal.mean() > 2 * np.array(seen["map"])[::-1].diagonal().mean()
+    assert np.mean(seen["mass"]) == pytest.approx(on_diagonal.mean(), abs=1e-6)
+
+
+def test_the_gradient_is_by_distance_from_the_last_symbol(run):
+    """A run that copies writes the last symbol from the nearest source symbol."""
+    norms = bottleneck.gradient_by_distance(run, run.config.task.max_length)
+    assert len(norms) == run.config.task.max_length and np.argmax(norms) == 0
+
+
+def test_what_is_hidden_from_a_run_that_copies_changes_that_symbol(run):
+    n = run.config.task.max_length
+    found = reading._read(run, reading.Sizes(max_length=n, steps=0, seeds=(), length=n, strings=20))
+    assert found["right"] > 0.9 and found["argmax_is_true_source"] > 0.8
+    assert found["changed_without_argmax"] > 0.5 > 0.2 > found["changed_without_random"]
+    by_distance = dict(found["changed_by_distance"])
+    assert max(by_distance, key=by_distance.get) == 0
+
+
+def test_matrices_that_are_put_back_are_those_that_were_there(run):
+    gone = without(run, inside="cross", matrix="W_Q")
+    back = bench.put_back(gone, run, inside="cross", matrix="W_Q")
+    for one, other in zip(jax.tree.leaves(back.params), jax.tree.leaves(run.params), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(gone.params), jax.tree.leaves(run.params)))
+
+
+def test_a_training_that_was_stopped_goes_on_and_all_of_it_was_watched(tmp_path, monkeypatch):
+    settings = {"task": {"max_length": 4}, "model": {"width": 8, "num_heads": 2, "feed_forward_width": 8},
+                "training": {"steps": 20, "batch_size": 4}}  # fmt: skip
+    whole = bench.Bench(tmp_path / "whole", lambda line: None)
+    expected = whole.watched(
+        whole.trained(settings, watch=lambda run: float(run.params["output"]["kernel"][...].sum()))
+    )
+
+    class Stopped(Exception):
+        pass
+
+    def look(run):
+        if run.step == 10 and not (tmp_path / "once").exists():
+            (tmp_path / "once").touch()
+            raise Stopped
+        return float(run.params["output"]["kernel"][...].sum())
+
+    parts = bench.Bench(tmp_path / "parts", lambda line: None)
+    with pytest.raises(Stopped):
+        parts.trained(settings, watch=look)
+    run = parts.trained(settings, watch=look)
+    assert run.step == 20 and parts.watched(run) == expected and [row["step"] for row in expected] == [*range(2, 21, 2)]
+    monkeypatch.setattr(bench, "train", None)  # nothing is left to train
+    assert parts.trained(settings, watch=look).step == 20
