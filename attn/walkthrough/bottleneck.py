@@ -103,8 +103,9 @@ def check(numbers: Numbers) -> list[Check]:
         return [run["exact_match"][0] for run in models[name]["runs"]]
 
     def far_over_near(when: str, *names: str) -> list[float]:
-        """The gradient of the first source symbol, the farthest, over that of the last, the nearest."""
-        return [run[f"gradient_{when}"][-1] / run[f"gradient_{when}"][0] for n in names for run in models[n]["runs"]]
+        """The gradient of the first source symbol, the farthest, over that of the last, the nearest; 0 if both fade."""
+        norms = [run[f"gradient_{when}"] for name in names for run in models[name]["runs"]]
+        return [far / max(near, np.finfo(np.float32).tiny) for near, *_, far in norms]
 
     counts = [model["parameters"] for model in models.values()]
     shortest, gradient = numbers["lengths"][0], "gradient at the farthest over at the nearest source symbol"
