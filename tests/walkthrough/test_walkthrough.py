@@ -139,6 +139,7 @@ def test_a_damaged_file_is_named(asked, tmp_path, capsys, text):
         (["--only", "scalin"], ["--only", "'scalin'", "did you mean 'scaling'"]),
         (["--only", ""], ["--only", "''", "bottleneck"]),
         (["--output", "FILE"], ["FILE", "must be a folder"]),
+        (["--output", ""], ["--output", "''", "must be a path"]),
         (["--output", "/proc/x"], ["/proc/x"]),
     ],
 )
