@@ -38,7 +38,7 @@ lock:
 
 # Notebooks are kept as scripts; this writes the .ipynb beside each.
 notebooks: .venv/installed
-	$(BIN)/jupytext --to ipynb notebooks/*.py
+	$(BIN)/jupytext --update --to ipynb notebooks/*.py
 
 clean:
 	rm -rf .venv

@@ -4,7 +4,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 
 class _Parser(argparse.ArgumentParser):
@@ -19,7 +19,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     allow_any_text()
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(sys.argv[1:] if argv is None else argv)
     try:
         from attn import commands  # here, so that --help and bad flags answer at once
 
@@ -37,13 +37,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def script():
+    """The command `attn`."""
+    leave(main())
+
+
+def leave(status: int):
+    """End the process with an exit status.
+
+    When it was interrupted, at once: a program that threads still compile would crash the interpreter's own ending, or
+    keep it waiting.
+    """
+    if status == 130:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def allow_any_text():
     """Show signs that standard output cannot encode by their escapes, instead of failing."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read a command line; options may stand anywhere after the command, also between RUN and INPUT."""
+    parser, commands = _parsers()
+    if argv and argv[0] in commands:
+        return commands[argv[0]].parse_intermixed_args(argv[1:], argparse.Namespace(command=argv[0]))
+    return parser.parse_args(argv)
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """Of the whole command line, and of each command."""
     parser = _Parser(
         prog="attn",
         description="Ask a trained run, RUN, by its folder (runs/reverse-...), or measure claims about attention.",
@@ -93,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--output", metavar="FILE", help="picture to write: .png, .svg or .pdf (RUN/inspect.png)")
 
     _add_walkthrough(commands)
-    return parser
+    return parser, commands.choices
 
 
 def _add_walkthrough(commands):
@@ -106,11 +133,13 @@ def _add_walkthrough(commands):
     walkthrough.add_argument(
         "--only",
         metavar="NAMES",
-        type=lambda text: text.split(","),
+        type=lambda text: [name.strip() for name in text.split(",")],
         help="some of bottleneck,access,scaling,heads,cross,positions,parallel,reading (all)",
     )
     walkthrough.add_argument(
-        "--quick", action="store_true", help="at reduced widths, lengths and seeds: minutes instead of an hour or two"
+        "--quick",
+        action="store_true",
+        help="at reduced widths, lengths and seeds: minutes instead of half an hour or more",
     )
     walkthrough.add_argument(
         "--output", metavar="FOLDER", help="folder to write, or to go on with (runs/walkthrough, or -quick after it)"

@@ -135,7 +135,7 @@ def walkthrough(arguments: argparse.Namespace) -> int:
     try:
         measured = walk(folder, list(dict.fromkeys(names)), quick=arguments.quick)
     except (Interrupted, KeyboardInterrupt) as error:
-        print(f"{error or 'stopped'}; the same command goes on from there", file=sys.stderr)
+        print(f"{str(error) or 'stopped'}; the same command goes on from there", file=sys.stderr)
         return 130
     print()
     for name, each in measured.items():

@@ -29,7 +29,7 @@ from IPython.display import Image
 import attn
 from attn.nn.variants import VARIANTS, Variant
 from attn.training import meshes
-from attn.walkthrough.bench import Bench, exact_match
+from attn.walkthrough.bench import Bench, exact_match, losses
 
 meshes.use_cores(32)  # batches of 32 are shared out over the cores
 
@@ -90,13 +90,18 @@ Image(str(mine.inspect("3 1 4 1 5 9 2 6 5 3 5 8", mine.folder / "attention.png")
 
 # %%
 lengths = range(1, 13)
-for name, run in {"mine": mine, "plain": plain}.items():
-    plt.plot(lengths, exact_match(run, lengths, 50), ".-", label=name)
-plt.xlabel("length")
-plt.ylabel("exact match")
-plt.ylim(-0.03, 1.03)
-plt.legend()
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+for (name, run), style in zip({"mine": mine, "plain": plain}.items(), (".-", "x--")):
+    left.plot(*zip(*losses(run)), style, label=name)
+    right.plot(lengths, exact_match(run, lengths, 50), style, label=name)
+left.set(yscale="log", xlabel="step", ylabel="training loss")
+right.set(xlabel="length", ylabel="exact match", ylim=(-0.03, 1.03))
+left.legend()
 plt.show()
+
+# %% [markdown]
+# Strings as short as these may all be right with both, and the two lines on the right are then one; how fast the loss
+# fell still tells them apart, and so would a longer `max_length`.
 
 # %% [markdown]
 # Things to try: a mask that sees only keys at even places; a score that forgets with distance, `s - 0.3 *

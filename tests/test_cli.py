@@ -16,6 +16,8 @@ from attn.tasks.vocabulary import InputError
 def test_predict_prints_one_answer_an_input_in_order(copy_run, capsys):
     assert cli.main(["predict", str(copy_run), "3 1 4 1 5", "6", " 2  2 "]) == 0
     assert capsys.readouterr().out == "3 1 4 1 5\n6\n2 2\n"
+    assert cli.main(["predict", str(copy_run), "--beam", "2", "6", "2 2"]) == 0  # options may stand between
+    assert capsys.readouterr().out == "6\n2 2\n"
 
 
 def test_predict_reads_standard_input(copy_run, capsys, monkeypatch):

@@ -141,11 +141,12 @@ def _run(config, state, programs, on_the_way, folder, display, clock, stop, on_c
                 scores = programs.judge(state.params, on_the_way).scores.overall()
             row = row._replace(**scores.values())
         display.show(row)
-        if folder and (step % training.checkpoint_every == 0 or step == training.steps or stop.is_set()):
+        stopping = stop.is_set()
+        if folder and (step % training.checkpoint_every == 0 or step == training.steps or stopping):
             if on_checkpoint is not None:
                 on_checkpoint(state)
             checkpoints.save(folder.checkpoints, state)
-        if stop.is_set() and step < training.steps:
+        if stopping:
             raise Interrupted(f"stopped at step {step:,}, which is saved")
     return state
 

@@ -3,12 +3,13 @@
 Any of them can be opened with `attn.load`, and one that was interrupted goes on from its checkpoint.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -22,8 +23,9 @@ from attn.runs import Run
 from attn.tasks.examples import Questions, decoder_input
 from attn.tasks.generated import Generated
 from attn.training import meshes
+from attn.training.checkpoints import CheckpointError
 from attn.training.config import Config, from_mapping, to_mapping
-from attn.training.folders import Folder, write_whole
+from attn.training.folders import Folder, RunError, write_whole
 from attn.training.loop import train
 from attn.training.progress import Clock
 from attn.training.state import State, initial_state, model_structure
@@ -56,14 +58,18 @@ class Bench:
         mesh = meshes.data_mesh(config.training.batch_size)
         if not folder.is_run():
             folder.create(config, data)
-        if folder.newest_step() != config.training.steps:
-            self.say(f"training {name}, {config.training.steps:,} steps")
-            train(config, data, folder, mesh, Clock(), resume=True, on_checkpoint=_writer(config, folder, watch))
-        return runs.load(folder.path)
+        with _delete_to_mend(folder.path, RunError, CheckpointError):
+            if folder.newest_step() != config.training.steps:
+                self.say(f"training {name}, {config.training.steps:,} steps")
+                train(config, data, folder, mesh, Clock(), resume=True, on_checkpoint=_writer(config, folder, watch))
+            return runs.load(folder.path)
 
     def watched(self, run: Run) -> list[dict]:
-        """What was seen of a run on its way: `{"step", "seen"}`, by step."""
-        return [json.loads(path.read_text()) for path in sorted((run.folder / "watched").iterdir())]
+        """What was seen of a run at every checkpoint: `{"step", "seen"}`, by step."""
+        steps, every = run.config.training.steps, run.config.training.checkpoint_every
+        paths = [_watched(run.folder, step) for step in [*range(every, steps, every), steps]]
+        with _delete_to_mend(run.folder, OSError, ValueError):
+            return [json.loads(path.read_text()) for path in paths]
 
 
 def configured(settings: dict[str, dict]) -> Config:
@@ -94,8 +100,18 @@ def name_of(config: Config) -> str:
 
 def losses(run: Run) -> list[tuple[int, float]]:
     """The training loss by step, in nats a token."""
-    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    return [(row["step"], row["loss"]) for row in rows]
+    with _delete_to_mend(run.folder, OSError, ValueError, KeyError, TypeError):
+        rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        return [(row["step"], row["loss"]) for row in rows]
+
+
+@contextlib.contextmanager
+def _delete_to_mend(folder: pathlib.Path, *errors: type[Exception]) -> Iterator[None]:
+    """Name the run in which something is damaged, and what to do."""
+    try:
+        yield
+    except errors as error:
+        raise RunError(f"{folder}: damaged ({error}); delete it to train it again") from None
 
 
 def exact_match(run: Run, lengths: Collection[int], each: int) -> list[float]:
@@ -175,6 +191,10 @@ def _with(run: Run, inside: str, matrix: str, change: Callable) -> Run:
     return dataclasses.replace(run, params=nnx.from_flat_state(flat))
 
 
+def _watched(folder: pathlib.Path, step: int) -> pathlib.Path:
+    return folder / "watched" / f"{step:08d}.json"
+
+
 def _writer(config: Config, folder: Folder, watch: Callable[[Run], Any] | None) -> Callable[[State], None] | None:
     """Write down what is seen of a training on its way."""
     if watch is None:
@@ -184,8 +204,8 @@ def _writer(config: Config, folder: Folder, watch: Callable[[Run], Any] | None) 
     def write(state: State):
         params = jax.tree.map(jnp.asarray, jax.device_get(state.params))
         run = Run(folder.path, config, config.task.vocabulary, graphdef, params, int(state.step))
-        place = folder.path / "watched"
-        place.mkdir(exist_ok=True)
-        write_whole(place / f"{run.step:08d}.json", json.dumps({"step": run.step, "seen": watch(run)}))
+        path = _watched(folder.path, run.step)
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, json.dumps({"step": run.step, "seen": watch(run)}))
 
     return write

@@ -63,7 +63,7 @@ class Claim:
       full, quick: the sizes of the measurement, two instances of one dataclass.
       measure: `(sizes, bench) -> numbers`.
       check: `numbers -> checks`; the claim holds if all of them do.
-      draw: `numbers -> figure`.
+      draw: `numbers -> figure`; the first line of its docstring is the figure's caption.
       tables: `numbers -> tables`.
     """
 
@@ -96,7 +96,7 @@ class Measured(NamedTuple):
       quick: whether the sizes were reduced.
       sizes: of the measurement.
       numbers: what was measured.
-      seconds: how long it took, trainings that had to be done included.
+      seconds: how long it took this time: trainings that had to be done included, those found in the folder not.
       machine: on what.
     """
 

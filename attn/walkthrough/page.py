@@ -2,6 +2,7 @@
 
 import base64
 import html
+import inspect
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -60,6 +61,7 @@ def section(name: str, measured: Measured) -> str:
     """The part of the page that shows a claim."""
     claim = CLAIMS[name]
     checks = claim.check(measured.numbers)
+    caption = inspect.getdoc(claim.draw).partition("\n")[0]
     method = "".join(f"<p>{_text(paragraph)}</p>" for paragraph in claim.method)
     tables = "".join(_table(table) for table in claim.tables(measured.numbers))
     machine = measured.machine
@@ -68,7 +70,7 @@ def section(name: str, measured: Measured) -> str:
         f'<blockquote>{_text(claim.sentence)}</blockquote><p><small>Source: <a href="{html.escape(claim.link)}">'
         f"{_text(claim.source)}</a>.</small></p>"
         f"{_image(_equation(claim.equation), claim.equation)}{method}"
-        f"{_checks(checks)}{_image(claim.draw(measured.numbers), 'figure: ' + claim.title)}"
+        f"{_checks(checks)}{_image(claim.draw(measured.numbers), caption)}<p><small>{_text(caption)}</small></p>"
         f'<div class="tables">{tables}</div>'
         f"<p><small>{_sizes(claim, measured)} Measured in {measured.seconds:.0f} s on "
         f"{_text(', '.join(sorted(set(machine['devices']))))} with {machine['cores']} cores, jax {machine['jax']}, by "

@@ -42,9 +42,10 @@ def walk(
     found = {name: measured for name in CLAIMS if (measured := read(folder, name)) is not None}
     for name, measured in found.items():
         if measured.quick != quick or measured.sizes != sizes_of(CLAIMS[name], quick):
+            of = "quick" if measured.quick else "full"
+            agree = "" if measured.quick == quick else f"go on {'with' if measured.quick else 'without'} --quick, "
             raise RunError(
-                f"{folder}: holds {name}.json of {'a quick' if measured.quick else 'a full'} run of other sizes; "
-                "give another --output, or delete it"
+                f"{folder / name}.json: of a {of} run of other sizes; {agree}give another --output, or delete the file"
             )
     folder.mkdir(parents=True, exist_ok=True)
     if not jax.config.jax_compilation_cache_dir:  # many trainings share programs
@@ -110,6 +111,6 @@ def read(folder: pathlib.Path, name: str) -> Measured | None:
         measured = Measured(*(values[field] for field in Measured._fields))
         page.section(name, measured)  # all of it can be shown
         return measured
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError) as error:
         said = f"{type(error).__name__}: {error}"
         raise RunError(f"{path}: cannot be read ({said}); delete it to measure the claim again") from None

@@ -245,6 +245,23 @@ def test_a_stopped_run_resumes_to_the_same_bits(repository, tiny, tmp_path, caps
     assert len(rows[0]) == 6
 
 
+def test_stopped_at_its_last_step_it_is_judged_when_it_goes_on(repository, tiny, tmp_path, monkeypatch, capsys):
+    show = Display.show
+
+    def show_and_interrupt(self, row):
+        show(self, row)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Display, "show", show_and_interrupt)
+    ten = {"training.steps": "10"}
+    assert experiment.run(request(repository, tiny, tmp_path / "run", **ten)) == 130
+    assert "stopped at step 10, which is saved; go on with: python train.py --resume" in capsys.readouterr().err
+    assert Folder(tmp_path / "run").summary() is None
+    monkeypatch.setattr(Display, "show", show)
+    assert experiment.run(request(repository, tiny, tmp_path / "run", resume=True, **ten)) == 0
+    assert Folder(tmp_path / "run").summary()["steps"] == 10
+
+
 def test_a_finished_run_is_never_lost(repository, tiny, copy_run, capsys):
     before = {path: path.read_bytes() for path in copy_run.rglob("*") if path.is_file()}
     again = experiment.Request(str(repository / "configs/copy.py"), tiny, str(copy_run), False, "off")

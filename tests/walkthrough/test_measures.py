@@ -7,6 +7,7 @@ import pytest
 
 import attn
 from attn.functional.positions import sinusoidal
+from attn.training.folders import RunError
 from attn.walkthrough import access, bench, bottleneck, cross, heads, parallel, positions, reading, scaling
 from attn.walkthrough.bench import exact_match, matched, parameters, without
 from attn.walkthrough.claims import Check, verdict
@@ -209,3 +210,13 @@ def test_a_training_that_was_stopped_goes_on_and_all_of_it_was_watched(tmp_path,
     assert run.step == 20 and parts.watched(run) == expected and [row["step"] for row in expected] == [*range(2, 21, 2)]
     monkeypatch.setattr(bench, "train", None)  # nothing is left to train
     assert parts.trained(settings, watch=look).step == 20
+    # What is damaged names the run that has to be trained again.
+    damaged = {
+        "watched/00000004.json": lambda: parts.watched(run),
+        "metrics.jsonl": lambda: bench.losses(run),
+        "config.json": lambda: parts.trained(settings, watch=look),
+    }
+    for name, read in damaged.items():
+        (run.folder / name).write_text("{")
+        with pytest.raises(RunError, match=f"{run.folder}: damaged .*delete it"):
+            read()

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 from matplotlib.figure import Figure
@@ -76,12 +79,16 @@ def asked(monkeypatch) -> list:
         asked.append(sizes)
         return {"x": 2.0}
 
+    def draw(numbers):
+        """Nothing, against <nothing>."""
+        return Figure()
+
     made = dataclasses.replace(
         CLAIMS["access"],
         title="Made <up>",
         measure=measure,
         check=lambda numbers: [Check("x", numbers["x"], least=1.0), Check("-x", -numbers["x"], least=1.0)],
-        draw=lambda numbers: Figure(),
+        draw=draw,
         tables=lambda numbers: [],
     )
     for name in list(CLAIMS):
@@ -104,6 +111,7 @@ def test_the_page_loads_nothing_and_says_what_is_reduced(asked, tmp_path):
     assert "Made &lt;up&gt;" in page
     assert not re.search(r"<script|<link|@import|src=\"(?!data:)|url\(", page)
     assert "A quick run" in page and "(full: " in page
+    assert 'alt="Nothing, against &lt;nothing&gt;."' in page
     assert asked == [CLAIMS["made"].quick]
 
 
@@ -121,8 +129,27 @@ def test_numbers_of_other_sizes_are_not_overwritten(asked, tmp_path, capsys):
     assert cli.main(["walkthrough", "--output", str(tmp_path)]) == 0
     before = (tmp_path / "made.json").read_text()
     assert cli.main(["walkthrough", "--quick", "--output", str(tmp_path)]) == 2
-    assert "made.json" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "made.json" in err and "without --quick" in err
     assert (tmp_path / "made.json").read_text() == before
+
+
+def test_spaces_after_commas_are_no_part_of_a_name(asked, tmp_path):
+    assert cli.main(["walkthrough", "--only", "made, made", "--output", str(tmp_path)]) == 0
+    assert len(asked) == 1
+
+
+def test_interrupted_while_it_compiles_it_says_how_to_go_on(repository, tmp_path):
+    """In a process of its own, which ends by itself and not by a crash."""
+    words = ["-c", "from attn import cli; cli.script()", "walkthrough", "--quick", "--only", "parallel"]
+    words = [sys.executable, "-u", *words, "--output", str(tmp_path)]
+    with subprocess.Popen(words, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while "timing" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "stopped; the same command goes on from there\n")
+    assert (tmp_path / "index.html").exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"quick": true}', "null"])
