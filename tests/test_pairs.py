@@ -117,7 +117,7 @@ def test_what_is_no_utf8_is_answered_and_what_cannot_be_printed_is_shown(pairs_r
 def test_the_next_command_is_one_that_works(tmp_path):
     for text in ("a b", "-5", "it's"):
         [_, *words] = shlex.split(f"predict {experiment._quoted(tmp_path, text)}")
-        assert cli._parser().parse_args(["predict", *words]).inputs == [text]
+        assert cli._parse(["predict", *words]).inputs == [text]
 
 
 def test_signs_of_mathematics_are_drawn_as_they_are(pairs_run, tmp_path):

@@ -141,8 +141,10 @@ def test_spaces_after_commas_are_no_part_of_a_name(asked, tmp_path):
 
 def test_interrupted_while_it_compiles_it_says_how_to_go_on(repository, tmp_path):
     """In a process of its own, which ends by itself and not by a crash."""
-    words = ["-c", "from attn import cli; cli.script()", "walkthrough", "--quick", "--only", "parallel"]
-    words = [sys.executable, "-u", *words, "--output", str(tmp_path)]
+    # A process that was started in the background ignores SIGINT, and so do its children.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    words = ["walkthrough", "--quick", "--only", "parallel", "--output", str(tmp_path)]
+    words = [sys.executable, "-u", "-c", f"{listen}; from attn import cli; cli.script()", *words]
     with subprocess.Popen(words, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while "timing" not in process.stdout.readline():
             assert process.poll() is None
