@@ -1,6 +1,7 @@
 """`attn predict | evaluate | inspect RUN ...`: ask a trained run. `attn walkthrough`: measure the claims."""
 
 import argparse
+import contextlib
 import io
 import os
 import sys
@@ -49,8 +50,9 @@ def leave(status: int):
     keep it waiting.
     """
     if status == 130:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # its reader was interrupted as well
+                stream.flush()
         os._exit(status)
     sys.exit(status)
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -157,3 +159,18 @@ def test_learned_positions_bound_the_input(repository, tiny, tmp_path):
         run.predict(["1", "1 2 3 4 5 6 1 2 3"])
     with pytest.raises(InputError, match="at most 8"):
         run.evaluate([3, 9])
+
+
+def test_an_interrupted_command_leaves_at_once_though_a_thread_works_and_nobody_reads():
+    program = """
+import threading, time
+from attn import cli
+threading.Thread(target=time.sleep, args=(60,)).start()
+print("written")
+cli.leave(130)
+"""
+    words, pipe = [sys.executable, "-c", program], subprocess.PIPE
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(words, env=buffered, stdout=pipe, stderr=pipe) as process:
+        process.stdout.close()
+        assert (process.wait(timeout=30), process.stderr.read()) == (130, b"")
