@@ -101,7 +101,7 @@ def name_of(config: Config) -> str:
 def losses(run: Run) -> list[tuple[int, float]]:
     """The training loss by step, in nats a token."""
     with _delete_to_mend(run.folder, OSError, ValueError, KeyError, TypeError):
-        rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in Folder(run.folder).metrics.read_text().splitlines()]
         return [(row["step"], row["loss"]) for row in rows]
 
 
