@@ -193,7 +193,11 @@ def _settled(config: Config) -> Config:
 
 
 def _flat(settings: dict) -> dict:
-    return {f"{section}.{name}": value for section, group in settings.items() for name, value in group.items()}
+    flat = {}
+    for name, value in settings.items():
+        inner = _flat(value) if isinstance(value, dict) else None
+        flat |= {name: value} if inner is None else {f"{name}.{key}": each for key, each in inner.items()}
+    return flat
 
 
 def summarise(config: Config, data: Generated | Stored, folder: Folder, outcome: Outcome, clock: Clock) -> dict:

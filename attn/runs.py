@@ -13,14 +13,13 @@ from flax import nnx
 
 from attn.inspection import pictures
 from attn.inspection.capture import Maps, capture
-from attn.nn.encodings import ENCODINGS
 from attn.tasks.examples import Questions, padded
 from attn.tasks.generated import Generated
 from attn.tasks.settings import LENGTHS, Rule, between, checked
 from attn.tasks.stored import Stored
 from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
 from attn.training import checkpoints, data, meshes
-from attn.training.config import BEAM_WIDTH, Config
+from attn.training.config import BEAM_WIDTH, Config, most_places
 from attn.training.folders import Folder, RunError
 from attn.training.judging import Scores, answer_all, build_answer, judge, judging_batches
 from attn.training.progress import shortened
@@ -206,10 +205,8 @@ class Run:
 
     def longest_input(self) -> int | None:
         """How many tokens of a source the positions can encode, answer included; None for any number."""
-        model = self.config.model
-        if not ENCODINGS[model.positions].learned:
-            return None
-        return max(n for n in range(model.max_length) if max(n + 1, self.vocabulary.room(n)) <= model.max_length)
+        most = most_places(self.config.model)
+        return most and max(n for n in range(most) if max(n + 1, self.vocabulary.room(n)) <= most)
 
     def read(self, text: str, number: int = 1) -> list[int]:
         """The tokens of input number `number`.
@@ -232,7 +229,7 @@ class Run:
         """
         longest = self.longest_input()
         if longest is not None and length > longest:
-            raise InputError(f"{length} tokens are more than the learned positions can encode, at most {longest}")
+            raise InputError(f"{length} tokens are more than the positions can encode, at most {longest}")
 
 
 def load(run: str | os.PathLike) -> Run:

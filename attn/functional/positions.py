@@ -153,16 +153,20 @@ def alibi_slopes(num_heads: int) -> Float[Array, "N"]:
     return 2.0 ** (-8.0 * jnp.arange(1, num_heads + 1) / num_heads)
 
 
-def randomized(key: Array, length: int, max_length: int) -> Int[Array, "T"]:
-    """Ordered random positions: `length` distinct integers of 0..max_length-1, sorted.
+def randomized(
+    key: Array, length: int, max_length: int, *, count: int | Int[Array, ""] | None = None
+) -> Int[Array, "T"]:
+    """Ordered random positions: distinct integers of 0..max_length-1, sorted.
 
     Args:
       key: JAX random key.
       length: T.
       max_length: the range to draw from, far beyond the training lengths.
+      count: how many of them are wanted, may be traced; those after the first `count` are all max_length - 1. None for
+        all.
 
     Returns:
-      `[T]` integers.
+      `[T]` integers; any `count` of the range are as likely as any others.
 
     Raises:
       ValueError: length > max_length.
@@ -171,7 +175,10 @@ def randomized(key: Array, length: int, max_length: int) -> Int[Array, "T"]:
     """
     if not 0 < length <= max_length:
         raise ValueError(f"randomized: length must lie in 1..max_length = {max_length}, got {length}")
-    return jnp.sort(jax.random.permutation(key, max_length)[:length])
+    drawn = jax.random.permutation(key, max_length)[:length]
+    if count is not None:
+        drawn = jnp.where(jnp.arange(length) < count, drawn, max_length - 1)
+    return jnp.sort(drawn)
 
 
 def _frequencies(width: int, base: float) -> Float[Array, "pairs"]:

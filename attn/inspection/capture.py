@@ -49,7 +49,7 @@ def capture(model: nnx.Module, vocabulary: Vocabulary, source: Tokens, answer: I
     @jax.jit
     def look(params):
         model = nnx.merge(graphdef, params)
-        weights = model(source, read, return_weights=True)[1]
+        weights = model(source, read, target_length=len(read), return_weights=True)[1]
         blind = not any(map(len, weights))
         return weights, influence(model, source, read, jnp.arange(len(read))) if blind else None
 

@@ -21,12 +21,16 @@ class Cache(NamedTuple):
       own: what the decoder keeps of the target so far: keys and values with room for the rest, or states.
       memory: what it reads of the encoded source.
       source_length: how many of the memory's rows hold something.
+      target_length: how many tokens the target will have, its end token included; None where it is not known.
+      drawn: positions of the places of source and target; see `attn.nn.encodings.draw`.
     """
 
     position: int | Int[Array, ""]
     own: Any
     memory: Any
     source_length: Int[Array, ""]
+    target_length: int | Int[Array, ""] | None = None
+    drawn: Int[Array, "R"] | None = None
 
 
 class Weights(NamedTuple):
@@ -45,12 +49,13 @@ class EncoderDecoder(nnx.Module):
 
     A subclass has three methods:
 
-        encode(source [S], key=, return_weights=, shift=) -> (memory, the encoder's weights or None)
-        start(memory, source_length, room) -> Cache, ready for `room` target tokens
+        encode(source [S], target_length=, key=, return_weights=, shift=) -> (memory, the encoder's weights or None)
+        start(memory, source_length, room, target_length=, key=) -> Cache, ready for `room` target tokens
         decode(target [T], cache, key=, return_weights=) -> (logits [T V], Cache, (own, cross) weights or None)
 
     `decode` reads the next T tokens of the target and tells what comes after each. `shift` `[S D]`, added to the
-    embeddings of the source, is something to differentiate by.
+    embeddings of the source, is something to differentiate by. `start` is given the `target_length` and the `key` that
+    `encode` was.
 
     Its `__init__` calls `add_embeddings` and `add_output`; with tied embeddings one matrix serves source, target and
     output.
@@ -84,6 +89,7 @@ class EncoderDecoder(nnx.Module):
         source: Int[Array, "S"],
         target: Int[Array, "T"],
         *,
+        target_length: int | Int[Array, ""] | None = None,
         key: Array | None = None,
         return_weights: bool = False,
         shift: Float[Array, "S D"] | None = None,
@@ -93,13 +99,15 @@ class EncoderDecoder(nnx.Module):
         Args:
           source: `[S]` tokens, padded at the end.
           target: `[T]` tokens, the begin token first.
-          key: random key for dropout; None for none.
+          target_length: tokens of the whole target, its end token included, for encodings that count from there.
+          key: random key for dropout and for drawn positions; None at test.
           return_weights: also return the attention weights of every layer and head.
           shift: `[S D]`, added to the embeddings of the source.
         """
         keys = split(key, 2)
-        memory, encoder_weights = self.encode(source, key=keys[0], return_weights=return_weights, shift=shift)
-        cache = self.start(memory, jnp.sum(source != PAD), len(target))
+        both = dict(target_length=target_length, key=keys[0])
+        memory, encoder_weights = self.encode(source, **both, return_weights=return_weights, shift=shift)
+        cache = self.start(memory, jnp.sum(source != PAD), len(target), **both)
         logits, _, decoder_weights = self.decode(target, cache, key=keys[1], return_weights=return_weights)
         return (logits, Weights(encoder_weights, *decoder_weights)) if return_weights else logits
 

@@ -8,7 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from attn.functional import Dropout, multi_head_attention, multi_head_attention_weights
-from attn.nn.encodings import Encoding
+from attn.functional.scores import as_score
+from attn.nn.encodings import Encoding, Places, Side
 from attn.nn.variants import Variant
 
 
@@ -27,8 +28,8 @@ class Attention(nnx.Module):
     Args:
       width: D of input, memory and output.
       num_heads, head_width: N and H.
-      encoding: turns queries and keys by their positions, or leaves them.
-      variant: what changes scores and masks, by positions.
+      encoding: turns queries and keys by their positions, or changes scores, or leaves both.
+      variant: what changes scores and masks besides, by positions.
       dtype: of the computation; parameters are float32.
 
     Source: Vaswani et al. 2017, section 3.2.2; the sum over heads is concatenation and projection in one.
@@ -53,35 +54,59 @@ class Attention(nnx.Module):
         self.W_O = nnx.Param(out_of(rngs.params(), (num_heads, head_width, width)))
         self.encoding, self.variant = encoding, variant
         self.dtype = dtype
+        learns = encoding.parameters
+        made = {} if learns is None else learns(rngs.params(), width, num_heads, head_width)
+        self.learned = nnx.Dict({name: nnx.Param(value) for name, value in made.items()})
 
-    def keys_values(self, memory: Float[Array, "S D"], positions: Int[Array, "S"]) -> KeysValues:
-        """The keys and values of a memory whose rows stand at `positions`."""
-        key = self.encoding.turn(self._project(memory, self.W_K), positions)
-        return KeysValues(key, self._project(memory, self.W_V))
+    def keys_values(
+        self, memory: Float[Array, "S D"], side: Side, added: Float[Array, "S D"] | float = 0.0
+    ) -> KeysValues:
+        """The keys and values of a memory whose rows stand where `side` says; `added` goes into keys alone."""
+        turn = self.encoding.turn_keys or self.encoding.turn
+        return KeysValues(
+            turn(self._project((memory + added).astype(self.dtype), self.W_K), side), self._project(memory, self.W_V)
+        )
 
     def __call__(
         self,
         x: Float[Array, "T D"],
         memory: KeysValues,
         *,
-        positions: Int[Array, "T"],
+        places: Places,
         mask,
+        added: Float[Array, "T D"] | float = 0.0,
         dropout: Dropout | None = None,
         return_weights: bool = False,
     ) -> tuple[Float[Array, "T D"], Float[Array, "N T S"] | None]:
-        """What the rows of `x`, at `positions`, read from the memory; and, if asked for, the weights."""
-        query = self.encoding.turn(self._project(x, self.W_Q), positions)
-        how = self._varied(mask, positions[0])
+        """What the rows of `x` read from the memory; and, if asked for, the weights.
+
+        Args:
+          x: what queries are made of.
+          memory: from `keys_values`.
+          places: where queries and keys stand.
+          mask: who may be attended to.
+          added: to what queries are made of.
+          dropout: of weights.
+          return_weights: whether to return them, too.
+        """
+        query = self.encoding.turn(self._project((x + added).astype(self.dtype), self.W_Q), places.queries)
+        how = self._varied(mask, query, memory.key, places)
         heads = multi_head_attention(query, *memory, **how, dropout=dropout, implementation="fastest")
         out = jnp.einsum("tnh,nhd->td", heads, self.W_O[...].astype(self.dtype))
         return out, multi_head_attention_weights(query, memory.key, **how) if return_weights else None
 
-    def _varied(self, mask, first: Int[Array, ""]) -> dict:
+    def _varied(self, mask, query, key, places: Places) -> dict:
         """Mask, score and scale; the variant's functions see positions that count from the start of the sequence."""
-        variant = self.variant
+        variant, encoding, first = self.variant, self.encoding, places.queries.index[0]
+        score = None
+        if encoding.score is not None:
+            learned = {name: each[...] for name, each in self.learned.items()}
+            score = encoding.score(learned, query, key, places)
+        if variant.score is not None:
+            varied = as_score(lambda s, i, j: variant.score(s, i + first, j))
+            score = varied if score is None else score >> varied
         if variant.mask is not None:
             mask = mask & (lambda i, j: variant.mask(i + first, j))
-        score = None if variant.score is None else lambda s, i, j: variant.score(s, i + first, j)
         return dict(mask=mask, score=score, scale=variant.scale)
 
     def _project(self, x: Float[Array, "T D"], W: nnx.Param) -> Float[Array, "T N H"]:

@@ -288,6 +288,7 @@ class Recurrent(EncoderDecoder):
         self,
         source: Int[Array, "S"],
         *,
+        target_length: int | Int[Array, ""] | None = None,
         key: Array | None = None,
         return_weights: bool = False,
         shift: Float[Array, "S D"] | None = None,
@@ -302,9 +303,15 @@ class Recurrent(EncoderDecoder):
         return (x, tuple(states)), jnp.zeros((0, 1, len(source), len(source))) if return_weights else None
 
     def start(
-        self, memory: tuple[Float[Array, "S D"], tuple[State, ...]], source_length: Int[Array, ""], room: int
+        self,
+        memory: tuple[Float[Array, "S D"], tuple[State, ...]],
+        source_length: Int[Array, ""],
+        room: int,
+        *,
+        target_length: int | Int[Array, ""] | None = None,
+        key: Array | None = None,
     ) -> Cache:
-        """A cache for decoding from an encoded source; states need no room."""
+        """A cache for decoding from an encoded source; states need no room, and no positions are counted."""
         hidden, states = memory
         return Cache(position=0, own=states, memory=self.decoder.read(hidden), source_length=source_length)
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from attn.functional import masks
 from attn.nn.encoder_decoder import PAD, Cache, EncoderDecoder, split
-from attn.nn.encodings import ENCODINGS, Encoding
+from attn.nn.encodings import ENCODINGS, Encoding, Places, Positions, Side, draw
 from attn.nn.layers import Attention, FeedForward, KeysValues, Residual, dropout, weights_dropout
 from attn.nn.variants import VARIANTS
 
@@ -25,14 +25,14 @@ class EncoderLayer(nnx.Module):
         self.attention, self.attention_residual = Attention(**attention), Residual(**residual)
         self.feed_forward, self.feed_forward_residual = FeedForward(**feed_forward), Residual(**residual)
 
-    def __call__(self, x, mask, positions, key, return_weights):
+    def __call__(self, x, mask, places: Places, key, return_weights):
         """`x [S D]` after the layer, and the weights `[N S S]` or None."""
         keys, rate = split(key, 3), self.attention_residual.dropout
         seen = self.attention_residual.enter(x)
         read, weights = self.attention(
             seen,
-            self.attention.keys_values(seen, positions),
-            positions=positions,
+            self.attention.keys_values(seen, places.keys),
+            places=places,
             mask=mask,
             dropout=weights_dropout(rate, keys[0]),
             return_weights=return_weights,
@@ -45,23 +45,24 @@ class EncoderLayer(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Masked self-attention, cross-attention, feed-forward. Source: Vaswani et al. 2017, section 3.1."""
 
-    def __init__(self, attention: dict, feed_forward: dict, residual: dict):
+    def __init__(self, attention: dict, cross: dict, feed_forward: dict, residual: dict):
         self.attention, self.attention_residual = Attention(**attention), Residual(**residual)
-        self.cross, self.cross_residual = Attention(**attention), Residual(**residual)
+        self.cross, self.cross_residual = Attention(**cross), Residual(**residual)
         self.feed_forward, self.feed_forward_residual = FeedForward(**feed_forward), Residual(**residual)
 
-    def __call__(self, x, own: KeysValues, memory: KeysValues, position, source_length, key, return_weights):
+    def __call__(
+        self, x, own: KeysValues, memory: KeysValues, position, own_places, cross_places, added, key, return_weights
+    ):
         """`x [T D]` after the layer, `own` with the new keys and values, and both weights `[N T .]` or None."""
         keys, rate = split(key, 5), self.attention_residual.dropout
-        positions = position + jnp.arange(x.shape[0])
 
         seen = self.attention_residual.enter(x)
-        new = self.attention.keys_values(seen, positions)
+        new = self.attention.keys_values(seen, own_places.queries)
         own = jax.tree.map(lambda room, some: jax.lax.dynamic_update_slice(room, some, (position, 0, 0)), own, new)
         read, weights = self.attention(
             seen,
             own,
-            positions=positions,
+            places=own_places,
             mask=masks.causal(offset=position),
             dropout=weights_dropout(rate, keys[0]),
             return_weights=return_weights,
@@ -71,8 +72,9 @@ class DecoderLayer(nnx.Module):
         read, cross_weights = self.cross(
             self.cross_residual.enter(x),
             memory,
-            positions=positions,
-            mask=masks.padding(source_length),
+            places=cross_places,
+            mask=masks.padding(cross_places.keys.length),
+            added=added,
             dropout=weights_dropout(rate, keys[2]),
             return_weights=return_weights,
         )
@@ -92,8 +94,8 @@ class Transformer(EncoderDecoder):
       head_width: H; None for width / num_heads, which must then be whole.
       num_encoder_layers, num_decoder_layers: L of each stack.
       feed_forward_width: F.
-      positions: a name in `encodings.ENCODINGS`.
-      max_length: rows of the learned table; other encodings know no bound.
+      positions: a name in `encodings.ENCODINGS` for all attention, or `Positions` for each kind of it.
+      max_length: rows of the learned table.
       variant: a name in `variants.VARIANTS`, of every attention layer.
       norm: "pre" or "post".
       dropout: rate, on embeddings, attention weights and the output of every block.
@@ -114,7 +116,7 @@ class Transformer(EncoderDecoder):
         num_encoder_layers: int,
         num_decoder_layers: int,
         feed_forward_width: int,
-        positions: str = "sinusoidal",
+        positions: str | Positions = "sinusoidal",
         max_length: int = 512,
         variant: str = "plain",
         norm: str = "pre",
@@ -124,41 +126,43 @@ class Transformer(EncoderDecoder):
         rngs: nnx.Rngs,
     ):
         dtype = jnp.dtype(dtype)
-        self.encoding: Encoding = ENCODINGS[positions]
+        self.positions = Positions.named(positions) if isinstance(positions, str) else positions
         self.width, self.dropout, self.norm, self.dtype = width, dropout, norm, dtype
         head_width = head_width or width // num_heads
         self.cache_shape = (num_heads, head_width)
 
         ends = dict(tied=tied_embeddings, dtype=dtype, rngs=rngs)
         self.add_embeddings(vocabulary, width, **ends)
-        if self.encoding.learned:
-            table = nnx.initializers.normal(width**-0.5)(rngs.params(), (max_length, width))
-        self.table = nnx.Param(table) if self.encoding.learned else None
+        learned = any(encoding.learned for encoding in self.encodings)
+        table = nnx.initializers.normal(width**-0.5)(rngs.params(), (max_length, width)) if learned else None
+        self.table = None if table is None else nnx.Param(table)
 
-        layer = {
-            "attention": dict(
-                width=width,
-                num_heads=num_heads,
-                head_width=head_width,
-                encoding=self.encoding,
-                variant=VARIANTS[variant],
-                dtype=dtype,
-                rngs=rngs,
-            ),
+        def attention(encoding: Encoding) -> dict:
+            heads = dict(width=width, num_heads=num_heads, head_width=head_width)
+            return heads | dict(encoding=encoding, variant=VARIANTS[variant], dtype=dtype, rngs=rngs)
+
+        rest = {
             "feed_forward": dict(width=width, hidden=feed_forward_width, dtype=dtype, rngs=rngs),
             "residual": dict(width=width, norm=norm, dropout=dropout, dtype=dtype, rngs=rngs),
         }
-        self.encoder = nnx.List([EncoderLayer(**layer) for _ in range(num_encoder_layers)])
-        self.decoder = nnx.List([DecoderLayer(**layer) for _ in range(num_decoder_layers)])
+        of_encoder, of_decoder, of_cross = map(attention, self.encodings)
+        self.encoder = nnx.List([EncoderLayer(of_encoder, **rest) for _ in range(num_encoder_layers)])
+        self.decoder = nnx.List([DecoderLayer(of_decoder, of_cross, **rest) for _ in range(num_decoder_layers)])
         if norm == "pre":
             self.encoder_norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
             self.decoder_norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
         self.add_output(vocabulary, width, **ends)
 
+    @property
+    def encodings(self) -> tuple[Encoding, Encoding, Encoding]:
+        """Those of the encoder, of the decoder's own attention and of the cross-attention."""
+        return tuple(ENCODINGS[name] for name in self.positions.names)
+
     def encode(
         self,
         source: Int[Array, "S"],
         *,
+        target_length: int | Int[Array, ""] | None = None,
         key: Array | None = None,
         return_weights: bool = False,
         shift: Float[Array, "S D"] | None = None,
@@ -168,26 +172,47 @@ class Transformer(EncoderDecoder):
         A `shift`, added to the embeddings, is something to differentiate by.
         """
         keys = split(key, len(self.encoder) + 1)
-        positions = jnp.arange(len(source))
-        mask = masks.padding(jnp.sum(source != PAD))
-        x = self._embed(self.source_embed, source, positions, keys[-1])
+        encoding, *_ = self.encodings
+        length = jnp.sum(source != PAD)
+        side = self._side(encoding, jnp.arange(len(source)), length, self._drawn(length, target_length, key))
+        places, mask = Places(side, side, jnp.broadcast_to(length, len(source))), masks.padding(length)
+        x = self._embed(self.source_embed, source, self._added(encoding, side), keys[-1])
         x = x if shift is None else x + shift
         weights = []
         for layer, layer_key in zip(self.encoder, keys):
-            x, layer_weights = layer(x, mask, positions, layer_key, return_weights)
+            x, layer_weights = layer(x, mask, places, layer_key, return_weights)
             weights.append(layer_weights)
         x = self.encoder_norm(x) if self.norm == "pre" else x
         return x, jnp.stack(weights) if return_weights else None
 
-    def start(self, memory: Float[Array, "S D"], source_length: Int[Array, ""], room: int) -> Cache:
-        """A cache for decoding up to `room` target tokens from an encoded source."""
-        positions = jnp.arange(memory.shape[0])
+    def start(
+        self,
+        memory: Float[Array, "S D"],
+        source_length: Int[Array, ""],
+        room: int,
+        *,
+        target_length: int | Int[Array, ""] | None = None,
+        key: Array | None = None,
+    ) -> Cache:
+        """A cache for decoding up to `room` target tokens from an encoded source.
+
+        Raises:
+          ValueError: an encoding counts from the end of the target, and its length is not given.
+        """
+        if target_length is None and (needing := [e for e in self.positions.names if ENCODINGS[e].needs_length]):
+            raise ValueError(f"positions {needing[0]!r} count from the end of the target: target_length must be given")
+        *_, encoding = self.encodings
+        drawn = self._drawn(source_length, target_length, key)
+        side = self._side(encoding, jnp.arange(memory.shape[0]), source_length, drawn)
+        added = self._added(encoding, side)
         empty = jnp.zeros((room, *self.cache_shape), self.dtype)
         return Cache(
             position=0,
             own=tuple(KeysValues(empty, empty) for _ in self.decoder),
-            memory=tuple(layer.cross.keys_values(memory, positions) for layer in self.decoder),
+            memory=tuple(layer.cross.keys_values(memory, side, added) for layer in self.decoder),
             source_length=source_length,
+            target_length=target_length,
+            drawn=drawn,
         )
 
     def decode(
@@ -200,12 +225,23 @@ class Transformer(EncoderDecoder):
           over the R places of the cache and the cross weights).
         """
         keys = split(key, len(self.decoder) + 1)
-        positions = cache.position + jnp.arange(len(target))
-        x = self._embed(self.written_embed, target, positions, keys[-1])
+        _, of_own, of_cross = self.encodings
+        index = cache.position + jnp.arange(len(target))
+        [room, *_], [among, *_] = cache.own[0].key.shape, cache.memory[0].key.shape
+        queries, keys_of_own = (
+            self._side(of_own, some, cache.target_length, cache.drawn) for some in (index, jnp.arange(room))
+        )
+        own_places = Places(queries, keys_of_own, index + 1)
+        asking = self._side(of_cross, index, cache.target_length, cache.drawn)
+        asked = self._side(of_cross, jnp.arange(among), cache.source_length, cache.drawn)
+        cross_places = Places(asking, asked, jnp.broadcast_to(cache.source_length, len(target)))
+        added = self._added(of_cross, asking)
+
+        x = self._embed(self.written_embed, target, self._added(of_own, queries), keys[-1])
         own, weights = [], []
         for layer, layer_own, memory, layer_key in zip(self.decoder, cache.own, cache.memory, keys):
             x, layer_own, layer_weights = layer(
-                x, layer_own, memory, cache.position, cache.source_length, layer_key, return_weights
+                x, layer_own, memory, cache.position, own_places, cross_places, added, layer_key, return_weights
             )
             own.append(layer_own)
             weights.append(layer_weights)
@@ -214,8 +250,22 @@ class Transformer(EncoderDecoder):
         cache = cache._replace(position=cache.position + len(target), own=tuple(own))
         return logits, cache, jax.tree.map(lambda *w: jnp.stack(w), *weights) if return_weights else None
 
-    def _embed(self, embed: nnx.Embed, tokens, positions, key) -> Float[Array, "T D"]:
+    def _drawn(self, source_length, target_length, key: Array | None) -> Int[Array, "range"] | None:
+        """Positions for places of source and target alike, where some attention reads drawn ones."""
+        if not any(encoding.randomized for encoding in self.encodings):
+            return None
+        length = source_length if target_length is None else jnp.maximum(source_length, target_length)
+        return draw(self.positions, length, None if key is None else jax.random.fold_in(key, 0))
+
+    def _side(self, encoding: Encoding, index, length, drawn) -> Side:
+        return Side(index, length, drawn if encoding.randomized else None)
+
+    def _added(self, encoding: Encoding, side: Side) -> Float[Array, "T D"] | float:
+        """What an encoding adds to rows."""
+        if encoding.add is None:
+            return 0.0
+        return encoding.add(side, self.width, None if self.table is None else self.table[...])
+
+    def _embed(self, embed: nnx.Embed, tokens, added, key) -> Float[Array, "T D"]:
         # Not multiplied by sqrt(D), unlike section 3.4 of the source: next to small embeddings positions stand out.
-        table = None if self.table is None else self.table[...]
-        x = embed(tokens) + self.encoding.add(positions, self.width, table)
-        return dropout(x.astype(self.dtype), self.dropout, key)
+        return dropout((embed(tokens) + added).astype(self.dtype), self.dropout, key)

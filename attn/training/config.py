@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping
 
 from attn import tasks
-from attn.nn.encodings import ENCODINGS
+from attn.nn.encodings import ENCODINGS, Positions
 from attn.nn.models import MODELS, settings_of
 from attn.nn.recurrent import DECODERS
 from attn.nn.variants import VARIANTS
@@ -56,7 +56,7 @@ class Model:
     num_encoder_layers: int = 1
     num_decoder_layers: int = 1
     feed_forward_width: int = 128
-    positions: str = "sinusoidal"
+    positions: Positions = dataclasses.field(default_factory=Positions)
     max_length: int = 512
     variant: str = "plain"
     norm: str = "pre"
@@ -131,7 +131,9 @@ RULES = {
     "model.num_encoder_layers": between(1, 1_000),
     "model.num_decoder_layers": between(1, 1_000),
     "model.feed_forward_width": _SIZE,
-    "model.positions": one_of(ENCODINGS),
+    **{f"model.positions.{kind}": one_of(ENCODINGS) for kind in ("encoder", "decoder", "cross")},
+    "model.positions.range": between(2, 1_000_000),
+    "model.positions.at_test": one_of(("spaced", "random")),
     "model.max_length": between(2, 1_000_000),
     "model.variant": one_of(VARIANTS),
     "model.norm": one_of(("pre", "post")),
@@ -171,7 +173,9 @@ def from_mapping(values: Mapping) -> Config:
 
 def to_mapping(config: Config) -> dict:
     """The config as nested dictionaries of plain values, of the model's settings those that it has."""
-    return dataclasses.asdict(config) | {"model": {"name": config.model.name} | model_settings(config.model)}
+    values = dataclasses.asdict(config)
+    kept = ("name", *settings_of(config.model.name))
+    return values | {"model": {name: value for name, value in values["model"].items() if name in kept}}
 
 
 def model_settings(model: Model) -> dict:
@@ -193,6 +197,8 @@ def parse(key: str, text: str):
             raise ConfigError(f"config.{'.'.join(sections[: depth + 1])} is a setting: it has no {name!r} inside")
         cls = hint
     hint = _hint(cls, name, ".".join(["config", *sections]))
+    if hasattr(hint, "named"):  # a name alone stands for all of the group
+        return text
     if dataclasses.is_dataclass(hint):
         names = ", ".join(f"--config.{key}.{field.name}" for field in dataclasses.fields(hint))
         raise ConfigError(f"config.{key} is a group of settings: give one of {names}")
@@ -200,6 +206,10 @@ def parse(key: str, text: str):
 
 
 def _build(cls, values, path: str):
+    if isinstance(values, str) and hasattr(cls, "named"):
+        if said := fault(str, values, one_of(ENCODINGS)):
+            raise ConfigError(f"{path}: {said}")
+        return cls.named(values)
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: got {values!r}, must be a group of settings")
     settings = {}
@@ -254,7 +264,7 @@ def _check_model(model: Model):
     """Settings that the model does not have must be left alone, and the others must go together."""
     for field in dataclasses.fields(Model):
         given = getattr(model, field.name)
-        if field.name not in ("name", *settings_of(model.name)) and given != field.default:
+        if field.name not in ("name", *settings_of(model.name)) and given != getattr(Model(), field.name):
             having = " or ".join(repr(name) for name in MODELS if field.name in settings_of(name))
             raise ConfigError(
                 f"config.model.{field.name}: got {given!r}, means nothing for config.model.name = {model.name!r}; "
@@ -269,8 +279,27 @@ def _check_model(model: Model):
             f"({', '.join(divisors)}) unless config.model.head_width is given"
         )
     head_width = model.head_width or model.width // model.num_heads
-    if model.positions == "rotary" and head_width < 2:
-        raise ConfigError(f"config.model.positions: got 'rotary', must have heads of width 2 or more, not {head_width}")
+    for kind, name in zip(("encoder", "decoder", "cross"), model.positions.names):
+        if "rotary" in name and head_width < 2:
+            raise ConfigError(
+                f"config.model.positions.{kind}: got {name!r}, must have heads of width 2 or more, not {head_width}"
+            )
+    encodings = [ENCODINGS[name] for name in model.positions.names]
+    if any(each.learned and each.randomized for each in encodings) and model.max_length < model.positions.range:
+        raise ConfigError(
+            f"config.model.max_length: got {model.max_length}, must be at least config.model.positions.range = "
+            f"{model.positions.range}, from which places in the table are drawn"
+        )
+
+
+def most_places(model: Model) -> int | None:
+    """How many places the model can tell apart, so how many tokens source and answer may have; None for any number."""
+    if "positions" not in settings_of(model.name):
+        return None
+    encodings = [ENCODINGS[name] for name in model.positions.names]
+    bounds = [model.max_length] * any(each.learned for each in encodings)
+    bounds += [model.positions.range] * any(each.randomized for each in encodings)
+    return min(bounds, default=None)
 
 
 def _check_data(config: Config):
@@ -284,6 +313,12 @@ def _check_data(config: Config):
             raise ConfigError(
                 f"config.data.{name}: got {given!r}, but config.data.source is {data.source!r}; "
                 f"only {reader!r} reads it: --config.data.source={reader}{hint}"
+            )
+    for kind, name in zip(("encoder", "decoder", "cross"), config.model.positions.names):
+        if data.source == "pairs" and ENCODINGS[name].needs_length:
+            raise ConfigError(
+                f"config.model.positions.{kind}: got {name!r}, which counts from the end of the answer: of pairs its "
+                "length is not known before it is written"
             )
     for field in dataclasses.fields(Task):
         given = getattr(config.task, field.name)
@@ -299,10 +334,11 @@ def check_fits(config: Config, data: Generated | Stored):
     Raises:
       ConfigError: it cannot.
     """
-    model, longest = config.model, data.longest_source
+    longest, most = data.longest_source, most_places(config.model)
     needed = max(longest, data.vocabulary.room(longest - 1))
-    if ENCODINGS[model.positions].learned and model.max_length < needed:
+    if most is not None and most < needed:
+        bound = "max_length" if most == config.model.max_length else "positions.range"
         raise ConfigError(
-            f"config.model.max_length: got {model.max_length}, must be at least {needed} for learned positions and "
-            f"{data.name} with sources of {longest - 1} tokens"
+            f"config.model.{bound}: got {most}, must be at least {needed} for {data.name} with sources of "
+            f"{longest - 1} tokens"
         )

@@ -14,7 +14,7 @@ from attn.tasks.examples import PAD
 from attn.tasks.vocabulary import Vocabulary
 
 # Every example has its own keys and values; the position is that of them all, so that writing there stays a slice.
-_OF_EXAMPLES = Cache(position=None, own=0, memory=0, source_length=0)
+_OF_EXAMPLES = Cache(position=None, own=0, memory=0, source_length=0, target_length=0, drawn=0)
 _OF_BEAMS = Cache(position=None, own=0, memory=None, source_length=None)
 
 
@@ -55,7 +55,7 @@ def greedy(model: nnx.Module, vocabulary: Vocabulary, sources: Int[Array, "B S"]
     batch, room = len(sources), vocabulary.room(sources.shape[1] - 1)
     token = jnp.full(batch, vocabulary.begin, sources.dtype)
     answers = jnp.full((batch, room), PAD, sources.dtype)
-    state = (token, most == 0, answers, _start(model, sources, room))
+    state = (token, most == 0, answers, _start(model, sources, most, room))
     return jax.lax.while_loop(unfinished, step, state)[2]
 
 
@@ -98,7 +98,7 @@ def beam_search(model: nnx.Module, vocabulary: Vocabulary, sources: Int[Array, "
         return ~state[2][:, 0].all()
 
     shape, room = (len(sources), width), vocabulary.room(sources.shape[1] - 1)
-    cache = _start(model, sources, room)
+    cache = _start(model, sources, most, room)
     cache = cache._replace(own=jax.tree.map(lambda x: jnp.repeat(x[:, None], width, axis=1), cache.own))
     state = (
         jnp.full(shape, -jnp.inf).at[:, 0].set(0.0),  # at first there is one beginning, the empty one
@@ -121,11 +121,12 @@ def _unpadded(logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
     return logits.at[..., PAD].set(-jnp.inf)
 
 
-def _start(model: nnx.Module, sources: Int[Array, "B S"], room: int) -> Cache:
-    """The caches of a batch, before the first token."""
+def _start(model: nnx.Module, sources: Int[Array, "B S"], most: Int[Array, "B"], room: int) -> Cache:
+    """The caches of a batch, before the first token; encodings that count from an answer's end are told `most`."""
 
-    def start(source):
-        memory, _ = model.encode(source)
-        return model.start(memory, jnp.sum(source != PAD), room)._replace(position=jnp.zeros((), jnp.int32))
+    def start(source, length):
+        memory, _ = model.encode(source, target_length=length)
+        cache = model.start(memory, jnp.sum(source != PAD), room, target_length=length)
+        return cache._replace(position=jnp.zeros((), jnp.int32))
 
-    return jax.vmap(start, out_axes=_OF_EXAMPLES)(sources)
+    return jax.vmap(start, out_axes=_OF_EXAMPLES)(sources, most)

@@ -1,10 +1,12 @@
 """From the command line to a config: a file that defines `get_config`, and `--config.section.name=value`."""
 
+import dataclasses
 import pathlib
 import sys
 
 from ml_collections import ConfigDict
 
+from attn.nn.encodings import Positions
 from attn.tasks.settings import nearest
 from attn.training.config import Config, ConfigError, from_mapping, parse
 
@@ -55,6 +57,8 @@ def override(settings: dict, overrides: dict[str, str]) -> Config:
         *sections, name = key.split(".")
         group = settings
         for section in sections:
+            if isinstance(group.get(section), str):  # a name that stands for a group
+                group[section] = dataclasses.asdict(Positions.named(group[section]))
             group = group.setdefault(section, {})
         group[name] = value
     return from_mapping(settings)

@@ -88,7 +88,8 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 
 def example_loss(model: nnx.Module, begin: int, example: Example, key: Array | None) -> Report:
     """Predict each token of a target from those before it and the source."""
-    logits = model(example.source, decoder_input(example.target, begin), key=key)
+    length = jnp.sum(example.target != PAD)
+    logits = model(example.source, decoder_input(example.target, begin), target_length=length, key=key)
     loss = cross_entropy(logits, example.target, PAD)
     return Report(loss, jnp.sum(example.source != PAD) + loss.count)
 

@@ -8,7 +8,7 @@ import numpy as np
 from model_cases import SIZES, SOURCE, TARGET, VOCABULARY, encode, make, run
 
 from attn.functional import masks
-from attn.nn.encodings import ENCODINGS
+from attn.nn.encodings import ENCODINGS, Places, Side
 from attn.nn.variants import VARIANTS, Variant
 
 
@@ -17,8 +17,10 @@ def test_padding_is_out_of_reach_by_its_gradient():
 
     def read(values):
         layer = model.encoder[0].attention
-        memory = layer.keys_values(values, jnp.arange(len(SOURCE)))
-        out, _ = layer(values, memory, positions=jnp.arange(len(SOURCE)), mask=masks.padding(jnp.sum(SOURCE != 0)))
+        length = jnp.sum(SOURCE != 0)
+        side = Side(jnp.arange(len(SOURCE)), length, None)
+        places = Places(side, side, jnp.full(len(SOURCE), length))
+        out, _ = layer(values, layer.keys_values(values, side), places=places, mask=masks.padding(length))
         return out[:5]
 
     values = jax.random.normal(jax.random.key(0), (len(SOURCE), SIZES["transformer"]["width"]))
@@ -65,6 +67,8 @@ def test_an_explicit_head_width_need_not_divide_the_width():
 
 
 def test_a_new_encoding_is_one_record(monkeypatch):
-    ramp = dataclasses.replace(ENCODINGS["none"], add=lambda at, width, table: at[:, None] * jnp.linspace(-1, 1, width))
+    ramp = dataclasses.replace(
+        ENCODINGS["none"], add=lambda side, width, table: side.index[:, None] * jnp.linspace(-1, 1, width)
+    )
     monkeypatch.setitem(ENCODINGS, "ramp", ramp)
     assert np.abs(run(make(positions="ramp")) - run(make(positions="none"))).max() > 1e-3

@@ -25,9 +25,15 @@ def test_a_config_is_frozen():
         Config().task = None
 
 
+def flat(settings, path=""):
+    """The paths of all settings."""
+    for name, value in settings.items():
+        yield from flat(value, f"{path}{name}.") if isinstance(value, dict) else [path + name]
+
+
 def test_every_number_and_name_has_a_rule():
     free = {"model.tied_embeddings"}  # a boolean is either
-    every = {f"{section}.{name}" for section, group in dataclasses.asdict(Config()).items() for name in group}
+    every = set(flat(dataclasses.asdict(Config())))
     assert every - free == set(RULES)
 
 
