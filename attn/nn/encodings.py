@@ -73,8 +73,8 @@ class Encoding:
 
     Attributes:
       builds_in: what it tells the model that the model would otherwise have to learn, in a few words.
-      add: `(side, width, table) -> [T D]`, added to the embeddings at the bottom of a stack; of cross-attention, to what
-        queries and keys are made of. None for nothing.
+      add: `(side, width, table) -> [T D]`, added to the embeddings at the bottom of a stack; in cross-attention, to
+        what queries and keys are made of. None for nothing.
       turn, turn_keys: `(x [T N H], side) -> [T N H]`, applied to queries and keys; `turn_keys` None for the same.
       score: `(parameters, query [T N H], key [S N H], places) -> score`, a score function of rows of queries and keys.
       parameters: `(key, width, num_heads, head_width) -> {name: array}`, what a layer learns for it.
@@ -116,10 +116,9 @@ class Positions:
         added = name in ENCODINGS and ENCODINGS[name].add is not None
         return cls(name, name, "none" if added else name)
 
-    @property
-    def names(self) -> tuple[str, str, str]:
-        """The three names."""
-        return self.encoder, self.decoder, self.cross
+    def by_kind(self) -> dict[str, str]:
+        """The names by the kind of attention."""
+        return {"encoder": self.encoder, "decoder": self.decoder, "cross": self.cross}
 
 
 def draw(settings: Positions, length: Int[Array, ""], key: Array | None) -> Int[Array, "range"]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from attn.functional import Dropout, multi_head_attention, multi_head_attention_weights
 from attn.functional.scores import as_score

@@ -156,7 +156,7 @@ class Transformer(EncoderDecoder):
     @property
     def encodings(self) -> tuple[Encoding, Encoding, Encoding]:
         """Those of the encoder, of the decoder's own attention and of the cross-attention."""
-        return tuple(ENCODINGS[name] for name in self.positions.names)
+        return tuple(ENCODINGS[name] for name in self.positions.by_kind().values())
 
     def encode(
         self,
@@ -199,7 +199,9 @@ class Transformer(EncoderDecoder):
         Raises:
           ValueError: an encoding counts from the end of the target, and its length is not given.
         """
-        if target_length is None and (needing := [e for e in self.positions.names if ENCODINGS[e].needs_length]):
+        if target_length is None and (
+            needing := [name for name in self.positions.by_kind().values() if ENCODINGS[name].needs_length]
+        ):
             raise ValueError(f"positions {needing[0]!r} count from the end of the target: target_length must be given")
         *_, encoding = self.encodings
         drawn = self._drawn(source_length, target_length, key)

@@ -279,12 +279,12 @@ def _check_model(model: Model):
             f"({', '.join(divisors)}) unless config.model.head_width is given"
         )
     head_width = model.head_width or model.width // model.num_heads
-    for kind, name in zip(("encoder", "decoder", "cross"), model.positions.names):
+    for kind, name in model.positions.by_kind().items():
         if "rotary" in name and head_width < 2:
             raise ConfigError(
                 f"config.model.positions.{kind}: got {name!r}, must have heads of width 2 or more, not {head_width}"
             )
-    encodings = [ENCODINGS[name] for name in model.positions.names]
+    encodings = [ENCODINGS[name] for name in model.positions.by_kind().values()]
     if any(each.learned and each.randomized for each in encodings) and model.max_length < model.positions.range:
         raise ConfigError(
             f"config.model.max_length: got {model.max_length}, must be at least config.model.positions.range = "
@@ -296,7 +296,7 @@ def most_places(model: Model) -> int | None:
     """How many places the model can tell apart, so how many tokens source and answer may have; None for any number."""
     if "positions" not in settings_of(model.name):
         return None
-    encodings = [ENCODINGS[name] for name in model.positions.names]
+    encodings = [ENCODINGS[name] for name in model.positions.by_kind().values()]
     bounds = [model.max_length] * any(each.learned for each in encodings)
     bounds += [model.positions.range] * any(each.randomized for each in encodings)
     return min(bounds, default=None)
@@ -314,7 +314,7 @@ def _check_data(config: Config):
                 f"config.data.{name}: got {given!r}, but config.data.source is {data.source!r}; "
                 f"only {reader!r} reads it: --config.data.source={reader}{hint}"
             )
-    for kind, name in zip(("encoder", "decoder", "cross"), config.model.positions.names):
+    for kind, name in config.model.positions.by_kind().items():
         if data.source == "pairs" and ENCODINGS[name].needs_length:
             raise ConfigError(
                 f"config.model.positions.{kind}: got {name!r}, which counts from the end of the answer: of pairs its "

@@ -7,10 +7,10 @@ Decoding stops as soon as every answer of the batch has ended.
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from attn.nn.encoder_decoder import Cache
-from attn.tasks.examples import PAD
+from attn.tasks.examples import PAD, decoder_input
 from attn.tasks.vocabulary import Vocabulary
 
 # Every example has its own keys and values; the position is that of them all, so that writing there stays a slice.
@@ -27,13 +27,17 @@ def decode(
     return beam_search(model, vocabulary, sources, beam_width)
 
 
-def greedy(model: nnx.Module, vocabulary: Vocabulary, sources: Int[Array, "B S"]) -> Int[Array, "B T"]:
+def greedy(
+    model: nnx.Module, vocabulary: Vocabulary, sources: Int[Array, "B S"], *, length_given: bool = False
+) -> Int[Array, "B T"]:
     """The likeliest token again and again, each fed back, until the end token.
 
     Args:
       model: with `encode`, `start` and `decode`.
       vocabulary: for the begin and end tokens, and for how many tokens an answer may take.
       sources: `[B S]` tokens; one that is padding alone is not answered.
+      length_given: let the end token come when as many tokens are written as an answer may take, and not before,
+        whatever the model thinks of it.
 
     Returns:
       `[B T]` tokens: the answer, its end token, padding.
@@ -45,8 +49,9 @@ def greedy(model: nnx.Module, vocabulary: Vocabulary, sources: Int[Array, "B S"]
         token, ended, answers, cache = state
         place = cache.position
         logits, cache, _ = decode(token[:, None], cache)
-        token = jnp.where(ended, PAD, jnp.argmax(_unpadded(logits[:, 0]), axis=-1).astype(token.dtype))
-        ended |= (token == vocabulary.end) | (place + 1 >= most)
+        last = place + 1 >= most
+        token = jnp.where(ended, PAD, _likeliest(logits[:, 0], vocabulary, last if length_given else None))
+        ended |= (token == vocabulary.end) | last
         return token, ended, answers.at[:, place].set(token), cache
 
     def unfinished(state):
@@ -57,6 +62,35 @@ def greedy(model: nnx.Module, vocabulary: Vocabulary, sources: Int[Array, "B S"]
     answers = jnp.full((batch, room), PAD, sources.dtype)
     state = (token, most == 0, answers, _start(model, sources, most, room))
     return jax.lax.while_loop(unfinished, step, state)[2]
+
+
+def confirmed(
+    model: nnx.Module,
+    vocabulary: Vocabulary,
+    sources: Int[Array, "B S"],
+    targets: Int[Array, "B T"],
+    *,
+    length_given: bool = False,
+) -> Bool[Array, "B"]:
+    """Whether `greedy` would write these very answers, found in one pass instead of token by token.
+
+    Where each token of an answer is the likeliest after those before it, greedy decoding writes the first, hence the
+    second, and so on to the end; where one is not, it departs there.
+
+    Args:
+      model, vocabulary, sources, length_given: as of `greedy`.
+      targets: `[B T]` tokens of the answers, with their end tokens, padded.
+
+    Source: the answer is a draft that the model checks, as in speculative decoding: Leviathan et al. 2023, section 2.
+    """
+
+    def one(source, target, most):
+        logits = model(source, decoder_input(target, vocabulary.begin), target_length=most)
+        last = jnp.arange(1, len(target) + 1) >= most
+        written = _likeliest(logits, vocabulary, last if length_given else None)
+        return jnp.all((written == target) | (target == PAD))
+
+    return jax.vmap(one)(sources, targets, _most_tokens(vocabulary, sources))
 
 
 def beam_search(model: nnx.Module, vocabulary: Vocabulary, sources: Int[Array, "B S"], width: int) -> Int[Array, "B T"]:
@@ -114,6 +148,16 @@ def _most_tokens(vocabulary: Vocabulary, sources: Int[Array, "B S"]) -> Int[Arra
     """How many tokens each answer may take, its end included."""
     by_length = jnp.array([0, *map(vocabulary.room, range(sources.shape[1]))])  # by tokens of the source with its end
     return by_length[jnp.sum(sources != PAD, axis=1)]
+
+
+def _likeliest(
+    logits: Float[Array, "*B V"], vocabulary: Vocabulary, last: Bool[Array, "*B"] | None
+) -> Int[Array, "*B"]:
+    """The likeliest token; the end token where it is the `last` and nowhere else, if that is given."""
+    logits = _unpadded(logits)
+    if last is not None:
+        logits = logits.at[..., vocabulary.end].set(jnp.where(last, jnp.inf, -jnp.inf))
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
 def _unpadded(logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:

@@ -80,14 +80,18 @@ def build_answer(
     vocabulary: Vocabulary, graphdef: nnx.GraphDef, mesh: Mesh, beam_width: int = 1
 ) -> Callable[[nnx.State, Int[np.ndarray, "B S"]], Int[np.ndarray, "B T"]]:
     """Make `(params, sources) -> answers`: a batch answered freely, greedily or with a beam."""
+    return share_out(lambda model, sources: decode(model, vocabulary, sources, beam_width), graphdef, mesh)
 
-    def answer(params, sources):
-        answers = decode(nnx.merge(graphdef, params), vocabulary, sources, beam_width)
-        return jax.lax.all_gather(answers, DATA, tiled=True)
+
+def share_out(program: Callable, graphdef: nnx.GraphDef, mesh: Mesh) -> Callable:
+    """Make `(params, batch) -> results` of `(model, batch) -> results`, each device having its share of the batch."""
+
+    def shared(params, batch):
+        return jax.lax.all_gather(program(nnx.merge(graphdef, params), batch), DATA, tiled=True)
 
     specs = (PartitionSpec(), PartitionSpec(DATA))
     # Decoding starts from constants that the loop makes differ by device, which the check of axes rejects.
-    return jax.jit(jax.shard_map(answer, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False))
+    return jax.jit(jax.shard_map(shared, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False))
 
 
 def answer_all(

@@ -1,0 +1,139 @@
+"""A whole table: train, ask, keep what was found, training by training.
+
+The folder holds `ROW.json` for each row, with an entry for each model that has been trained and asked, and the models
+themselves under `runs/`. What is there is not done again.
+"""
+
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+
+from attn.lengths.asking import exact_at, examine
+from attn.lengths.table import Table, Training
+from attn.training.config import to_mapping
+from attn.training.folders import RunError, write_whole
+from attn.walkthrough.bench import Bench
+
+_FAR_SEEDS = 3
+
+
+def run_table(
+    table: Table,
+    names: Sequence[str],
+    folder: pathlib.Path,
+    *,
+    say: Callable[[str], None] = print,
+    track: Callable[[Sequence], Iterable] = iter,
+) -> None:
+    """Train and ask what rows of a table lack in a folder.
+
+    Args:
+      table: the rows.
+      names: of the rows.
+      folder: to write to, or to go on with.
+      say: shows a line.
+      track: wraps a sequence of lengths, to show progress.
+
+    Raises:
+      RunError: what the folder holds is damaged, or of another table.
+    """
+    if not jax.config.jax_compilation_cache_dir:  # many trainings share programs
+        jax.config.update("jax_compilation_cache_dir", str((folder / "programs").resolve()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    bench = Bench(folder / "runs", say)
+    done = {name: read(table, name, folder) for name in names}
+    missing = [each for name in names for each in table.trainings(name) if each.name not in done[name]]
+    say(
+        f"{len(missing) + sum(map(len, done.values()))} models in {len(names)} rows; {len(missing)} are missing in {folder}"
+    )
+    for number, training in enumerate(missing, start=1):
+        say(f"model {number} of {len(missing)}: {training.name}")
+        found = done[training.row]
+        found[training.name] = _found(table, training, bench, track)
+        write_whole(folder / f"{training.row}.json", json.dumps(found) + "\n")
+        say(f"  {shortly(table, found[training.name])}")
+
+
+def _found(table: Table, training: Training, bench: Bench, track: Callable) -> dict[str, Any]:
+    """Train a model, for as long as it needs and the budgets allow, and ask it."""
+    row = table.rows[training.row]
+    seconds = []
+    for steps in table.budgets:
+        config = to_mapping(table.configured(training, steps))
+        began = time.perf_counter()
+        run = bench.trained({group: config[group] for group in ("task", "model", "optimizer", "training")})
+        seconds.append(time.perf_counter() - began)
+        if exact := exact_at(run, row.ends[0], table.longest):
+            break
+    far = training.task in row.far and training.seed < _FAR_SEEDS
+    began = time.perf_counter()
+    ends = {end: examine(run, end, table.asked, far=far, track=track) for end in row.ends}
+    return {
+        "row": training.row,
+        "task": training.task,
+        "symbols": training.symbols,
+        "seed": training.seed,
+        "settings": _settings(table, training),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.params)),
+        "steps": steps,
+        "exact_at_longest": exact,
+        "seconds": {"training": seconds, "asking": time.perf_counter() - began},
+        "ends": ends,
+        "machine": {
+            "devices": [device.device_kind for device in jax.devices()],
+            "cores": os.cpu_count(),
+            "jax": jax.__version__,
+        },
+    }
+
+
+def _settings(table: Table, training: Training) -> dict[str, Any]:
+    """What decides a result, as JSON gives it back: to tell results of another table."""
+    config = to_mapping(table.configured(training, table.budgets[0]))
+    kept = {group: config[group] for group in ("task", "model", "optimizer")}
+    return json.loads(
+        json.dumps({**kept, "batch_size": config["training"]["batch_size"], "budgets": table.budgets, "asked": asked})
+    )
+
+
+def read(table: Table, name: str, folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """What a folder holds of a row, by the names of its trainings.
+
+    Raises:
+      RunError: the file is damaged, or of other settings.
+    """
+    path = folder / f"{name}.json"
+    if not path.exists():
+        return {}
+    try:
+        held = json.loads(path.read_text())
+        found = {each.name: held[each.name] for each in table.trainings(name) if each.name in held}
+        for training in table.trainings(name):
+            if training.name in found and found[training.name]["settings"] != _settings(table, training):
+                raise RunError(f"{path}: of other settings; delete it to do it again, or give another --output")
+            if training.name in found:
+                shortly(table, found[training.name])  # all of it can be shown
+        return found
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise RunError(f"{path}: cannot be read ({said}); delete it to do it again") from None
+
+
+def shortly(table: Table, found: dict[str, Any]) -> str:
+    """What was found of a model, in a line."""
+    said = [f"{found['steps']} steps, {'' if found['exact_at_longest'] else 'not '}exact at {table.longest}"]
+    for end, counts in found["ends"].items():
+        exact = ", ".join(f"{each['exact']} of {each['strings']} at {at}" for at, each in counts["exact"].items())
+        said.append(f"end {end}: {100 * accuracy(found, end, table.asked.beyond):.2f} % of tokens, exact {exact}")
+    return "; ".join(said)
+
+
+def accuracy(found: dict[str, Any], end: str, lengths: Iterable[int]) -> float:
+    """The share of tokens that are right, averaged over lengths."""
+    counts = [found["ends"][end]["tokens"][str(length)] for length in lengths]
+    return sum(each["right"] / each["tokens"] for each in counts) / len(counts)

@@ -1,0 +1,146 @@
+"""What a table of lengths holds: rows to train, tasks, alphabets, and what each trained model is asked.
+
+A table is a config file with `get_table()`, such as configs/lengths.py. A row of one's own is a `Row` in it; an
+encoding of one's own is put into `attn.nn.encodings.ENCODINGS` there as well.
+"""
+
+import dataclasses
+from typing import Any
+
+from attn.nn.encodings import ENCODINGS
+from attn.training.config import Config, from_mapping
+
+ENDS = {
+    "learned": "the model writes an end token of its own",
+    "given": "the length of the answer is given: the end token comes there and nowhere else",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A kind of model, trained anew for every task, alphabet and seed.
+
+    Attributes:
+      model: its settings, as of `config.model`.
+      builds_in: what it is told that others must learn; None to say what its encodings build in.
+      tasks: names of tasks; None for those of the table.
+      symbols: sizes of the alphabet; None for those of the table.
+      seeds: how many.
+      ends: keys of `ENDS`, how its answers may end.
+      far: tasks at which it is asked the farthest length, in the first three seeds.
+      config: further settings by section, such as {"optimizer": {...}}.
+    """
+
+    model: dict[str, Any]
+    builds_in: str | None = None
+    tasks: tuple[str, ...] | None = None
+    symbols: tuple[int, ...] | None = None
+    seeds: int = 3
+    ends: tuple[str, ...] = ("learned", "given")
+    far: tuple[str, ...] = ()
+    config: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What each trained model is asked.
+
+    Attributes:
+      within: lengths of training, for the figure.
+      beyond: lengths over which the accuracy per token is averaged.
+      each: strings of each of these lengths, answered token by token.
+      exact: lengths at which whole strings are counted.
+      strings: how many of each of those; where one of the first 50 is wrong, these alone.
+      structured: the length of the structured strings.
+      far: the farthest length.
+      far_strings: how many strings of it.
+    """
+
+    within: tuple[int, ...] = (4, 8, 16, 24, 32, 40)
+    beyond: tuple[int, ...] = tuple(range(41, 501, 51))
+    each: int = 32
+    exact: tuple[int, ...] = (500, 1_000)
+    strings: int = 1_000
+    structured: int = 1_000
+    far: int = 10_000
+    far_strings: int = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows, and what they share.
+
+    Attributes:
+      rows: by name.
+      config: settings of every training by section; the model's are those of every row before its own.
+      budgets: steps of a training, ascending: a model that is not exact at the longest trained length after the first
+        is trained anew for the second, and so on. The last one counts, exact or not.
+      tasks, symbols: for rows that do not say.
+      longest: of the strings of training; all lengths from 1 on occur.
+      asked: what the trained models are asked.
+    """
+
+    rows: dict[str, Row]
+    config: dict[str, dict[str, Any]]
+    budgets: tuple[int, ...] = (600, 2_400)
+    tasks: tuple[str, ...] = ("copy", "reverse", "duplicate")
+    symbols: tuple[int, ...] = (2,)
+    longest: int = 40
+    asked: Asked = Asked()
+
+    def trainings(self, name: str) -> list["Training"]:
+        """Everything that a row trains, seed by seed."""
+        row = self.rows[name]
+        return [
+            Training(name, task, symbols, seed)
+            for seed in range(row.seeds)
+            for symbols in row.symbols or self.symbols
+            for task in row.tasks or self.tasks
+        ]
+
+    def configured(self, training: "Training", steps: int) -> Config:
+        """The config of a training.
+
+        Raises:
+          attn.training.config.ConfigError: settings that cannot be.
+        """
+        row = self.rows[training.row]
+        settings = {
+            "task": {"name": training.task, "symbols": training.symbols, "max_length": self.longest},
+            "model": row.model,
+            "training": {"seed": training.seed, "steps": steps},
+        }
+        groups = {*self.config, *row.config, *settings}
+        merged = {
+            group: self.config.get(group, {}) | row.config.get(group, {}) | settings.get(group, {}) for group in groups
+        }
+        return from_mapping(merged)
+
+    def builds_in(self, name: str) -> str:
+        """What a row is told that others must learn."""
+        row = self.rows[name]
+        if row.builds_in is not None:
+            return row.builds_in
+        config = self.configured(self.trainings(name)[0], self.budgets[0])
+        said = [
+            f"{kind}: {ENCODINGS[each].builds_in}"
+            for kind, each in config.model.positions.by_kind().items()
+            if each != "none"
+        ]
+        whole = {text.partition(": ")[2] for text in said}
+        return "; ".join(said) if len(whole) > 1 else next(iter(whole), ENCODINGS["none"].builds_in)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One model of a table."""
+
+    row: str
+    task: str
+    symbols: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For files and lines."""
+        return f"{self.row}-{self.task}-{self.symbols}-seed{self.seed}"

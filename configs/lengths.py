@@ -1,0 +1,64 @@
+"""Far past the training length: strings of 1 to 40 symbols are learnt, up to 1,000 and 10,000 are asked.
+
+attn lengths --config=configs/lengths.py
+attn lengths --config=configs/lengths.py --only anchored,rotary
+
+Every row is an encoder-decoder of one layer a stack, width 64 and four heads, or a recurrent network of its size,
+trained with the same settings. A row of one's own is one line in `rows`.
+"""
+
+from attn.lengths.table import Row, Table
+
+_TRANSFORMER = dict(
+    name="transformer", width=64, num_heads=4, num_encoder_layers=1, num_decoder_layers=1, feed_forward_width=128
+)
+
+
+_IN_ORDER = "order, by reading in order"
+_FAR = ("copy", "reverse")
+
+
+def _with(positions, **settings) -> Row:
+    """The same positions in encoder, decoder and cross-attention, up to the longest answer that is asked."""
+    return Row(_TRANSFORMER | {"positions": positions, "max_length": 2_050} | settings)
+
+
+def _pointing(cross: str, own: str = "anchored_once", **settings) -> Row:
+    """Some positions in the cross-attention; in the others, every head of which looks at where it stands, `own`."""
+    return Row(_TRANSFORMER | {"positions": {"encoder": own, "decoder": own, "cross": cross}}, **settings)
+
+
+def get_table() -> Table:
+    """The rows, and how all of them are trained."""
+    given = dict(ends=("given",))  # they count from the answer's end, so that its length must be given
+    rows = {
+        "anchored": _pointing("anchored", seeds=10, symbols=(2, 16), far=_FAR, **given),
+        "anchored_to_source": _pointing(
+            "anchored_to_source", seeds=10, symbols=(2, 16), far=_FAR, tasks=("copy", "reverse")
+        ),
+        "anchored_cross_alone": _pointing("anchored", own="none", **given),
+        "anchored_once": _pointing("anchored_once"),
+        "anchored_frozen": _pointing("anchored_frozen", **given),
+        "anchored_soft": _pointing("anchored_soft", **given),
+        "anchored_unshifted": _pointing("anchored_unshifted", **given),
+        "anchored_rotary": _pointing("anchored_rotary", own="none", **given),
+        "randomized_anchored_rotary": _pointing("randomized_anchored_rotary", own="none", **given),
+        "none": _with("none"),
+        "sinusoidal": _with("sinusoidal"),
+        "learned": _with("learned"),
+        "rotary": _with("rotary"),
+        "shaw": _with("shaw"),
+        "t5": _with("t5"),
+        "alibi": _with("alibi"),
+        "randomized_sinusoidal": _with("randomized_sinusoidal"),
+        "randomized_learned": _with("randomized_learned"),
+        "randomized_rotary": _with("randomized_rotary"),
+        "randomized_shaw": _with("randomized_shaw"),
+        "randomized_alibi": _with("randomized_alibi"),
+        "lstm": Row(dict(name="lstm", width=72, attention="none"), builds_in="order, by reading in order"),
+        "lstm_attention": Row(
+            dict(name="lstm", width=59, attention="additive"), builds_in="order, by reading in order"
+        ),
+    }
+    optimizer = dict(learning_rate=3e-3, warmup_fraction=0.1, decay="cosine", beta2=0.95, clip_norm=10.0)
+    return Table(rows, config={"optimizer": optimizer, "training": {"batch_size": 32}})
