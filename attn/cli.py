@@ -1,4 +1,4 @@
-"""`attn predict | evaluate | inspect RUN ...`: ask a trained run. `attn walkthrough`: measure the claims."""
+"""`attn predict | evaluate | inspect RUN ...`: ask a trained run. `attn walkthrough | lengths`: measure."""
 
 import argparse
 import contextlib
@@ -122,6 +122,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     inspect.add_argument("--output", metavar="FILE", help="picture to write: .png, .svg or .pdf (RUN/inspect.png)")
 
     _add_walkthrough(commands)
+    _add_lengths(commands)
     return parser, commands.choices
 
 
@@ -135,7 +136,7 @@ def _add_walkthrough(commands):
     walkthrough.add_argument(
         "--only",
         metavar="NAMES",
-        type=lambda text: [name.strip() for name in text.split(",")],
+        type=_names,
         help="some of bottleneck,access,scaling,heads,cross,positions,parallel,reading (all)",
     )
     walkthrough.add_argument(
@@ -145,6 +146,32 @@ def _add_walkthrough(commands):
     )
     walkthrough.add_argument(
         "--output", metavar="FOLDER", help="folder to write, or to go on with (runs/walkthrough, or -quick after it)"
+    )
+
+
+def _add_lengths(commands):
+    lengths = commands.add_parser(
+        "lengths",
+        help="train the rows of a table and ask them strings far longer than those of training",
+        description="Train the rows of a table for every task, alphabet and seed, ask them strings far longer than "
+        "those of training, and write FOLDER/ROW.json, FOLDER/lengths.md and FOLDER/lengths.png. The same command goes "
+        "on where it was stopped.",
+    )
+    lengths.add_argument(
+        "--config",
+        metavar="FILE",
+        default="configs/lengths.py",
+        help="Python file with get_table() (configs/lengths.py)",
+    )
+    lengths.add_argument("--only", metavar="ROWS", type=_names, help="some of its rows, such as anchored,rotary (all)")
+    lengths.add_argument(
+        "--seeds", metavar="N", type=_whole(1_000), help="how many seeds of each row at most (as the table says)"
+    )
+    lengths.add_argument(
+        "--output", metavar="FOLDER", help="folder to write, or to go on with (runs/lengths, by the file's name)"
+    )
+    lengths.add_argument(
+        "--page", metavar="FILE", help="Markdown file to write the tables into, between marks (FOLDER/lengths.md)"
     )
 
 
@@ -161,6 +188,11 @@ def _add_beam(command: argparse.ArgumentParser):
 def _text(argument: str) -> str:
     """An argument as standard input is read: what is no UTF-8 becomes a replacement sign."""
     return os.fsencode(argument).decode(errors="replace")
+
+
+def _names(text: str) -> list[str]:
+    """Parse "scaling,heads"."""
+    return [name.strip() for name in text.split(",")]
 
 
 def _lengths(text: str) -> list[int]:

@@ -1,6 +1,7 @@
 """The commands: what each does with what `attn.cli` has parsed; it returns the exit status."""
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import sys
@@ -17,6 +18,7 @@ from attn.tasks.settings import PATH, fault, one_of
 from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
 from attn.training import meshes
 from attn.training.config import ConfigError
+from attn.training.flags import run_file
 from attn.training.folders import RUNS, RunError, file_in_the_way
 from attn.training.judging import Scores
 from attn.training.loop import Interrupted, TrainingError
@@ -124,13 +126,7 @@ def walkthrough(arguments: argparse.Namespace) -> int:
     for name in names:
         if said := fault(str, name, one_of(CLAIMS)):
             raise InputError(f"--only: {said}")
-    folder = RUNS / ("walkthrough-quick" if arguments.quick else "walkthrough")
-    if arguments.output is not None:
-        if said := fault(str, arguments.output, PATH):
-            raise InputError(f"--output: {said}")
-        folder = pathlib.Path(arguments.output).expanduser()
-    if file := file_in_the_way(folder):
-        raise InputError(f"--output={folder}: {file} is a file, must be a folder")
+    folder = _output(arguments.output, RUNS / ("walkthrough-quick" if arguments.quick else "walkthrough"))
     meshes.use_cores(meshes.cores())
     try:
         measured = walk(folder, list(dict.fromkeys(names)), quick=arguments.quick)
@@ -146,6 +142,60 @@ def walkthrough(arguments: argparse.Namespace) -> int:
             print(f"   {mark} {check.measured:>10.4g}  must be {check.must_be():<24}  {check.says}")
     print(f"\nwrote {folder / 'index.html'}")
     return 0
+
+
+def lengths(arguments: argparse.Namespace) -> int:
+    """Train the rows of a table, ask them, and write what came of them."""
+    from attn.lengths import page  # here, since no other command needs them
+    from attn.lengths.running import read, run_table, shortly
+
+    path = pathlib.Path(arguments.config)
+    table = _table(path, arguments.seeds)
+    names = [*table.rows] if arguments.only is None else list(dict.fromkeys(arguments.only))
+    for name in names:
+        if said := fault(str, name, one_of(table.rows)):
+            raise InputError(f"--only: {said}")
+    folder = _output(arguments.output, RUNS / path.stem)
+    written = folder / "lengths.md" if arguments.page is None else pathlib.Path(arguments.page)
+    if written.exists() and arguments.page and page.into(written.read_text(), "") is None:
+        raise InputError(f"--page={written}: has no lines {page.BEGIN} and {page.END} to write between")
+    meshes.use_cores(meshes.cores())
+    try:
+        run_table(table, names, folder, track=_track)
+    except (Interrupted, KeyboardInterrupt) as error:
+        print(f"{str(error) or 'stopped'}; the same command goes on from there", file=sys.stderr)
+        return 130
+    found = {name: each for row in table.rows for name, each in read(table, row, folder).items()}
+    print()
+    for name, each in found.items():
+        print(f"{name}: {shortly(table, each)}")
+    page.save(table, found, written)
+    print(f"\nwrote {written} and {written.with_suffix('.png')}")
+    return 0
+
+
+def _table(path: pathlib.Path, seeds: int | None):
+    """The table of a config file, with so many seeds at most."""
+    from attn.lengths.table import Table
+
+    table = run_file(path, "get_table")
+    if not isinstance(table, Table):
+        raise ConfigError(f"--config={path}: get_table() returned {table!r}, must be an attn.lengths.table.Table")
+    if seeds is not None:
+        rows = {name: dataclasses.replace(row, seeds=min(seeds, row.seeds)) for name, row in table.rows.items()}
+        table = dataclasses.replace(table, rows=rows)
+    table.check()
+    return table
+
+
+def _output(given: str | None, usual: pathlib.Path) -> pathlib.Path:
+    """The folder to write to."""
+    if given is not None and (said := fault(str, given, PATH)):
+        raise InputError(f"--output: {said}")
+    folder = usual if given is None else pathlib.Path(given).expanduser()
+    if file := file_in_the_way(folder):
+        raise InputError(f"--output={folder}: {file} is a file, must be a folder")
+    return folder
 
 
 def _load(path: str) -> Run:

@@ -13,6 +13,7 @@ from flax import nnx
 
 from attn.inspection import pictures
 from attn.inspection.capture import Maps, capture
+from attn.nn.models import MODELS
 from attn.tasks.examples import Questions, padded
 from attn.tasks.generated import Generated
 from attn.tasks.settings import LENGTHS, Rule, between, checked
@@ -206,7 +207,8 @@ class Run:
     def longest_input(self) -> int | None:
         """How many tokens of a source the positions can encode, answer included; None for any number."""
         most = most_places(self.config.model)
-        return most and max(n for n in range(most) if max(n + 1, self.vocabulary.room(n)) <= most)
+        places = MODELS[self.config.model.name].places
+        return most and max(n for n in range(most) if places(n + 1, self.vocabulary.room(n)) <= most)
 
     def read(self, text: str, number: int = 1) -> list[int]:
         """The tokens of input number `number`.

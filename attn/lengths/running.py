@@ -48,9 +48,8 @@ def run_table(
     bench = Bench(folder / "runs", say)
     done = {name: read(table, name, folder) for name in names}
     missing = [each for name in names for each in table.trainings(name) if each.name not in done[name]]
-    say(
-        f"{len(missing) + sum(map(len, done.values()))} models in {len(names)} rows; {len(missing)} are missing in {folder}"
-    )
+    models = len(missing) + sum(map(len, done.values()))
+    say(f"{models} models in {len(names)} rows, of which {len(missing)} are missing in {folder}")
     for number, training in enumerate(missing, start=1):
         say(f"model {number} of {len(missing)}: {training.name}")
         found = done[training.row]
@@ -64,9 +63,8 @@ def _found(table: Table, training: Training, bench: Bench, track: Callable) -> d
     row = table.rows[training.row]
     seconds = []
     for steps in table.budgets:
-        config = to_mapping(table.configured(training, steps))
         began = time.perf_counter()
-        run = bench.trained({group: config[group] for group in ("task", "model", "optimizer", "training")})
+        run = bench.trained(table.settings(training, steps))
         seconds.append(time.perf_counter() - began)
         if exact := exact_at(run, row.ends[0], table.longest):
             break
@@ -96,9 +94,8 @@ def _settings(table: Table, training: Training) -> dict[str, Any]:
     """What decides a result, as JSON gives it back: to tell results of another table."""
     config = to_mapping(table.configured(training, table.budgets[0]))
     kept = {group: config[group] for group in ("task", "model", "optimizer")}
-    return json.loads(
-        json.dumps({**kept, "batch_size": config["training"]["batch_size"], "budgets": table.budgets, "asked": asked})
-    )
+    rest = {"batch_size": config["training"]["batch_size"], "budgets": table.budgets, "asked": vars(table.asked)}
+    return json.loads(json.dumps(kept | rest))
 
 
 def read(table: Table, name: str, folder: pathlib.Path) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,8 @@ import dataclasses
 from typing import Any
 
 from attn.nn.encodings import ENCODINGS
-from attn.training.config import Config, from_mapping
+from attn.tasks.settings import fault, one_of
+from attn.training.config import Config, ConfigError, from_mapping
 
 ENDS = {
     "learned": "the model writes an end token of its own",
@@ -88,6 +89,28 @@ class Table:
     longest: int = 40
     asked: Asked = Asked()
 
+    def check(self):
+        """Check every row before anything is trained.
+
+        Raises:
+          ConfigError: settings that cannot be, or ends that cannot be had.
+        """
+        for name, row in self.rows.items():
+            for end in row.ends or (None,):
+                if said := fault(str, end, one_of(ENDS)):
+                    raise ConfigError(f"row {name!r}: ends: {said}")
+            for training in self.trainings(name):
+                try:
+                    config = self.configured(training, self.budgets[0])
+                except ConfigError as error:
+                    raise ConfigError(f"row {name!r}: {error}") from None
+                counting = [each for each in config.model.positions.by_kind().values() if ENCODINGS[each].needs_length]
+                if counting and "learned" in row.ends:
+                    raise ConfigError(
+                        f"row {name!r}: positions {counting[0]!r} count from the end of the answer, so that its length "
+                        "is given: ends must be ('given',)"
+                    )
+
     def trainings(self, name: str) -> list["Training"]:
         """Everything that a row trains, seed by seed."""
         row = self.rows[name]
@@ -98,23 +121,24 @@ class Table:
             for task in row.tasks or self.tasks
         ]
 
-    def configured(self, training: "Training", steps: int) -> Config:
-        """The config of a training.
-
-        Raises:
-          attn.training.config.ConfigError: settings that cannot be.
-        """
+    def settings(self, training: "Training", steps: int) -> dict[str, dict[str, Any]]:
+        """The settings of a training by section; what they leave out has its usual value."""
         row = self.rows[training.row]
-        settings = {
+        own = {
             "task": {"name": training.task, "symbols": training.symbols, "max_length": self.longest},
             "model": row.model,
             "training": {"seed": training.seed, "steps": steps},
         }
-        groups = {*self.config, *row.config, *settings}
-        merged = {
-            group: self.config.get(group, {}) | row.config.get(group, {}) | settings.get(group, {}) for group in groups
-        }
-        return from_mapping(merged)
+        groups = {*self.config, *row.config, *own}
+        return {group: self.config.get(group, {}) | row.config.get(group, {}) | own.get(group, {}) for group in groups}
+
+    def configured(self, training: "Training", steps: int) -> Config:
+        """The config of a training.
+
+        Raises:
+          ConfigError: settings that cannot be.
+        """
+        return from_mapping(self.settings(training, steps))
 
     def builds_in(self, name: str) -> str:
         """What a row is told that others must learn."""

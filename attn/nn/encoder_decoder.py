@@ -57,9 +57,18 @@ class EncoderDecoder(nnx.Module):
     embeddings of the source, is something to differentiate by. `start` is given the `target_length` and the `key` that
     `encode` was.
 
+    `needs_length` says whether its kind must always be told the target's length.
+
     Its `__init__` calls `add_embeddings` and `add_output`; with tied embeddings one matrix serves source, target and
     output.
     """
+
+    needs_length = False
+
+    @staticmethod
+    def places(source: int, target: int) -> int:
+        """How many places must be told apart for a source and a target of so many tokens, ends included."""
+        return max(source, target)
 
     def add_embeddings(self, vocabulary: int, width: int, *, tied: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
         """Make the embeddings `[V D]` of source and target."""

@@ -7,12 +7,14 @@ each a field of `attn.training.config.Model`.
 import inspect
 
 from attn.nn.recurrent import RecurrentGRU, RecurrentLSTM
+from attn.nn.tape import Tape
 from attn.nn.transformer import Transformer
 
 MODELS = {
     "transformer": Transformer,
     "lstm": RecurrentLSTM,
     "gru": RecurrentGRU,
+    "tape": Tape,
 }
 
 

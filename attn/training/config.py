@@ -42,7 +42,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Which model, and its settings: see `attn.nn.transformer.Transformer` and `attn.nn.recurrent.Recurrent`.
+    """Which model, and its settings: see the classes in `attn.nn.models.MODELS`.
 
     A model reads the settings that it has; the others must be left alone.
     """
@@ -314,6 +314,11 @@ def _check_data(config: Config):
                 f"config.data.{name}: got {given!r}, but config.data.source is {data.source!r}; "
                 f"only {reader!r} reads it: --config.data.source={reader}{hint}"
             )
+    if data.source == "pairs" and MODELS[config.model.name].needs_length:
+        raise ConfigError(
+            f"config.model.name: got {config.model.name!r}, which must be told the length of the answer: of pairs it "
+            "is not known before it is written"
+        )
     for kind, name in config.model.positions.by_kind().items():
         if data.source == "pairs" and ENCODINGS[name].needs_length:
             raise ConfigError(
@@ -335,7 +340,7 @@ def check_fits(config: Config, data: Generated | Stored):
       ConfigError: it cannot.
     """
     longest, most = data.longest_source, most_places(config.model)
-    needed = max(longest, data.vocabulary.room(longest - 1))
+    needed = MODELS[config.model.name].places(longest, data.vocabulary.room(longest - 1))
     if most is not None and most < needed:
         bound = "max_length" if most == config.model.max_length else "positions.range"
         raise ConfigError(

@@ -42,7 +42,10 @@ def load_config(path: str, overrides: dict[str, str] | None = None) -> Config:
       ConfigError: the file is missing or a folder, cannot be read or run, has no `get_config`, or what it returns
         with the overrides applied is not a valid config.
     """
-    return override(_run(pathlib.Path(path)).to_dict(), overrides or {})
+    settings = run_file(pathlib.Path(path), "get_config")
+    if not isinstance(settings, (ConfigDict, dict)):
+        raise ConfigError(f"--config={path}: get_config() returned {settings!r}, must be a ml_collections.ConfigDict")
+    return override(ConfigDict(settings).to_dict(), overrides or {})
 
 
 def override(settings: dict, overrides: dict[str, str]) -> Config:
@@ -64,9 +67,14 @@ def override(settings: dict, overrides: dict[str, str]) -> Config:
     return from_mapping(settings)
 
 
-def _run(path: pathlib.Path) -> ConfigDict:
+def run_file(path: pathlib.Path, name: str):
+    """Run a config file and call its function of this name.
+
+    Raises:
+      ConfigError: the file is missing or a folder, cannot be read or run, or has no such function.
+    """
     if path.is_dir():
-        raise ConfigError(f"--config={path}: a folder, must be a Python file with get_config()")
+        raise ConfigError(f"--config={path}: a folder, must be a Python file with {name}()")
     if not path.exists():
         others = path.parent.glob("*.py") if path.parent.is_dir() else ()
         raise ConfigError(f"--config={path}: no such file{nearest(str(path), map(str, others))}")
@@ -74,9 +82,9 @@ def _run(path: pathlib.Path) -> ConfigDict:
     sys.path.insert(0, str(path.resolve().parent.parent))  # a config may import a sibling: `from configs import ...`
     try:
         exec(compile(path.read_bytes(), str(path), "exec"), space)
-        if not callable(space.get("get_config")):
-            raise ConfigError(f"--config={path}: has no function get_config()")
-        settings = space["get_config"]()
+        if not callable(space.get(name)):
+            raise ConfigError(f"--config={path}: has no function {name}()")
+        return space[name]()
     except ConfigError:
         raise
     except SyntaxError as error:
@@ -86,6 +94,3 @@ def _run(path: pathlib.Path) -> ConfigDict:
         raise ConfigError(f"--config={path}: {type(error).__name__}: {words}") from None
     finally:
         sys.path.pop(0)
-    if not isinstance(settings, (ConfigDict, dict)):
-        raise ConfigError(f"--config={path}: get_config() returned {settings!r}, must be a ml_collections.ConfigDict")
-    return ConfigDict(settings)

@@ -13,6 +13,7 @@ SIZES = {
     "transformer": dict(width=30, num_heads=5, num_encoder_layers=2, num_decoder_layers=2, feed_forward_width=22),
     "lstm": dict(width=22, num_layers=2),
     "gru": dict(width=22, num_layers=2),
+    "tape": dict(width=30, num_heads=5, num_layers=2, feed_forward_width=22),
 }
 
 
