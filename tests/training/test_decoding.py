@@ -11,7 +11,7 @@ from flax import nnx
 from attn.nn.transformer import Transformer
 from attn.tasks.examples import PAD, decoder_input, padded
 from attn.tasks.vocabulary import Symbols
-from attn.training.decoding import beam_search, decode, greedy
+from attn.training.decoding import beam_search, confirmed, decode, greedy
 
 VOCABULARY = Symbols(3)  # 6 tokens
 SOURCES = jnp.array(  # all of 1 to 3 symbols
@@ -96,3 +96,25 @@ def test_empty_sources_that_fill_up_a_batch_are_not_answered(model):
     for width in (1, 3):
         answers = jax.jit(lambda sources, w=width: decode(model, VOCABULARY, sources, w))(0 * SOURCES)
         assert (answers == PAD).all()
+
+
+def test_with_its_length_given_an_answer_ends_there_and_nowhere_else(model):
+    answers = jax.jit(lambda: greedy(model, VOCABULARY, SOURCES, length_given=True))()
+    for source, answer in zip(SOURCES, answers):
+        last = room(source) - 1
+        assert answer[last] == VOCABULARY.end and (answer[:last] != VOCABULARY.end).all()
+        assert (answer[last + 1 :] == PAD).all()
+
+
+@pytest.mark.parametrize("length_given", [False, True])
+def test_one_pass_confirms_what_greedy_writes_and_nothing_else(model, length_given):
+    write = jax.jit(lambda: greedy(model, VOCABULARY, SOURCES, length_given=length_given))
+    check = jax.jit(lambda answers: confirmed(model, VOCABULARY, SOURCES, answers, length_given=length_given))
+    answers = write()
+    assert check(answers).all()
+    for place in range(ROOM):
+        others = jnp.where(answers[:, place] == 1, 2, 1)
+        changed = jnp.where(answers[:, place] == PAD, PAD, others)
+        np.testing.assert_array_equal(
+            check(answers.at[:, place].set(changed)), answers[:, place] == PAD, err_msg=str(place)
+        )

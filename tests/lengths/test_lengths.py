@@ -1,0 +1,208 @@
+"""`attn lengths` as a whole: what it writes, what it does not do twice, and what it refuses."""
+
+import dataclasses
+import json
+import re
+import runpy
+
+import numpy as np
+import pytest
+
+from attn import cli
+from attn.lengths import page
+from attn.lengths.asking import Examiner
+from attn.lengths.running import accuracy, read
+from attn.lengths.table import Row, Table
+from attn.tasks.sequences import KINDS, Task
+from attn.training.config import ConfigError
+from attn.walkthrough.bench import Bench
+
+FILE = """
+from attn.lengths.table import Asked, Row, Table
+
+SIZES = dict(width=16, num_heads=4, num_encoder_layers=1, num_decoder_layers=1, feed_forward_width=16)
+POINTING = {"encoder": "none", "decoder": "none", "cross": "anchored_to_source"}
+
+
+def get_table():
+    rows = {
+        "pointer": Row(SIZES | {"positions": POINTING}, tasks=("copy",), seeds=2),
+        "lstm": Row(dict(name="lstm", width=8), builds_in="order", ends=("given",), tasks=("reverse",), seeds=1),
+    }
+    asked = Asked(within=(4,), beyond=(9, 12), each=8, exact=(12,), strings=60, structured=10, far=20, far_strings=3)
+    return Table(
+        rows,
+        config={"optimizer": {"learning_rate": 1e-2, "warmup_fraction": 0.0}, "training": {"batch_size": 8}},
+        budgets=(BUDGETS),
+        tasks=("copy", "reverse"),
+        longest=6,
+        asked=asked,
+    )
+"""
+
+
+def write(folder, budgets="2, 3"):
+    path = folder / "table.py"
+    path.write_text(FILE.replace("(BUDGETS)", f"({budgets})"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lengths")
+    config, output = write(folder), folder / "out"
+    assert cli.main(["lengths", "--config", str(config), "--output", str(output)]) == 0
+    return config, output
+
+
+def run(config, output, *more):
+    return cli.main(["lengths", "--config", str(config), "--output", str(output), *more])
+
+
+def test_it_writes_every_row_the_tables_and_the_figure(done):
+    _, output = done
+    pointer = json.loads((output / "pointer.json").read_text())
+    assert set(pointer) == {"pointer-copy-2-seed0", "pointer-copy-2-seed1"}
+    for found in pointer.values():
+        assert found["steps"] == 3 and not found["exact_at_longest"]  # nothing is learnt in three steps
+        assert len(found["seconds"]["training"]) == 2
+        for counts in found["ends"].values():
+            assert set(counts["tokens"]) == {"4", "9", "12"} and set(counts["exact"]) == {"12"}
+            for each in counts["tokens"].values():
+                assert each["confirmed_alike"] == each["strings"] >= 7
+    given = pointer["pointer-copy-2-seed0"]["ends"]["given"]["tokens"]["9"]
+    learned = pointer["pointer-copy-2-seed0"]["ends"]["learned"]["tokens"]["9"]
+    assert (given["tokens"], learned["tokens"]) == (8 * 9, 8 * 10)  # without end tokens, and with them
+    text = (output / "lengths.md").read_text()
+    assert text.count("| `pointer` |") == 2 and text.count("| `lstm` | order | given |") == 1
+    assert "### reverse, 2 symbols" in text and (output / "lengths.png").stat().st_size > 10_000
+
+
+def test_what_is_there_is_not_done_again(done, capsys, monkeypatch):
+    config, output = done
+    before = {path: path.stat().st_mtime_ns for path in output.glob("*.json")}
+    monkeypatch.setattr(Bench, "trained", lambda *_: pytest.fail("trained again"))
+    assert run(config, output) == 0
+    assert "3 models in 2 rows, of which 0 are missing" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in output.glob("*.json")} == before
+
+
+def test_one_model_that_is_missing_is_made_up_for(done, tmp_path):
+    config, output = done
+    held = json.loads((output / "pointer.json").read_text())
+    gone = held.pop("pointer-copy-2-seed1")
+    (tmp_path / "pointer.json").write_text(json.dumps(held))
+    (tmp_path / "runs").symlink_to(output / "runs")
+    assert run(config, tmp_path, "--only", "pointer") == 0
+    again = json.loads((tmp_path / "pointer.json").read_text())
+    assert again["pointer-copy-2-seed1"]["ends"] == gone["ends"]
+    assert {name: again[name] for name in held} == held
+
+
+def test_a_page_keeps_what_stands_around_the_tables(done, tmp_path):
+    config, output = done
+    path = tmp_path / "page.md"
+    path.write_text(f"# Before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    assert run(config, output, "--page", str(path)) == 0
+    text = path.read_text()
+    assert text.startswith(f"# Before\n{page.BEGIN}\n") and text.endswith(f"{page.END}\nafter\n")
+    assert "old" not in text and "`pointer`" in text and "(page.png)" in text
+    assert (tmp_path / "page.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "pointr"], "--only: got 'pointr', must be one of pointer, lstm (did you mean 'pointer'?)"),
+        (["--config", "no.py"], "--config=no.py: no such file"),
+        (["--seeds", "0"], "'0' must be a whole number from 1 to 1,000"),
+        (["--page", "README.md"], "has no lines"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(arguments, said, done, capsys):
+    config, output = done
+    try:
+        status = run(config, output, *arguments)
+    except SystemExit as error:
+        status = error.code
+    assert status == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_damaged_results_and_those_of_another_table_are_named(done, tmp_path, capsys):
+    config, output = done
+    (tmp_path / "pointer.json").write_text('{"pointer-copy-2-seed0": {}}')
+    assert run(config, tmp_path) == 2
+    assert re.search(r"pointer\.json: cannot be read .*; delete it to do it again", capsys.readouterr().err)
+    other = write(tmp_path, "2, 4")
+    assert run(other, output) == 2
+    assert "of other settings; delete it to do it again, or give another --output" in capsys.readouterr().err
+
+
+def test_a_table_that_cannot_be_is_refused_before_anything_is_trained():
+    sizes = dict(width=16, num_heads=4)
+    for row, said in [
+        (Row(sizes | {"positions": "anchored"}), r"row 'it': positions 'anchored' count from the end .*\('given',\)"),
+        (Row(sizes | {"positions": "rotry"}), r"row 'it': config.model.positions: got 'rotry'.*did you mean 'rotary'"),
+        (Row(sizes, ends=("never",)), r"row 'it': ends: got 'never', must be one of learned, given"),
+        (Row(sizes, tasks=("cpy",)), r"row 'it': config.task.name: got 'cpy'"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            Table({"it": row}, config={}).check()
+
+
+class Oracle(Examiner):
+    """An examiner whose model writes the right answers, with every tenth symbol changed or none."""
+
+    def __init__(self, task: Task, errs: bool):
+        self.task, self.end, self.errs = task, "given", errs
+
+    def written(self, questions):
+        answers = questions.targets.copy()
+        if self.errs:
+            answers[:, ::10] = self.task.vocabulary.begin
+        return answers
+
+    def confirmed(self, questions):
+        return (self.written(questions) == questions.targets).all(1)
+
+
+@pytest.mark.parametrize("task", ["copy", "reverse", "duplicate"])
+def test_what_is_right_is_counted(task):
+    asked, symbols = Task(task, symbols=2), 8 * 50 * KINDS[task].times
+    right, wrong = Oracle(asked, errs=False), Oracle(asked, errs=True)
+    all_right = {"strings": 8, "exact": 8, "tokens": symbols, "right": symbols, "confirmed_alike": 8}
+    assert right.tokens(50, 8) == all_right
+    assert wrong.tokens(50, 8) == all_right | {"exact": 0, "right": symbols * 9 // 10}
+    assert right.exact(50, 60) == {"strings": 60, "exact": 60}
+    assert wrong.exact(50, 60) == {"strings": 50, "exact": 0}  # no more than needed
+    assert right.structured(9)["one odd"] == {"strings": 9, "exact": 9}
+    assert wrong.structured(9)["one odd"] == {"strings": 9, "exact": 0}
+
+
+def test_accuracy_is_the_mean_over_lengths():
+    found = {"ends": {"given": {"tokens": {"10": {"right": 5, "tokens": 10}, "100": {"right": 100, "tokens": 100}}}}}
+    assert accuracy(found, "given", [10, 100]) == 0.75
+
+
+def test_a_spread_is_best_median_and_worst_and_rounds_down_what_is_not_all():
+    assert page._spread([1.0, 9.0, 3.0]) == "9.0 / 3.0 / 1.0"
+    assert page._spread([100.0, 100.0]) == "100.0"
+    assert page._percent(99.97) == "< 100"
+
+
+def test_seeds_limit_every_row(done, capsys):
+    config, output = done
+    assert run(config, output, "--seeds", "1") == 0
+    assert "2 models in 2 rows" in capsys.readouterr().out
+
+
+def test_a_folder_gives_back_what_it_holds(done):
+    config, output = done
+    table = runpy.run_path(str(config))["get_table"]()
+    table.check()
+    assert len(read(table, "pointer", output)) == 2
+    fewer = dataclasses.replace(table, rows={"pointer": dataclasses.replace(table.rows["pointer"], seeds=1)})
+    assert len(read(fewer, "pointer", output)) == 1
+    assert np.isfinite([accuracy(each, "given", (9, 12)) for each in read(table, "pointer", output).values()]).all()
