@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, Int
 
 PAD = 0  # the token that fills up sources and targets
-_EXAMPLES = 1  # what a run's key is folded with for its examples, so that they share no random numbers with parameters
+# What a run's key is folded with for its examples and for lengths that batches share: no random number serves twice.
+_EXAMPLES, _LENGTHS = 1, 2
 Tokens = Int[Array | np.ndarray, "n"] | Sequence[int]
 
 
@@ -55,6 +56,11 @@ def example_keys(seed: int, step: int | Int[Array, ""], numbers: Int[Array, "B"]
     of_step = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _EXAMPLES), step)
     keys = jax.vmap(lambda number: jax.random.fold_in(of_step, number))(numbers)
     return tuple(jax.vmap(jax.random.split, out_axes=1)(keys))
+
+
+def length_key(seed: int, step: int | Int[Array, ""]) -> Array:
+    """The random key of the length that all examples of a step share."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _LENGTHS), step)
 
 
 def decoder_input(target: Int[Array, "T"], begin: int) -> Int[Array, "T"]:

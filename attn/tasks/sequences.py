@@ -72,10 +72,11 @@ class Task:
         """Between text and the task's tokens."""
         return Symbols(self.symbols, self.kind.times)
 
-    def sample(self, key: Array, *, held_out: bool = False) -> Example:
-        """Draw one example: a uniform length, then uniform symbols, redrawn until they are of the wanted part."""
+    def sample(self, key: Array, *, held_out: bool = False, length: Int[Array, ""] | None = None) -> Example:
+        """Draw one example: a uniform length, if none is given, then uniform symbols, redrawn until they are of the
+        wanted part."""
         length_key, key = jax.random.split(key)
-        length = jax.random.randint(length_key, (), self.min_length, self.max_length + 1)
+        length = self.draw_length(length_key) if length is None else length
 
         def draw(key):
             symbols = jax.random.randint(key, (self.max_length,), 1, self.symbols + 1)
@@ -90,6 +91,10 @@ class Task:
 
         _, symbols = jax.lax.while_loop(unwanted, redraw, (key, draw(key)))
         return self.example(symbols, length)
+
+    def draw_length(self, key: Array) -> Int[Array, ""]:
+        """A uniform length of a source."""
+        return jax.random.randint(key, (), self.min_length, self.max_length + 1)
 
     def example(self, symbols: Int[Array | np.ndarray, "*B n"], length: Int[Array | np.ndarray, "*B"]) -> Example:
         """The example that asks for the answer to `symbols`, of which the first `length` count.

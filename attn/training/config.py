@@ -80,11 +80,15 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How long and on how much; the seed decides parameters, batches and dropout."""
+    """How long and on how much; the seed decides parameters, batches and dropout.
+
+    With `one_length` all strings of a batch have one length, drawn anew at every step.
+    """
 
     seed: int = 0
     steps: int = 2_000
     batch_size: int = 32
+    one_length: bool = False
     steps_per_dispatch: int = 100
     evaluate_every: int = 500
     checkpoint_every: int = 1000
@@ -304,6 +308,11 @@ def most_places(model: Model) -> int | None:
 
 def _check_data(config: Config):
     """Settings that mean nothing for the source of the data must be left alone."""
+    if config.training.one_length and config.data.source != "generated":
+        raise ConfigError(
+            f"config.training.one_length: got True, but config.data.source is {config.data.source!r}; only 'generated' "
+            "draws lengths"
+        )
     data, default = config.data, Data()
     readers = {name: "pairs" for name in ("path", "tokens", "validation", "test", "longest")} | {"folder": "tfds"}
     for name, reader in readers.items():

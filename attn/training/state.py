@@ -4,6 +4,7 @@ A state is (parameters, optimiser state, step). Everything random in a step is f
 so a run that resumes, or that shares a batch out over other devices, goes on with the same examples.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from attn.nn.models import MODELS
-from attn.tasks.examples import PAD, Example, decoder_input, example_keys
+from attn.tasks.examples import PAD, Example, decoder_input, example_keys, length_key
 from attn.tasks.generated import Generated
 from attn.tasks.stored import StackedBatches, Stored
 from attn.tasks.vocabulary import Vocabulary
@@ -24,6 +25,7 @@ from attn.training.config import Config, Optimizer, model_settings
 from attn.training.meshes import DATA
 from attn.training.metrics import Mean, cross_entropy
 
+_WIDTHS = 4  # that batches of one length are padded to
 _PARAMETERS = 0  # what the run's key is folded with for them; see `example_keys`
 
 
@@ -138,8 +140,28 @@ def batches_specs(data: Generated | Stored) -> StackedBatches | None:
 
 def _sampled(config: Config, data: Generated) -> Callable:
     """`(params, step, None) -> (gradients, report)` of examples that the device draws."""
-    gradient, draw = jax.grad(_local_loss(config, data.vocabulary), has_aux=True), jax.vmap(data.sample)
-    return lambda params, step, _: gradient(params, step, config.training.batch_size, draw)
+    gradient, size = jax.grad(_local_loss(config, data.vocabulary), has_aux=True), config.training.batch_size
+    if not config.training.one_length:
+        return lambda params, step, _: gradient(params, step, size, jax.vmap(data.sample))
+
+    def padded_to(width: int):
+        task = dataclasses.replace(data.task, max_length=width)
+
+        def of_length(params, step, length):
+            return gradient(params, step, size, jax.vmap(lambda key: task.sample(key, length=length)))
+
+        return of_length
+
+    widths = sorted(
+        {max(data.task.min_length, -(-data.task.max_length * part // _WIDTHS)) for part in range(1, _WIDTHS + 1)}
+    )
+
+    def differentiate(params, step, _):
+        length = data.task.draw_length(length_key(config.training.seed, step))
+        width = jnp.searchsorted(jnp.array(widths), length)
+        return jax.lax.switch(width, [padded_to(width) for width in widths], params, step, length)
+
+    return differentiate
 
 
 def _given(config: Config, data: Stored) -> Callable:

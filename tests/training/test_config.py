@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from attn.training.config import RULES, Config, ConfigError, from_mapping, parse, to_mapping
-from attn.training.flags import load_config, split_overrides
+from attn.training.flags import load_config, override, split_overrides
 from attn.training.state import model_structure
 
 
@@ -32,7 +32,7 @@ def flat(settings, path=""):
 
 
 def test_every_number_and_name_has_a_rule():
-    free = {"model.tied_embeddings"}  # a boolean is either
+    free = {"model.tied_embeddings", "training.one_length"}  # a boolean is either
     every = set(flat(dataclasses.asdict(Config())))
     assert every - free == set(RULES)
 
@@ -48,7 +48,7 @@ SHARED = ("dropout", "tied_embeddings", "dtype")
 
 
 def test_a_setting_of_another_model_is_refused():
-    said = r"config\.model\.num_heads: got 8, means nothing for config\.model\.name = 'gru'; only 'transformer' has it"
+    said = r"config\.model\.num_heads: got 8, means nothing for config\.model\.name = 'gru'; only 'transformer' or 'tape' has it"
     with pytest.raises(ConfigError, match=said):
         from_mapping({"model": {"name": "gru", "num_heads": 8}})
     with pytest.raises(ConfigError, match="only 'lstm' or 'gru' has it"):
@@ -96,6 +96,24 @@ def test_seven_heads_do_not_divide_the_default_width():
         ({"model": {"dropout": 1.0}}, ["config.model.dropout", "less than 1"]),
         ({"model": {"positions": "learned", "max_length": 20}}, ["config.model.max_length", "at least 33"]),
         ({"model": {"positions": "rotary", "head_width": 1}}, ["config.model.positions", "rotary"]),
+        ({"model": {"positions": {"cross": "rotry"}}}, ["config.model.positions.cross", "did you mean 'rotary'"]),
+        ({"model": {"positions": {"corss": "none"}}}, ["config.model.positions.corss", "did you mean 'cross'"]),
+        ({"model": {"positions": {"at_test": "even"}}}, ["config.model.positions.at_test", "spaced, random"]),
+        (
+            {"model": {"positions": {"decoder": "randomized_rotary", "range": 20}}},
+            ["config.model.positions.range", "got 20", "at least 33"],
+        ),
+        ({"model": {"positions": "randomized_learned"}}, ["config.model.max_length", "positions.range = 2048"]),
+        (
+            {"model": {"name": "tape", "positions": {"encoder": "randomized_rotary", "range": 60}}},
+            ["config.model.positions.range", "got 60", "at least 66"],
+        ),
+        (
+            {"data": {"source": "pairs"}, "model": {"positions": {"cross": "anchored"}}},
+            ["config.model.positions.cross", "'anchored'", "end of the answer"],
+        ),
+        ({"data": {"source": "pairs"}, "model": {"name": "tape"}}, ["config.model.name", "'tape'", "length"]),
+        ({"data": {"source": "tfds"}, "training": {"one_length": True}}, ["config.training.one_length", "generated"]),
     ],
 )
 def test_wrong_settings_are_named(settings, words):
@@ -113,6 +131,15 @@ def test_overrides_take_the_type_of_their_setting():
     assert parse("model.tied_embeddings", "true") is True
     assert parse("optimizer.beta1", "5e-1") == 0.5
     assert parse("task.name", "copy") == "copy"
+
+
+def test_a_name_stands_for_the_positions_of_all_attention_and_each_can_be_replaced():
+    settings = {"model": {"positions": "sinusoidal"}}
+    positions = override(settings, {"model.positions.cross": "rotary"}).model.positions
+    assert positions.by_kind() == {"encoder": "sinusoidal", "decoder": "sinusoidal", "cross": "rotary"}
+    positions = override({}, {"model.positions": "rotary", "model.positions.encoder": "none"}).model.positions
+    assert positions.by_kind() == {"encoder": "none", "decoder": "rotary", "cross": "rotary"}
+    assert from_mapping(to_mapping(from_mapping({"model": {"positions": "t5"}}))).model.positions.cross == "t5"
 
 
 def test_overrides_are_taken_out_of_the_command_line():

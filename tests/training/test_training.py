@@ -124,6 +124,20 @@ def test_loss_and_update_are_those_of_a_plain_step(config):
     np.testing.assert_allclose(np.asarray(state.optimizer[1][0].mu), moments, atol=1e-6)
 
 
+def test_batches_of_one_length_draw_it_anew_at_every_step(config):
+    """The tokens of 32 strings of n symbols, copied, are 32 (2 n + 2): a whole n for one length, and many n in time."""
+    shared = dataclasses.replace(config, training=dataclasses.replace(config.training, one_length=True))
+    tokens = [float(dispatch_once(shared, 2, until=until)[1].tokens) for until in range(1, 8)]
+    each = np.diff([0, *tokens]) / config.training.batch_size
+    lengths = (each - 2) / 2
+    assert (lengths == lengths.round()).all() and len(set(lengths)) > 2
+    assert lengths.min() >= config.task.min_length and lengths.max() <= config.task.max_length
+    mixed = float(dispatch_once(config, 2, until=1)[1].tokens) / config.training.batch_size
+    assert mixed != round(mixed)
+    one, two = (dispatch_once(shared, devices, until=3) for devices in (1, 2))
+    np.testing.assert_allclose(float(one[1].loss.value()), float(two[1].loss.value()), rtol=1e-5)
+
+
 def test_learning_rate_warms_up_and_decays_to_zero():
     config = from_mapping({"optimizer": {"learning_rate": 2.0, "warmup_fraction": 0.2}, "training": {"steps": 100}})
     rate = learning_rate(config.optimizer, 100)
