@@ -3,8 +3,9 @@
 python train.py --config=configs/tape.py --config.task.name=duplicate --config.model.positions=randomized_rotary
 attn lengths --config=configs/tape.py --only relative
 
-Sizes, batches and optimizer are those of Deletang et al. 2023 and Ruoss et al. 2023: 5 layers, width 64, 8 heads, post-norm,
-dropout 0.1, 128 strings a step of one length from 1 to 40, Adam, gradients clipped at 1; here at one learning rate.
+Sizes, batches and optimizer are those of Deletang et al. 2023 and Ruoss et al. 2023: 5 layers, width 64, 8 heads,
+post-norm, dropout 0.1, 128 strings a step of one length from 1 to 40, Adam, gradients clipped at 1; here at one
+learning rate.
 """
 
 from ml_collections import ConfigDict

@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from attn.functional import per_head, positions
+from attn.functional.scores import as_score
 
 _CLIP = 16  # distances beyond share a row: k of Shaw et al. 2018, section 4.1
 _BUCKETS = 32  # of T5
@@ -265,7 +266,7 @@ def log_scaled(encoding: Encoding) -> Encoding:
 
     def score(learned, query, key, places: Places):
         factor = jnp.log1p(places.visible.astype(query.dtype))
-        before = encoding.score and encoding.score(learned, query, key, places)
+        before = as_score(encoding.score and encoding.score(learned, query, key, places))
 
         def scaled(s, i, j):
             return s * factor[i]

@@ -104,7 +104,7 @@ class Attention(nnx.Module):
             score = encoding.score(learned, query, key, places)
         if variant.score is not None:
             varied = as_score(lambda s, i, j: variant.score(s, i + first, j))
-            score = varied if score is None else score >> varied
+            score = varied if score is None else as_score(score) >> varied
         if variant.mask is not None:
             mask = mask & (lambda i, j: variant.mask(i + first, j))
         return dict(mask=mask, score=score, scale=variant.scale)

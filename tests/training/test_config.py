@@ -48,7 +48,10 @@ SHARED = ("dropout", "tied_embeddings", "dtype")
 
 
 def test_a_setting_of_another_model_is_refused():
-    said = r"config\.model\.num_heads: got 8, means nothing for config\.model\.name = 'gru'; only 'transformer' or 'tape' has it"
+    said = (
+        r"config\.model\.num_heads: got 8, means nothing for config\.model\.name = 'gru'; "
+        "only 'transformer' or 'tape' has it"
+    )
     with pytest.raises(ConfigError, match=said):
         from_mapping({"model": {"name": "gru", "num_heads": 8}})
     with pytest.raises(ConfigError, match="only 'lstm' or 'gru' has it"):

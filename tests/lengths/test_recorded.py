@@ -1,0 +1,53 @@
+"""The tables of the project: they can be trained, and docs/lengths.md says what the files of results hold."""
+
+import pathlib
+import re
+
+import pytest
+
+from attn.lengths import page
+from attn.lengths.running import read
+from attn.nn.encodings import ENCODINGS
+from attn.training.flags import run_file
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+RESULTS = ROOT / "benchmarks/results/lengths"
+
+
+@pytest.mark.parametrize("name", ["lengths", "tape"])
+def test_every_row_can_be_trained(name):
+    run_file(ROOT / f"configs/{name}.py", "get_table").check()
+
+
+def test_the_document_holds_what_was_measured():
+    table = run_file(ROOT / "configs/lengths.py", "get_table")
+    found = {name: each for row in table.rows for name, each in read(table, row, RESULTS).items()}
+    assert {path.stem for path in RESULTS.glob("*.json")} <= set(table.rows)
+    text = (ROOT / "docs/lengths.md").read_text()
+    assert page.into(text, page.write(table, found, "lengths.png")) == text
+
+
+def test_what_was_written_token_by_token_is_confirmed_alike():
+    table = run_file(ROOT / "configs/lengths.py", "get_table")
+    for row in table.rows:
+        for found in read(table, row, RESULTS).values():
+            for counts in found["ends"].values():
+                assert all(each["confirmed_alike"] == each["strings"] for each in counts["tokens"].values())
+
+
+def test_the_example_of_a_row_is_a_table(tmp_path):
+    [code] = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/lengths.md").read_text(), re.DOTALL | re.M)
+    (tmp_path / "mine.py").write_text(code)
+    try:
+        run_file(tmp_path / "mine.py", "get_table").check()
+    finally:
+        del ENCODINGS["far_costs"]
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/lengths.md"])
+def test_the_rows_that_documents_name_are_there(document):
+    lines = re.findall(r"^attn lengths .*--only (\S+)", (ROOT / document).read_text(), re.M)
+    assert lines
+    rows = [run_file(ROOT / f"configs/{name}.py", "get_table").rows for name in ("lengths", "tape")]
+    for names in lines:
+        assert any(set(names.split(",")) <= set(some) for some in rows)
