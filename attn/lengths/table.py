@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any
 
 from attn.nn.encodings import ENCODINGS
+from attn.nn.models import MODELS
 from attn.tasks.settings import fault, one_of
 from attn.training.config import Config, ConfigError, from_mapping
 
@@ -104,11 +105,11 @@ class Table:
                     config = self.configured(training, self.budgets[0])
                 except ConfigError as error:
                     raise ConfigError(f"row {name!r}: {error}") from None
-                counting = [each for each in config.model.positions.by_kind().values() if ENCODINGS[each].needs_length]
-                if counting and "learned" in row.ends:
+                needing = config.model.positions.needing_length()
+                if "learned" in row.ends and (needing or MODELS[config.model.name].needs_length):
+                    what = next(iter(needing.values()), config.model.name)
                     raise ConfigError(
-                        f"row {name!r}: positions {counting[0]!r} count from the end of the answer, so that its length "
-                        "is given: ends must be ('given',)"
+                        f"row {name!r}: {what!r} must be told the length of the answer: ends must be ('given',)"
                     )
 
     def trainings(self, name: str) -> list["Training"]:

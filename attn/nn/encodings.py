@@ -5,11 +5,12 @@ one kind of it (`config.model.positions.cross`). In a notebook or a config file,
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
@@ -18,6 +19,7 @@ from attn.functional.scores import as_score
 
 _CLIP = 16  # distances beyond share a row: k of Shaw et al. 2018, section 4.1
 _BUCKETS = 32  # of T5
+_DRAW = 1 << 16  # what a key is folded with to draw positions: no layer has such a number
 
 
 class Side(NamedTuple):
@@ -80,7 +82,7 @@ class Encoding:
       score: `(parameters, query [T N H], key [S N H], places) -> score`, a score function of rows of queries and keys.
       parameters: `(key, width, num_heads, head_width) -> {name: array}`, what a layer learns for it.
       learned: whether `add` reads a learned table `[max_length D]`.
-      needs_length: whether it counts from the end of the target, whose length must then be known.
+      needs_length: whether it counts queries from their end; those of a decoder only if their number is known.
       randomized: whether it reads positions that are drawn.
     """
 
@@ -93,6 +95,14 @@ class Encoding:
     learned: bool = False
     needs_length: bool = False
     randomized: bool = False
+
+    def side(self, index: Int[Array, "T"], length, drawn: Int[Array, "R"] | None) -> Side:
+        """Where the rows of one side stand: at drawn positions only if this encoding reads them."""
+        return Side(index, length, drawn if self.randomized else None)
+
+    def added(self, side: Side, width: int, table: nnx.Param | None) -> Float[Array, "T D"] | float:
+        """What it adds to the rows of one side."""
+        return 0.0 if self.add is None else self.add(side, width, None if table is None else table[...])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +131,19 @@ class Positions:
         """The names by the kind of attention."""
         return {"encoder": self.encoder, "decoder": self.decoder, "cross": self.cross}
 
+    def needing_length(self) -> dict[str, str]:
+        """Those of them that count from the end of the target, whose length must then be known."""
+        return {
+            kind: name for kind, name in self.by_kind().items() if kind != "encoder" and ENCODINGS[name].needs_length
+        }
+
+
+def make_table(encodings: Sequence[Encoding], max_length: int, width: int, rngs: nnx.Rngs) -> nnx.Param | None:
+    """The learned table `[max_length D]`, one for all encodings that read it; None where none does."""
+    if not any(encoding.learned for encoding in encodings):
+        return None
+    return nnx.Param(nnx.initializers.normal(width**-0.5)(rngs.params(), (max_length, width)))
+
 
 def draw(settings: Positions, length: Int[Array, ""], key: Array | None) -> Int[Array, "range"]:
     """The positions of the first `length` places, ascending, for randomized encodings; those after are filled up.
@@ -128,7 +151,7 @@ def draw(settings: Positions, length: Int[Array, ""], key: Array | None) -> Int[
     Args:
       settings: the range, and what to do without a key.
       length: how many places there are.
-      key: in training; None at test.
+      key: of an example in training, whatever else is drawn from it; None at test.
 
     Source: Ruoss et al. 2023, section 3.1.
     """
@@ -136,7 +159,7 @@ def draw(settings: Positions, length: Int[Array, ""], key: Array | None) -> Int[
     if key is None and settings.at_test == "spaced":
         return jnp.minimum(places * (settings.range - 1) // jnp.maximum(length - 1, 1), settings.range - 1)
     key = jax.random.key(0) if key is None else key
-    return positions.randomized(key, settings.range, settings.range, count=length)
+    return positions.randomized(jax.random.fold_in(key, _DRAW), settings.range, settings.range, count=length)
 
 
 def _heads_from_ends(num_heads: int) -> tuple[Bool[Array, "N"], Bool[Array, "N"]]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from attn.functional import masks
 from attn.nn.encoder_decoder import PAD, Cache, EncoderDecoder, split
-from attn.nn.encodings import ENCODINGS, Places, Positions, Side, draw
+from attn.nn.encodings import ENCODINGS, Places, Positions, draw, make_table
 from attn.nn.layers import dropout
 from attn.nn.transformer import EncoderLayer
 from attn.nn.variants import VARIANTS
@@ -65,8 +65,7 @@ class Tape(EncoderDecoder):
         self.width, self.dropout, self.norm, self.dtype, self.vocabulary = width, dropout, norm, dtype, vocabulary
         encoding = ENCODINGS[self.positions.encoder]
         self.add_embeddings(vocabulary, width, tied=True, dtype=dtype, rngs=rngs)
-        table = nnx.initializers.normal(width**-0.5)(rngs.params(), (max_length, width)) if encoding.learned else None
-        self.table = None if table is None else nnx.Param(table)
+        self.table = make_table([encoding], max_length, width, rngs)
         heads = dict(width=width, num_heads=num_heads, head_width=head_width or width // num_heads)
         attention = heads | dict(encoding=encoding, variant=VARIANTS[variant], dtype=dtype, rngs=rngs)
         feed_forward = dict(width=width, hidden=feed_forward_width, dtype=dtype, rngs=rngs)
@@ -128,12 +127,11 @@ class Tape(EncoderDecoder):
         """What stands on the tape after the last layer."""
         keys = split(key, len(self.layers) + 1)
         encoding = ENCODINGS[self.positions.encoder]
-        drawn = draw(self.positions, length, None if key is None else jax.random.fold_in(key, 0))
-        side = Side(jnp.arange(len(tape)), length, drawn if encoding.randomized else None)
+        drawn = draw(self.positions, length, key)
+        side = encoding.side(jnp.arange(len(tape)), length, drawn)
         places = Places(side, side, jnp.broadcast_to(length, len(tape)))
-        table = None if self.table is None else self.table[...]
-        added = 0.0 if encoding.add is None else encoding.add(side, self.width, table)
-        x = dropout((self.source_embed(tape) + added + shift).astype(self.dtype), self.dropout, keys[-1])
+        x = self.source_embed(tape) + encoding.added(side, self.width, self.table) + shift
+        x = dropout(x.astype(self.dtype), self.dropout, keys[-1])
         for layer, layer_key in zip(self.layers, keys):
             x, _ = layer(x, masks.padding(length), places, layer_key, False)
         return self.last_norm(x) if self.norm == "pre" else x

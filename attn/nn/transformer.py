@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from attn.functional import masks
 from attn.nn.encoder_decoder import PAD, Cache, EncoderDecoder, split
-from attn.nn.encodings import ENCODINGS, Encoding, Places, Positions, Side, draw
+from attn.nn.encodings import ENCODINGS, Encoding, Places, Positions, draw, make_table
 from attn.nn.layers import Attention, FeedForward, KeysValues, Residual, dropout, weights_dropout
 from attn.nn.variants import VARIANTS
 
@@ -133,9 +133,7 @@ class Transformer(EncoderDecoder):
 
         ends = dict(tied=tied_embeddings, dtype=dtype, rngs=rngs)
         self.add_embeddings(vocabulary, width, **ends)
-        learned = any(encoding.learned for encoding in self.encodings)
-        table = nnx.initializers.normal(width**-0.5)(rngs.params(), (max_length, width)) if learned else None
-        self.table = None if table is None else nnx.Param(table)
+        self.table = make_table(self.encodings, max_length, width, rngs)
 
         def attention(encoding: Encoding) -> dict:
             heads = dict(width=width, num_heads=num_heads, head_width=head_width)
@@ -174,9 +172,9 @@ class Transformer(EncoderDecoder):
         keys = split(key, len(self.encoder) + 1)
         encoding, *_ = self.encodings
         length = jnp.sum(source != PAD)
-        side = self._side(encoding, jnp.arange(len(source)), length, self._drawn(length, target_length, key))
+        side = encoding.side(jnp.arange(len(source)), length, self._drawn(length, target_length, key))
         places, mask = Places(side, side, jnp.broadcast_to(length, len(source))), masks.padding(length)
-        x = self._embed(self.source_embed, source, self._added(encoding, side), keys[-1])
+        x = self._embed(self.source_embed, source, encoding.added(side, self.width, self.table), keys[-1])
         x = x if shift is None else x + shift
         weights = []
         for layer, layer_key in zip(self.encoder, keys):
@@ -199,14 +197,12 @@ class Transformer(EncoderDecoder):
         Raises:
           ValueError: an encoding counts from the end of the target, and its length is not given.
         """
-        if target_length is None and (
-            needing := [name for name in self.positions.by_kind().values() if ENCODINGS[name].needs_length]
-        ):
-            raise ValueError(f"positions {needing[0]!r} count from the end of the target: target_length must be given")
+        if target_length is None and (needing := self.positions.needing_length()):
+            raise ValueError(f"positions {needing} count from the end of the target: target_length must be given")
         *_, encoding = self.encodings
         drawn = self._drawn(source_length, target_length, key)
-        side = self._side(encoding, jnp.arange(memory.shape[0]), source_length, drawn)
-        added = self._added(encoding, side)
+        side = encoding.side(jnp.arange(memory.shape[0]), source_length, drawn)
+        added = encoding.added(side, self.width, self.table)
         empty = jnp.zeros((room, *self.cache_shape), self.dtype)
         return Cache(
             position=0,
@@ -229,17 +225,15 @@ class Transformer(EncoderDecoder):
         keys = split(key, len(self.decoder) + 1)
         _, of_own, of_cross = self.encodings
         index = cache.position + jnp.arange(len(target))
-        [room, *_], [among, *_] = cache.own[0].key.shape, cache.memory[0].key.shape
-        queries, keys_of_own = (
-            self._side(of_own, some, cache.target_length, cache.drawn) for some in (index, jnp.arange(room))
-        )
-        own_places = Places(queries, keys_of_own, index + 1)
-        asking = self._side(of_cross, index, cache.target_length, cache.drawn)
-        asked = self._side(of_cross, jnp.arange(among), cache.source_length, cache.drawn)
+        (room, *_), (among, *_) = cache.own[0].key.shape, cache.memory[0].key.shape
+        of_target, of_source = (cache.target_length, cache.drawn), (cache.source_length, cache.drawn)
+        here, written = of_own.side(index, *of_target), of_own.side(jnp.arange(room), *of_target)
+        asking, asked = of_cross.side(index, *of_target), of_cross.side(jnp.arange(among), *of_source)
+        own_places = Places(here, written, index + 1)
         cross_places = Places(asking, asked, jnp.broadcast_to(cache.source_length, len(target)))
-        added = self._added(of_cross, asking)
+        added = of_cross.added(asking, self.width, self.table)
 
-        x = self._embed(self.written_embed, target, self._added(of_own, queries), keys[-1])
+        x = self._embed(self.written_embed, target, of_own.added(here, self.width, self.table), keys[-1])
         own, weights = [], []
         for layer, layer_own, memory, layer_key in zip(self.decoder, cache.own, cache.memory, keys):
             x, layer_own, layer_weights = layer(
@@ -257,16 +251,7 @@ class Transformer(EncoderDecoder):
         if not any(encoding.randomized for encoding in self.encodings):
             return None
         length = source_length if target_length is None else jnp.maximum(source_length, target_length)
-        return draw(self.positions, length, None if key is None else jax.random.fold_in(key, 0))
-
-    def _side(self, encoding: Encoding, index, length, drawn) -> Side:
-        return Side(index, length, drawn if encoding.randomized else None)
-
-    def _added(self, encoding: Encoding, side: Side) -> Float[Array, "T D"] | float:
-        """What an encoding adds to rows."""
-        if encoding.add is None:
-            return 0.0
-        return encoding.add(side, self.width, None if self.table is None else self.table[...])
+        return draw(self.positions, length, key)
 
     def _embed(self, embed: nnx.Embed, tokens, added, key) -> Float[Array, "T D"]:
         # Not multiplied by sqrt(D), unlike section 3.4 of the source: next to small embeddings positions stand out.

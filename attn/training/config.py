@@ -328,8 +328,8 @@ def _check_data(config: Config):
             f"config.model.name: got {config.model.name!r}, which must be told the length of the answer: of pairs it "
             "is not known before it is written"
         )
-    for kind, name in config.model.positions.by_kind().items():
-        if data.source == "pairs" and ENCODINGS[name].needs_length:
+    for kind, name in config.model.positions.needing_length().items():
+        if data.source == "pairs":
             raise ConfigError(
                 f"config.model.positions.{kind}: got {name!r}, which counts from the end of the answer: of pairs its "
                 "length is not known before it is written"

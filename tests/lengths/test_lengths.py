@@ -143,7 +143,7 @@ def test_damaged_results_and_those_of_another_table_are_named(done, tmp_path, ca
 def test_a_table_that_cannot_be_is_refused_before_anything_is_trained():
     sizes = dict(width=16, num_heads=4)
     for row, said in [
-        (Row(sizes | {"positions": "anchored"}), r"row 'it': positions 'anchored' count from the end .*\('given',\)"),
+        (Row(sizes | {"positions": "anchored"}), r"row 'it': 'anchored' must be told the length .*\('given',\)"),
         (Row(sizes | {"positions": "rotry"}), r"row 'it': config.model.positions: got 'rotry'.*did you mean 'rotary'"),
         (Row(sizes, ends=("never",)), r"row 'it': ends: got 'never', must be one of learned, given"),
         (Row(sizes, tasks=("cpy",)), r"row 'it': config.task.name: got 'cpy'"),
