@@ -2,9 +2,9 @@
 
     python benchmarks/decoding.py
 
-Trains the row anchored_to_source of configs/lengths.py on reverse (about twelve seconds), then answers 64 strings of 1,000
-symbols and one of 10,000 with an end token of the model's own. Compilation is not counted; the same strings are confirmed
-in one pass in the same process. Writes benchmarks/results/decoding.json.
+Trains the row anchored_to_source of configs/lengths.py on reverse, then answers 64 strings of 1,000 symbols and one of
+10,000 with an end token of the model's own. Compilation is not counted; the same strings are confirmed in one pass in
+the same process. Writes benchmarks/results/decoding.json.
 """
 
 import argparse

@@ -21,8 +21,11 @@ def influence(
     """
     shift = jnp.zeros((len(source), model.source_embed.features))
 
+    def logits(shift):
+        return model(source, read, target_length=len(read), shift=shift)
+
     def of_step(step):
-        jacobian = jax.jacrev(lambda shift: model(source, read, shift=shift)[step])(shift)  # [V S D]
+        jacobian = jax.jacrev(lambda shift: logits(shift)[step])(shift)  # [V S D]
         return jnp.sqrt(jnp.sum(jacobian**2, axis=(0, 2)))
 
     return jax.lax.map(of_step, steps)

@@ -55,7 +55,7 @@ def override(settings: dict, overrides: dict[str, str]) -> Config:
       ConfigError: as `load_config`.
     """
     from_mapping(settings)  # the file's own mistakes first
-    for key, text in overrides.items():
+    for key, text in sorted(overrides.items(), key=lambda pair: pair[0].count(".")):  # a group before what is in it
         value = parse(key, text)
         *sections, name = key.split(".")
         group = settings

@@ -140,7 +140,7 @@ def test_a_name_stands_for_the_positions_of_all_attention_and_each_can_be_replac
     settings = {"model": {"positions": "sinusoidal"}}
     positions = override(settings, {"model.positions.cross": "rotary"}).model.positions
     assert positions.by_kind() == {"encoder": "sinusoidal", "decoder": "sinusoidal", "cross": "rotary"}
-    positions = override({}, {"model.positions": "rotary", "model.positions.encoder": "none"}).model.positions
+    positions = override({}, {"model.positions.encoder": "none", "model.positions": "rotary"}).model.positions
     assert positions.by_kind() == {"encoder": "none", "decoder": "rotary", "cross": "rotary"}
     assert from_mapping(to_mapping(from_mapping({"model": {"positions": "t5"}}))).model.positions.cross == "t5"
 
