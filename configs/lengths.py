@@ -8,6 +8,7 @@ trained with the same settings. A row of one's own is one line in `rows`.
 """
 
 from attn.lengths.table import Row, Table
+from attn.nn.encodings import ENCODINGS
 
 _TRANSFORMER = dict(
     name="transformer", width=64, num_heads=4, num_encoder_layers=1, num_decoder_layers=1, feed_forward_width=128
@@ -25,7 +26,9 @@ def _with(positions, **settings) -> Row:
 
 def _pointing(cross: str, own: str = "anchored_once", **settings) -> Row:
     """Some positions in the cross-attention; in the others, every head of which looks at where it stands, `own`."""
-    return Row(_TRANSFORMER | {"positions": {"encoder": own, "decoder": own, "cross": cross}}, **settings)
+    said = ENCODINGS[cross].builds_in + ("; self-attention looks at its own place" if own != "none" else "")
+    model = _TRANSFORMER | {"positions": {"encoder": own, "decoder": own, "cross": cross}}
+    return Row(model, builds_in=said, **settings)
 
 
 def get_table() -> Table:

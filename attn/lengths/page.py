@@ -72,7 +72,9 @@ def _line(table: Table, name: str, end: str, runs: Sequence[Mapping[str, Any]]) 
         f"{runs[0]['parameters']:,}",
         f"{exact} of {len(runs)} ({' or '.join(f'{each:,}' for each in steps)})",
         *(_spread([100 * measure(run) for run in runs]) for measure in measures),
-        ", ".join(f"{counts['exact']} of {counts['strings']}" for counts in far) or "not asked",
+        f"{sum(counts['exact'] for counts in far)} of {sum(counts['strings'] for counts in far)}"
+        if far
+        else "not asked",
     ]
     return "| " + " | ".join(cells) + " |"
 
@@ -134,7 +136,7 @@ def write(table: Table, found: Found, picture: str) -> str:
         "trained anew for more. Of several seeds best / median / worst are shown, or one number where they are alike."
         f"\n\nTokens: {asked.each} held-out strings of each of the lengths {_list(asked.beyond)}, written token by "
         f"token; the mean over lengths. Exact: whole strings, end included, of {asked.strings:,} "
-        f"({asked.far_strings} at {asked.far:,}); where one of the first 50 is wrong, of those 50. "
+        f"({asked.far_strings} a seed at {asked.far:,}); where one of the first 50 is wrong, of those 50. "
         "Structured: strings of one symbol, with one odd symbol at each place, alternating, periodic, palindromes, all "
         f"equal but the ends. The answer's end:\n\n{ends}\n"
         f"![Share of tokens right against length]({picture})\n\n"

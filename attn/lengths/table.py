@@ -146,14 +146,11 @@ class Table:
         row = self.rows[name]
         if row.builds_in is not None:
             return row.builds_in
-        config = self.configured(self.trainings(name)[0], self.budgets[0])
-        said = [
-            f"{kind}: {ENCODINGS[each].builds_in}"
-            for kind, each in config.model.positions.by_kind().items()
-            if each != "none"
-        ]
-        whole = {text.partition(": ")[2] for text in said}
-        return "; ".join(said) if len(whole) > 1 else next(iter(whole), ENCODINGS["none"].builds_in)
+        names = self.configured(self.trainings(name)[0], self.budgets[0]).model.positions.by_kind()
+        said = {kind: ENCODINGS[each].builds_in for kind, each in names.items() if each != "none"}
+        if len(set(said.values())) > 1:
+            return "; ".join(f"{kind}: {text}" for kind, text in said.items())
+        return next(iter(said.values()), ENCODINGS["none"].builds_in)
 
 
 @dataclasses.dataclass(frozen=True)

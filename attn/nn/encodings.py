@@ -207,9 +207,8 @@ def anchored(
 
         return per_head(Partial(of_head, slopes, shifts, keys_end, queries_end))
 
-    ends = " and ".join(["the start", *["the end"] * (keys or queries)])
     return Encoding(
-        f"the pointer: a distance to a place that moves by one a step, counted from {ends}",
+        "the pointer, counted from either end" if keys or queries else "the pointer, counted from the start",
         score=score,
         parameters=parameters if shift or not frozen else None,
         needs_length=queries,
