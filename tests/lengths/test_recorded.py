@@ -1,5 +1,6 @@
 """The tables of the project: they can be trained, and docs/lengths.md says what the files of results hold."""
 
+import json
 import pathlib
 import re
 
@@ -51,3 +52,11 @@ def test_the_rows_that_documents_name_are_there(document):
     rows = [run_file(ROOT / f"configs/{name}.py", "get_table").rows for name in ("lengths", "tape")]
     for names in lines:
         assert any(set(names.split(",")) <= set(some) for some in rows)
+
+
+def test_the_seconds_of_long_answers_are_those_that_were_measured():
+    rows = json.loads((ROOT / "benchmarks/results/decoding.json").read_text())["rows"]
+    text = " ".join((ROOT / "docs/lengths.md").read_text().split())
+    many, one = ((row["token by token"], row["confirmed in one pass"]) for row in rows)
+    assert f"1,000 symbols took {many[0]:.2f} s token by token and {many[1]:.2f} s to confirm" in text
+    assert f"one of 10,000 took {one[0]:.2f} and {one[1]:.2f} s" in text
