@@ -52,10 +52,15 @@ def run_table(
     say(f"{models} models in {len(names)} rows, of which {len(missing)} are missing in {folder}")
     for number, training in enumerate(missing, start=1):
         say(f"model {number} of {len(missing)}: {training.name}")
-        found = done[training.row]
-        found[training.name] = _found(table, training, bench, track)
-        write_whole(folder / f"{training.row}.json", json.dumps(found) + "\n")
-        say(f"  {shortly(table, found[training.name])}")
+        found, path = _found(table, training, bench, track), folder / f"{training.row}.json"
+        # Beside all that the file holds by now, also of seeds that were not asked for this time.
+        write_whole(path, json.dumps(_held(path) | {training.name: found}) + "\n")
+        say(f"  {shortly(table, found)}")
+
+
+def _held(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """What a row's file holds, unread."""
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _found(table: Table, training: Training, bench: Bench, track: Callable) -> dict[str, Any]:
@@ -105,10 +110,8 @@ def read(table: Table, name: str, folder: pathlib.Path) -> dict[str, dict[str, A
       RunError: the file is damaged, or of other settings.
     """
     path = folder / f"{name}.json"
-    if not path.exists():
-        return {}
     try:
-        held = json.loads(path.read_text())
+        held = _held(path)
         found = {each.name: held[each.name] for each in table.trainings(name) if each.name in held}
         for training in table.trainings(name):
             if training.name in found and found[training.name]["settings"] != _settings(table, training):

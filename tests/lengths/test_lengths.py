@@ -98,6 +98,11 @@ def test_one_model_that_is_missing_is_made_up_for(done, tmp_path):
     assert again["pointer-copy-2-seed1"]["ends"] == gone["ends"]
     assert {name: again[name] for name in held} == held
 
+    again.pop("pointer-copy-2-seed0")  # one seed is asked for: the file keeps the other
+    (tmp_path / "pointer.json").write_text(json.dumps(again))
+    assert run(config, tmp_path, "--only", "pointer", "--seeds", "1") == 0
+    assert set(json.loads((tmp_path / "pointer.json").read_text())) == {"pointer-copy-2-seed0", "pointer-copy-2-seed1"}
+
 
 def test_a_page_keeps_what_stands_around_the_tables(done, tmp_path):
     config, output = done
