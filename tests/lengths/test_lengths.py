@@ -8,6 +8,7 @@ import runpy
 import numpy as np
 import pytest
 
+import attn
 from attn import cli
 from attn.lengths import page
 from attn.lengths.asking import Examiner
@@ -184,6 +185,16 @@ def test_what_is_right_is_counted(task):
     assert wrong.exact(50, 60) == {"strings": 50, "exact": 0}  # no more than needed
     assert right.structured(9)["one odd"] == {"strings": 9, "exact": 9}
     assert wrong.structured(9)["one odd"] == {"strings": 9, "exact": 0}
+
+
+def test_no_length_compiles_a_program_of_its_own(done):
+    _, output = done
+    examiner = Examiner(attn.load(next((output / "runs").glob("copy-transformer-seed0-*"))), "given")
+    for length in (9, 33, 64):
+        examiner.tokens(length, 3)
+    assert examiner.write._cache_size() == examiner.check._cache_size() == 1
+    examiner.exact(65, 3)
+    assert examiner.check._cache_size() == 2
 
 
 def test_accuracy_is_the_mean_over_lengths():
