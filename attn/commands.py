@@ -6,7 +6,7 @@ import json
 import pathlib
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich.console import Console
 from rich.progress import track
@@ -122,14 +122,11 @@ def walkthrough(arguments: argparse.Namespace) -> int:
     from attn.walkthrough.registry import CLAIMS  # here, since no other command needs them
     from attn.walkthrough.running import walk
 
-    names = [*CLAIMS] if arguments.only is None else arguments.only
-    for name in names:
-        if said := fault(str, name, one_of(CLAIMS)):
-            raise InputError(f"--only: {said}")
+    names = _chosen(arguments.only, CLAIMS)
     folder = _output(arguments.output, RUNS / ("walkthrough-quick" if arguments.quick else "walkthrough"))
     meshes.use_cores(meshes.cores())
     try:
-        measured = walk(folder, list(dict.fromkeys(names)), quick=arguments.quick)
+        measured = walk(folder, names, quick=arguments.quick)
     except (Interrupted, KeyboardInterrupt) as error:
         print(f"{str(error) or 'stopped'}; the same command goes on from there", file=sys.stderr)
         return 130
@@ -151,10 +148,7 @@ def lengths(arguments: argparse.Namespace) -> int:
 
     path = pathlib.Path(arguments.config)
     table = _table(path, arguments.seeds)
-    names = [*table.rows] if arguments.only is None else list(dict.fromkeys(arguments.only))
-    for name in names:
-        if said := fault(str, name, one_of(table.rows)):
-            raise InputError(f"--only: {said}")
+    names = _chosen(arguments.only, table.rows)
     folder = _output(arguments.output, RUNS / path.stem)
     written = folder / "lengths.md" if arguments.page is None else pathlib.Path(arguments.page)
     if written.exists() and arguments.page and page.into(written.read_text(), "") is None:
@@ -186,6 +180,14 @@ def _table(path: pathlib.Path, seeds: int | None):
         table = dataclasses.replace(table, rows=rows)
     table.check()
     return table
+
+
+def _chosen(only: Sequence[str] | None, known: Collection[str]) -> list[str]:
+    """The names that are asked for, each once; all that are known unless some are."""
+    for name in only or ():
+        if said := fault(str, name, one_of(known)):
+            raise InputError(f"--only: {said}")
+    return list(dict.fromkeys(known if only is None else only))
 
 
 def _output(given: str | None, usual: pathlib.Path) -> pathlib.Path:

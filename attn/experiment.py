@@ -192,11 +192,10 @@ def _settled(config: Config) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **(given | whole)))
 
 
-def _flat(settings: dict) -> dict:
+def _flat(settings: dict, path: str = "") -> dict:
     flat = {}
     for name, value in settings.items():
-        inner = _flat(value) if isinstance(value, dict) else None
-        flat |= {name: value} if inner is None else {f"{name}.{key}": each for key, each in inner.items()}
+        flat |= _flat(value, f"{path}{name}.") if isinstance(value, dict) else {path + name: value}
     return flat
 
 

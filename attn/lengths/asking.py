@@ -21,7 +21,7 @@ from attn.tasks.generated import Generated, ask
 from attn.training import meshes
 from attn.training.config import Config
 from attn.training.decoding import confirmed, greedy
-from attn.training.judging import share_out
+from attn.training.judging import share_out, widened
 from attn.training.state import model_structure
 
 _WIDTHS = (64, 256, 512, 1_024)  # that sources are padded to; a longer one keeps its length
@@ -76,12 +76,8 @@ class Examiner:
         results = []
         for at in range(0, len(questions.sources), size):
             rows = [questions.sources[at : at + size], questions.targets[at : at + size]]
-            missing = size - len(rows[0])
-            wide = [
-                np.pad(tokens[:, :wanted], ((0, missing), (0, max(0, wanted - tokens.shape[1]))))
-                for tokens, wanted in zip(rows, (width + 1, room))
-            ]
-            results.append(jax.device_get(program(*meshes.share(wide, mesh)))[: size - missing])
+            wide = [widened(tokens, wanted, size) for tokens, wanted in zip(rows, (width + 1, room))]
+            results.append(jax.device_get(program(*meshes.share(wide, mesh)))[: len(rows[0])])
         return np.concatenate(results)
 
     def tokens(self, length: int, each: int) -> dict[str, int]:

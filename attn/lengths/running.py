@@ -17,7 +17,7 @@ from attn.lengths.asking import exact_at, examine
 from attn.lengths.table import Table, Training
 from attn.training.config import to_mapping
 from attn.training.folders import RunError, write_whole
-from attn.walkthrough.bench import Bench
+from attn.walkthrough.bench import Bench, share_programs
 
 _FAR_SEEDS = 3
 
@@ -42,9 +42,7 @@ def run_table(
     Raises:
       RunError: what the folder holds is damaged, or of another table.
     """
-    if not jax.config.jax_compilation_cache_dir:  # many trainings share programs
-        jax.config.update("jax_compilation_cache_dir", str((folder / "programs").resolve()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    share_programs(folder / "programs")
     bench = Bench(folder / "runs", say)
     done = {name: read(table, name, folder) for name in names}
     missing = [each for name in names for each in table.trainings(name) if each.name not in done[name]]

@@ -185,15 +185,16 @@ def anchored(
       shift: whether c, 0 at first, is learned.
     """
 
+    def first(num_heads):
+        return jnp.full(num_heads, 3.0) if slope is None else slope(num_heads)
+
     def parameters(key, width, num_heads, head_width):
-        first = jnp.full(num_heads, 3.0) if slope is None else slope(num_heads)
-        learned = {} if frozen else {"slope": jnp.log(jnp.expm1(first))}
+        learned = {} if frozen else {"slope": jnp.log(jnp.expm1(first(num_heads)))}
         return learned | ({"shift": jnp.zeros(num_heads)} if shift else {})
 
     def score(learned, query, key, places: Places):
         num_heads = query.shape[1]
-        fixed = jnp.full(num_heads, 3.0) if slope is None else slope(num_heads)
-        slopes = jax.nn.softplus(learned["slope"]) if "slope" in learned else fixed
+        slopes = first(num_heads) if frozen else jax.nn.softplus(learned["slope"])
         shifts = learned.get("shift", jnp.zeros(num_heads))
         keys_end, queries_end = _heads_from_ends(num_heads)
         idx, tau = places.keys.from_start(), places.queries.from_start()

@@ -123,10 +123,10 @@ def answer_all(
         asked += [(width, rows[at : at + size]) for at in range(0, len(rows), size)]
     answers = []
     for width, rows in track(asked):
-        batch = _widened(sources[rows, :width], width, batches[width])
+        batch = widened(sources[rows, :width], width, batches[width])
         answers.append(jax.device_get(answer(params, share(batch, mesh)))[: len(rows)])
     room = max(answer.shape[1] for answer in answers)
-    return np.concatenate([_widened(answer, room) for answer in answers])[np.argsort(order, kind="stable")]
+    return np.concatenate([widened(answer, room) for answer in answers])[np.argsort(order, kind="stable")]
 
 
 def judge(
@@ -147,7 +147,7 @@ def judge(
 def score(questions: Questions, answers: Int[np.ndarray, "B T"], vocabulary: Vocabulary) -> Scores:
     """Hold each answer against the nearest of those that count as right."""
     asked, width = questions.asked, max(answers.shape[1], questions.targets.shape[1])
-    answers, targets = _widened(answers, width), _widened(questions.targets, width)
+    answers, targets = widened(answers, width), widened(questions.targets, width)
     written, right = ([before(vocabulary.end, row) for row in rows.tolist()] for rows in (answers, targets))
     distance = np.array([Levenshtein.distance(written[number], tokens) for number, tokens in zip(asked, right)])
 
@@ -168,7 +168,7 @@ def score(questions: Questions, answers: Int[np.ndarray, "B T"], vocabulary: Voc
     )
 
 
-def _widened(tokens: Int[np.ndarray, "B T"], width: int, height: int | None = None) -> np.ndarray:
+def widened(tokens: Int[np.ndarray, "B T"], width: int, height: int | None = None) -> np.ndarray:
     """The same tokens with more padding, and with empty rows up to `height`."""
     missing = 0 if height is None else height - len(tokens)
     return np.pad(tokens, ((0, missing), (0, width - tokens.shape[1])))

@@ -17,7 +17,7 @@ import jax
 
 from attn.training.folders import RunError, write_whole
 from attn.walkthrough import page
-from attn.walkthrough.bench import Bench
+from attn.walkthrough.bench import Bench, share_programs
 from attn.walkthrough.claims import Claim, Measured, verdict
 from attn.walkthrough.registry import CLAIMS
 
@@ -48,9 +48,7 @@ def walk(
                 f"{folder / name}.json: of a {of} run of other sizes; {agree}give another --output, or delete the file"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    if not jax.config.jax_compilation_cache_dir:  # many trainings share programs
-        jax.config.update("jax_compilation_cache_dir", str((folder / "programs").resolve()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    share_programs(folder / "programs")
     bench = Bench(folder / "runs", say)
     try:
         for number, name in enumerate(names, start=1):
