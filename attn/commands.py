@@ -151,8 +151,10 @@ def lengths(arguments: argparse.Namespace) -> int:
     names = _chosen(arguments.only, table.rows)
     folder = _output(arguments.output, RUNS / path.stem)
     written = folder / "lengths.md" if arguments.page is None else pathlib.Path(arguments.page)
-    if written.exists() and arguments.page and page.into(written.read_text(), "") is None:
-        raise InputError(f"--page={written}: has no lines {page.BEGIN} and {page.END} to write between")
+    if arguments.page is not None:
+        _check_writable(written, "--page")
+        if written.exists() and page.into(written.read_text(), "") is None:
+            raise InputError(f"--page={written}: has no lines {page.BEGIN} and {page.END} to write between")
     meshes.use_cores(meshes.cores())
     try:
         run_table(table, names, folder, track=_track)
@@ -205,17 +207,17 @@ def _load(path: str) -> Run:
     return load(path)
 
 
-def _check_writable(path: pathlib.Path):
+def _check_writable(path: pathlib.Path, option: str = "--output"):
     """Find out before the work is done whether its result can be written."""
     if path.is_dir():
-        raise InputError(f"--output={path}: a folder, must be a file")
+        raise InputError(f"{option}={path}: a folder, must be a file")
     if not path.parent.is_dir():
-        raise InputError(f"--output={path}: no such folder as {path.parent}")
+        raise InputError(f"{option}={path}: no such folder as {path.parent}")
     try:
         with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise InputError(f"--output={path}: cannot be written ({error.strerror or error})") from None
+        raise InputError(f"{option}={path}: cannot be written ({error.strerror or error})") from None
 
 
 def _track(batches: Sequence) -> Iterable:

@@ -123,6 +123,7 @@ def test_a_page_keeps_what_stands_around_the_tables(done, tmp_path):
         (["--config", "no.py"], "--config=no.py: no such file"),
         (["--seeds", "0"], "'0' must be a whole number from 1 to 1,000"),
         (["--page", "README.md"], "has no lines"),
+        (["--page", "no/such/page.md"], "--page=no/such/page.md: no such folder as no/such"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(arguments, said, done, capsys):
