@@ -44,6 +44,7 @@ def get_table() -> Table:
         "anchored_frozen": _pointing("anchored_frozen", **given),
         "anchored_soft": _pointing("anchored_soft", **given),
         "anchored_unshifted": _pointing("anchored_unshifted", **given),
+        "anchored_t5": _pointing("anchored_t5", **given),
         "anchored_rotary": _pointing("anchored_rotary", own="none", **given),
         "randomized_anchored_rotary": _pointing("randomized_anchored_rotary", own="none", **given),
         "none": _with("none"),

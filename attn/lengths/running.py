@@ -5,7 +5,6 @@ themselves under `runs/`. What is there is not done again.
 """
 
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +16,7 @@ from attn.lengths.asking import exact_at, examine
 from attn.lengths.table import Table, Training
 from attn.training.config import to_mapping
 from attn.training.folders import RunError, write_whole
-from attn.walkthrough.bench import Bench, share_programs
+from attn.walkthrough.bench import Bench, machine, share_programs
 
 _FAR_SEEDS = 3
 
@@ -85,11 +84,7 @@ def _found(table: Table, training: Training, bench: Bench, track: Callable) -> d
         "exact_at_longest": exact,
         "seconds": {"training": seconds, "asking": time.perf_counter() - began},
         "ends": ends,
-        "machine": {
-            "devices": [device.device_kind for device in jax.devices()],
-            "cores": os.cpu_count(),
-            "jax": jax.__version__,
-        },
+        "machine": machine(),
     }
 
 
@@ -97,8 +92,8 @@ def _settings(table: Table, training: Training) -> dict[str, Any]:
     """What decides a result, as JSON gives it back: to tell results of another table."""
     config = to_mapping(table.configured(training, table.budgets[0]))
     kept = {group: config[group] for group in ("task", "model", "optimizer")}
-    rest = {"batch_size": config["training"]["batch_size"], "budgets": table.budgets, "asked": vars(table.asked)}
-    return json.loads(json.dumps(kept | rest))
+    drawn = {name: config["training"][name] for name in ("batch_size", "one_length")}
+    return json.loads(json.dumps(kept | drawn | {"budgets": table.budgets, "asked": vars(table.asked)}))
 
 
 def read(table: Table, name: str, folder: pathlib.Path) -> dict[str, dict[str, Any]]:

@@ -27,12 +27,13 @@ class Side(NamedTuple):
 
     Attributes:
       index: `[T]`, 0 at the first token of the sequence.
-      length: tokens of the whole sequence, its end token included; None where it is not known.
+      length: tokens of the whole sequence, its end token included; None where it is not known. On a tape that is
+        counted by part, of the part that each place lies in, `[T]`.
       drawn: `[R]`, the position of each index instead of the index itself; see `randomized`.
     """
 
     index: Int[Array, "T"]
-    length: int | Int[Array, ""] | None
+    length: int | Int[Array, ""] | Int[Array, "T"] | None
     drawn: Int[Array, "R"] | None
 
     def from_start(self) -> Int[Array, "T"]:
@@ -83,6 +84,7 @@ class Encoding:
       parameters: `(key, width, num_heads, head_width) -> {name: array}`, what a layer learns for it.
       learned: whether `add` reads a learned table `[max_length D]`.
       needs_length: whether it counts queries from their end; those of a decoder only if their number is known.
+      by_part: whether source and answer are counted each from its own ends where they stand on one tape.
       randomized: whether it reads positions that are drawn.
     """
 
@@ -94,6 +96,7 @@ class Encoding:
     parameters: Callable | None = None
     learned: bool = False
     needs_length: bool = False
+    by_part: bool = False
     randomized: bool = False
 
     def side(self, index: Int[Array, "T"], length, drawn: Int[Array, "R"] | None) -> Side:
@@ -168,6 +171,17 @@ def _heads_from_ends(num_heads: int) -> tuple[Bool[Array, "N"], Bool[Array, "N"]
     return head % 2 == 1, head // 2 % 2 == 1
 
 
+def _counted(
+    places: Places, num_heads: int, *, keys: bool = True, queries: bool = True
+) -> tuple[Int[Array, "N S"], Int[Array, "N T"]]:
+    """Where keys and queries stand for each head; counted from the start alone unless `keys` and `queries` say more."""
+    sides = zip((places.keys, places.queries), (keys, queries), _heads_from_ends(num_heads))
+    return tuple(
+        jnp.where(from_end[:, None], side.from_end() if both else side.from_start(), side.from_start())
+        for side, both, from_end in sides
+    )
+
+
 def anchored(
     *, keys: bool = True, queries: bool = True, slope: Callable | None = None, frozen: bool = False, shift: bool = True
 ) -> Encoding:
@@ -196,23 +210,19 @@ def anchored(
         num_heads = query.shape[1]
         slopes = first(num_heads) if frozen else jax.nn.softplus(learned["slope"])
         shifts = learned.get("shift", jnp.zeros(num_heads))
-        keys_end, queries_end = _heads_from_ends(num_heads)
-        idx, tau = places.keys.from_start(), places.queries.from_start()
-        idx_end = places.keys.from_end() if keys else idx
-        tau_end = places.queries.from_end() if queries else tau
+        idx, tau = _counted(places, num_heads, keys=keys, queries=queries)
 
-        def of_head(slope, shift, keys_end, queries_end, s, i, j):
-            at = jnp.where(keys_end, idx_end[j], idx[j])
-            pointer = jnp.where(queries_end, tau_end[i], tau[i])
-            return s - slope * jnp.abs(at - pointer - shift)
+        def of_head(slope, shift, idx, tau, s, i, j):
+            return s - slope * jnp.abs(idx[j] - tau[i] - shift)
 
-        return per_head(Partial(of_head, slopes, shifts, keys_end, queries_end))
+        return per_head(Partial(of_head, slopes, shifts, idx, tau))
 
     return Encoding(
         "the pointer, counted from either end" if keys or queries else "the pointer, counted from the start",
         score=score,
         parameters=parameters if shift or not frozen else None,
         needs_length=queries,
+        by_part=True,
     )
 
 
@@ -228,7 +238,34 @@ def _anchored_rotary() -> Encoding:
         turn=lambda x, side: turn_by(x, side, _heads_from_ends(x.shape[1])[1]),
         turn_keys=lambda x, side: turn_by(x, side, _heads_from_ends(x.shape[1])[0]),
         needs_length=True,
+        by_part=True,
     )
+
+
+def _t5_parameters(key, width, num_heads, head_width):
+    return {"table": jax.random.normal(key, (num_heads, _BUCKETS)) * width**-0.5}
+
+
+def _anchored_t5_score(learned, query, key, places: Places):
+    idx, tau = _counted(places, query.shape[1])
+
+    def of_head(table, idx, tau, s, i, j):
+        # The last bucket begins well within the lengths of training, so that nothing farther is news.
+        return s + table[positions.relative_buckets(idx[j] - tau[i], num_buckets=_BUCKETS, max_distance=_BUCKETS // 2)]
+
+    return per_head(Partial(of_head, learned["table"], idx, tau))
+
+
+def _line_score(learned, query, key, places: Places):
+    tau, source, target = places.queries.from_start(), places.keys.length, places.queries.length
+    known = jnp.stack(jnp.broadcast_arrays(tau, source, target, 1), axis=-1)
+    lines = jnp.einsum("tf,nf->nt", known.astype(jnp.float32), learned["line"])
+    idx = places.keys.from_start()
+
+    def of_head(slope, line, s, i, j):
+        return s - jax.nn.softplus(slope) * jnp.abs(idx[j] - line[i])
+
+    return per_head(Partial(of_head, learned["slope"], lines))
 
 
 def _alibi_score(learned, query, key, places: Places):
@@ -327,12 +364,15 @@ _PLAIN = {
         },
     ),
     # Source: Raffel et al. 2020, section 2.1; one table a layer.
-    "t5": Encoding(
-        "distances in buckets, the far ones together",
-        score=_t5_score,
-        parameters=lambda key, width, num_heads, head_width: {
-            "table": jax.random.normal(key, (num_heads, _BUCKETS)) * width**-0.5
-        },
+    "t5": Encoding("distances in buckets, the far ones together", score=_t5_score, parameters=_t5_parameters),
+    "anchored_t5": log_scaled(
+        Encoding(
+            f"distances up to {_BUCKETS // 2}, counted from both ends; no head prefers any",
+            score=_anchored_t5_score,
+            parameters=_t5_parameters,
+            needs_length=True,
+            by_part=True,
+        )
     ),
     # Source: Dai et al. 2019, section 3.3.
     "transformer_xl": Encoding(

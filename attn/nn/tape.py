@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from attn.functional import masks
 from attn.nn.encoder_decoder import PAD, Cache, EncoderDecoder, split
-from attn.nn.encodings import ENCODINGS, Places, Positions, draw, make_table
+from attn.nn.encodings import ENCODINGS, Encoding, Places, Positions, draw, make_table
 from attn.nn.layers import dropout
 from attn.nn.transformer import EncoderLayer
 from attn.nn.variants import VARIANTS
@@ -115,26 +115,35 @@ class Tape(EncoderDecoder):
         wide = jnp.pad(source, (0, room))
         tape = jnp.where(place < symbols, wide, jnp.where(place < symbols + cells, self.vocabulary - 2, PAD))
         shift = jnp.where((place < symbols)[:, None], jnp.pad(shift, ((0, room), (0, 0))), 0)
-        out = self._pass(tape, shift, symbols + cells, key)
+        out = self._pass(tape, shift, symbols, cells, key)
         logits = self.logits(out[jnp.minimum(symbols + jnp.arange(room), len(tape) - 1)])
         sure = _SURE * jax.nn.one_hot(self.vocabulary - 1, self.vocabulary)
         logits = jnp.where((jnp.arange(room) < cells)[:, None], logits, sure)
         return Cache(position=0, own=logits, memory=(), source_length=source_length, target_length=target_length)
 
     def _pass(
-        self, tape: Int[Array, "R"], shift: Float[Array, "R D"], length, key: Array | None
+        self, tape: Int[Array, "R"], shift: Float[Array, "R D"], symbols, cells, key: Array | None
     ) -> Float[Array, "R D"]:
         """What stands on the tape after the last layer."""
+        length = symbols + cells
         keys = split(key, len(self.layers) + 1)
         encoding = ENCODINGS[self.positions.encoder]
         drawn = draw(self.positions, length, key)
-        side = encoding.side(jnp.arange(len(tape)), length, drawn)
+        side = encoding.side(*self._counted(encoding, len(tape), symbols, cells), drawn)
         places = Places(side, side, jnp.broadcast_to(length, len(tape)))
         x = self.source_embed(tape) + encoding.added(side, self.width, self.table) + shift
         x = dropout(x.astype(self.dtype), self.dropout, keys[-1])
         for layer, layer_key in zip(self.layers, keys):
             x, _ = layer(x, masks.padding(length), places, layer_key, False)
         return self.last_norm(x) if self.norm == "pre" else x
+
+    @staticmethod
+    def _counted(encoding: Encoding, room: int, symbols, cells) -> tuple[Int[Array, "R"], Int[Array, "..."]]:
+        """Each place and of how many: counted through the tape, or symbols and cells each by itself."""
+        place = jnp.arange(room)
+        if not encoding.by_part:
+            return place, symbols + cells
+        return jnp.where(place < symbols, place, place - symbols), jnp.where(place < symbols, symbols, cells)
 
     def decode(
         self, target: Int[Array, "T"], cache: Cache, *, key: Array | None = None, return_weights: bool = False

@@ -7,7 +7,9 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import json
+import os
 import pathlib
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -77,6 +79,16 @@ def share_programs(folder: pathlib.Path):
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(folder.resolve()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on, and with."""
+    return {
+        "devices": [device.device_kind for device in jax.devices()],
+        "cores": os.cpu_count(),
+        "jax": jax.__version__,
+        "attn": importlib.metadata.version("attn"),
+    }
 
 
 def configured(settings: dict[str, dict]) -> Config:

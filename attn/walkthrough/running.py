@@ -5,19 +5,15 @@ trained for them, beside `programs/`, what was compiled. A claim whose JSON is t
 """
 
 import dataclasses
-import importlib.metadata
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
 from attn.training.folders import RunError, write_whole
 from attn.walkthrough import page
-from attn.walkthrough.bench import Bench, share_programs
+from attn.walkthrough.bench import Bench, machine, share_programs
 from attn.walkthrough.claims import Claim, Measured, verdict
 from attn.walkthrough.registry import CLAIMS
 
@@ -72,13 +68,7 @@ def sizes_of(claim: Claim, quick: bool) -> dict[str, Any]:
 def _measure(claim: Claim, bench: Bench, quick: bool) -> Measured:
     began = time.time()
     numbers = claim.measure(claim.quick if quick else claim.full, bench)
-    machine = {
-        "devices": [device.device_kind for device in jax.devices()],
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
-        "attn": importlib.metadata.version("attn"),
-    }
-    return Measured(quick, sizes_of(claim, quick), json.loads(json.dumps(numbers)), time.time() - began, machine)
+    return Measured(quick, sizes_of(claim, quick), json.loads(json.dumps(numbers)), time.time() - began, machine())
 
 
 def as_json(name: str, measured: Measured) -> str:

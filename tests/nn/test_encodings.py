@@ -48,13 +48,17 @@ def steps(drawn=None):
     return np.sign(far) * np.where(far == 0, 0, 1 + drawn[np.abs(far) - 1])
 
 
+def from_ends():
+    """Where the keys and the queries of each head stand: counted from the start or from the end, all four kinds."""
+    j, t = np.arange(S)[None, :], (FIRST + np.arange(T))[:, None]
+    return [(j, t), (SOURCE_LENGTH - 1 - j, t), (j, LENGTH - 1 - t), (SOURCE_LENGTH - 1 - j, LENGTH - 1 - t)]
+
+
 def test_anchored_is_a_distance_to_a_moving_place_from_all_four_ends():
     slope, shift = np.array([0.5, 0.7, 0.3, 0.9]), np.array([0.0, 1.2, -0.4, 2.0])
     learned = {"slope": np.log(np.expm1(slope)), "shift": shift}
     found, query, key = scores(ENCODINGS["anchored"], learned)
-    j, t = np.arange(S)[None, :], (FIRST + np.arange(T))[:, None]
-    ends = [(j, t), (SOURCE_LENGTH - 1 - j, t), (j, LENGTH - 1 - t), (SOURCE_LENGTH - 1 - j, LENGTH - 1 - t)]
-    bias = [-slope[n] * np.abs(idx - tau - shift[n]) for n, (idx, tau) in enumerate(ends)]
+    bias = [-slope[n] * np.abs(idx - tau - shift[n]) for n, (idx, tau) in enumerate(from_ends())]
     check(found, content(query, key) + np.stack(bias))
 
 
@@ -96,6 +100,14 @@ def test_t5_looks_up_a_bucket(drawn):
     check(found, content(query, key) + table[:, buckets])
 
 
+def test_anchored_t5_looks_up_a_bucket_of_the_distance_from_all_four_ends():
+    table = np.random.default_rng(1).normal(size=(N, 32))
+    found, query, key = scores(ENCODINGS["anchored_t5"], {"table": table})
+    buckets = [attn.positions.relative_buckets(jnp.asarray(idx - tau), max_distance=16) for idx, tau in from_ends()]
+    bias = np.stack([of_head[np.asarray(each)] for of_head, each in zip(table, buckets)])
+    check(found, (content(query, key) + bias) * np.log(1 + SOURCE_LENGTH))
+
+
 @pytest.mark.parametrize("drawn", [None, DRAWN])
 def test_shaw_adds_a_row_to_the_key(drawn):
     table = np.random.default_rng(1).normal(size=(33, H))
@@ -135,9 +147,8 @@ def test_anchored_rotary_sees_equal_distances_from_either_end():
     query = encoding.turn(jnp.broadcast_to(x, (T, N, H)), place.queries)
     key = encoding.turn_keys(jnp.broadcast_to(y, (S, N, H)), place.keys)
     found = np.einsum("tnh,snh->nts", query, key)
-    j, t = np.arange(SOURCE_LENGTH)[None, :], (FIRST + np.arange(T))[:, None]
-    ends = [(j, t), (SOURCE_LENGTH - 1 - j, t), (j, LENGTH - 1 - t), (SOURCE_LENGTH - 1 - j, LENGTH - 1 - t)]
-    for head, (idx, tau) in zip(found, ends):
+    for head, (idx, tau) in zip(found, from_ends()):
+        idx = idx[:, :SOURCE_LENGTH]
         for distance in np.unique(DRAWN[idx] - DRAWN[tau]):
             assert np.ptp(head[:, :SOURCE_LENGTH][DRAWN[idx] - DRAWN[tau] == distance]) < 1e-4
         assert np.ptp(head) > 0.1
