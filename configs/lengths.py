@@ -7,6 +7,8 @@ Every row is an encoder-decoder of one layer a stack, width 64 and four heads, o
 trained with the same settings. A row of one's own is one line in `rows`.
 """
 
+import dataclasses
+
 from attn.lengths.table import Row, Table
 from attn.nn.encodings import ENCODINGS
 
@@ -14,7 +16,8 @@ _TRANSFORMER = dict(
     name="transformer", width=64, num_heads=4, num_encoder_layers=1, num_decoder_layers=1, feed_forward_width=128
 )
 
-
+_PLAIN = ("none", "sinusoidal", "learned", "rotary", "shaw", "t5", "alibi")
+_DRAWN = ("sinusoidal", "learned", "rotary", "shaw", "alibi")
 _IN_ORDER = "order, by reading in order"
 _FAR = ("copy", "reverse")
 
@@ -31,37 +34,39 @@ def _pointing(cross: str, own: str = "anchored_once", **settings) -> Row:
     return Row(model, builds_in=said, **settings)
 
 
+def _group(group: str, **rows: Row) -> dict[str, Row]:
+    """Rows that are drawn together."""
+    return {name: dataclasses.replace(row, group=group) for name, row in rows.items()}
+
+
 def get_table() -> Table:
     """The rows, and how all of them are trained."""
     given = dict(ends=("given",))  # they count from the answer's end, so that its length must be given
     rows = {
-        "anchored": _pointing("anchored", seeds=10, symbols=(2, 16), far=_FAR, **given),
-        "anchored_to_source": _pointing(
-            "anchored_to_source", seeds=10, symbols=(2, 16), far=_FAR, tasks=("copy", "reverse")
+        **_group(
+            "anchored",
+            anchored=_pointing("anchored", seeds=10, symbols=(2, 16), far=_FAR, **given),
+            anchored_to_source=_pointing(
+                "anchored_to_source", seeds=10, symbols=(2, 16), far=_FAR, tasks=("copy", "reverse")
+            ),
+            anchored_cross_alone=_pointing("anchored", own="none", **given),
+            anchored_once=_pointing("anchored_once"),
+            anchored_frozen=_pointing("anchored_frozen", **given),
+            anchored_soft=_pointing("anchored_soft", **given),
+            anchored_unshifted=_pointing("anchored_unshifted", **given),
         ),
-        "anchored_cross_alone": _pointing("anchored", own="none", **given),
-        "anchored_once": _pointing("anchored_once"),
-        "anchored_frozen": _pointing("anchored_frozen", **given),
-        "anchored_soft": _pointing("anchored_soft", **given),
-        "anchored_unshifted": _pointing("anchored_unshifted", **given),
-        "anchored_t5": _pointing("anchored_t5", **given),
-        "anchored_rotary": _pointing("anchored_rotary", own="none", **given),
-        "randomized_anchored_rotary": _pointing("randomized_anchored_rotary", own="none", **given),
-        "none": _with("none"),
-        "sinusoidal": _with("sinusoidal"),
-        "learned": _with("learned"),
-        "rotary": _with("rotary"),
-        "shaw": _with("shaw"),
-        "t5": _with("t5"),
-        "alibi": _with("alibi"),
-        "randomized_sinusoidal": _with("randomized_sinusoidal"),
-        "randomized_learned": _with("randomized_learned"),
-        "randomized_rotary": _with("randomized_rotary"),
-        "randomized_shaw": _with("randomized_shaw"),
-        "randomized_alibi": _with("randomized_alibi"),
-        "lstm": Row(dict(name="lstm", width=72, attention="none"), builds_in="order, by reading in order"),
-        "lstm_attention": Row(
-            dict(name="lstm", width=59, attention="additive"), builds_in="order, by reading in order"
+        **_group(
+            "counted from both ends",
+            anchored_t5=_pointing("anchored_t5", **given),
+            anchored_rotary=_pointing("anchored_rotary", own="none", **given),
+            randomized_anchored_rotary=_pointing("randomized_anchored_rotary", own="none", **given),
+        ),
+        **_group("plain", **{name: _with(name) for name in _PLAIN}),
+        **_group("randomized", **{f"randomized_{name}": _with(f"randomized_{name}") for name in _DRAWN}),
+        **_group(
+            "recurrent",
+            lstm=Row(dict(name="lstm", width=72, attention="none"), builds_in=_IN_ORDER),
+            lstm_attention=Row(dict(name="lstm", width=59, attention="additive"), builds_in=_IN_ORDER),
         ),
     }
     optimizer = dict(learning_rate=3e-3, warmup_fraction=0.1, decay="cosine", beta2=0.95, clip_norm=10.0)

@@ -25,7 +25,8 @@ from attn.training.judging import share_out, widened
 from attn.training.state import model_structure
 
 _WIDTHS = (64, 256, 512, 1_024)  # that sources are padded to; a longer one keeps its length
-_SYMBOLS_AT_ONCE = 1 << 14  # of the sources of a batch
+_WRITTEN_AT_ONCE = 1 << 14  # symbols of the sources of a batch
+_CONFIRMED_AT_ONCE = 1 << 12  # few, so that a layer's scores stay in the processor's cache
 _SEED = 0  # of the strings that are asked
 _FIRST = 50  # whole strings that are counted before it is worth while to count all
 
@@ -61,18 +62,20 @@ class Examiner:
 
     def written(self, questions: Questions) -> Int[np.ndarray, "B T"]:
         """Answers, written token by token."""
-        return self._in_batches(lambda sources, targets: self.write(self.params, (sources,)), questions)
+        return self._in_batches(
+            lambda sources, targets: self.write(self.params, (sources,)), questions, _WRITTEN_AT_ONCE
+        )
 
     def confirmed(self, questions: Questions) -> Bool[np.ndarray, "B"]:
         """Which of the answers that are right would be written; see `attn.training.decoding.confirmed`."""
-        return self._in_batches(lambda *batch: self.check(self.params, batch), questions)
+        return self._in_batches(lambda *batch: self.check(self.params, batch), questions, _CONFIRMED_AT_ONCE)
 
-    def _in_batches(self, program: Callable, questions: Questions) -> np.ndarray:
-        """What a program says of questions of one length, in batches of one shape."""
+    def _in_batches(self, program: Callable, questions: Questions, symbols: int) -> np.ndarray:
+        """What a program says of questions of one length, in batches of one shape with about so many symbols."""
         mesh, longest = _mesh(), int(questions.lengths.max())
         width = next((width for width in _WIDTHS if width >= longest), longest)
         room = self.task.vocabulary.room(width)
-        size = mesh.size * max(1, _SYMBOLS_AT_ONCE // width // mesh.size)
+        size = mesh.size * max(1, symbols // width // mesh.size)
         results = []
         for at in range(0, len(questions.sources), size):
             rows = [questions.sources[at : at + size], questions.targets[at : at + size]]

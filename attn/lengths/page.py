@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attn.lengths.running import accuracy
@@ -40,6 +41,7 @@ def _head(table: Table) -> list[str]:
     asked = table.asked
     names = [
         *("row", "what it builds in", "end", "parameters", f"seeds exact at {table.longest} (steps)"),
+        "longest training, s",
         f"tokens right, {asked.beyond[0]} to {asked.beyond[-1]}, %",
         *(f"exact at {length:,}, %" for length in asked.exact),
         f"structured at {asked.structured:,}, %",
@@ -71,6 +73,7 @@ def _line(table: Table, name: str, end: str, runs: Sequence[Mapping[str, Any]]) 
         end,
         f"{runs[0]['parameters']:,}",
         f"{exact} of {len(runs)} ({' or '.join(f'{each:,}' for each in steps)})",
+        f"{max(run['seconds']['training'][-1] for run in runs):.0f}",
         *(_spread([100 * measure(run) for run in runs]) for measure in measures),
         f"{sum(counts['exact'] for counts in far)} of {sum(counts['strings'] for counts in far)}"
         if far
@@ -96,33 +99,47 @@ def _percent(value: float) -> str:
 
 
 def draw(table: Table, found: Found, symbols: int) -> Figure:
-    """Share of tokens right against length, the length given: a line a row, its seeds' spread, training shaded."""
+    """Share of tokens right against length: a line a row with its seeds' spread, an axes a group and task.
+
+    The length is given; the lengths of training are shaded.
+    """
     tasks = list(dict.fromkeys(each["task"] for each in found.values() if each["symbols"] == symbols))
     names = [name for name in table.rows if any(_of(found, name, task, symbols) for task in tasks)]
-    figure = Figure(figsize=(4.4 * len(tasks) + 2.6, 4.8), layout="constrained")
-    axes = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
-    colors = [f"C{number}" for number in range(10)]
-    for ax, task in zip(axes, tasks):
-        ax.axvspan(1, table.longest, color="0.92", label="lengths of training")
-        for number, name in enumerate(names):
-            runs, end = _of(found, name, task, symbols), table.rows[name].ends[-1]
-            if not runs:
-                continue
-            lengths = sorted(map(int, runs[0]["ends"][end]["tokens"]))
-            shares = [[100 * accuracy(run, end, [length]) for run in runs] for length in lengths]
-            style = dict(color=colors[number % 10], ls=_DASHES[number // 10 % 4])
-            ax.plot(lengths, [statistics.median(some) for some in shares], lw=1.4, label=name, **style)
-            ax.fill_between(
-                lengths, *([pick(some) for some in shares] for pick in (min, max)), alpha=0.15, color=style["color"]
-            )
-        ax.set(title=f"{task}, {symbols} symbols", xscale="log", xlabel="length of the source", ylim=(-3, 103))
+    groups = list(dict.fromkeys(table.rows[name].group for name in names))
+    size = (3.6 * len(tasks) + 2.6, 2.5 * len(groups) + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(groups), len(tasks), squeeze=False, sharex=True, sharey=True)
+    for group, across in zip(groups, grid):
+        for ax, task in zip(across, tasks):
+            ax.axvspan(1, table.longest, color="0.92", label="lengths of training")
+            ax.axhline(100 / symbols, color="0.7", lw=0.8, label="guessing")
+            for number, name in enumerate(name for name in names if table.rows[name].group == group):
+                _draw_row(ax, _of(found, name, task, symbols), table.rows[name].ends[-1], name, number)
+        across[0].set_ylabel(f"{group}\ntokens right, %" if group else "tokens right, %")
+        handles = {text: handle for ax in across for handle, text in zip(*ax.get_legend_handles_labels())}
+        across[-1].legend(handles.values(), handles, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=7)
+    for ax, task in zip(grid[0], tasks):
+        ax.set_title(f"{task}, {symbols} symbols")
+    for ax in grid[-1]:
         ticks = [4, 10, 20, table.longest, 100, 200, 500]
+        ax.set(xscale="log", xlabel="length of the source", ylim=(-3, 103))
         ax.set_xticks(ticks, ticks)
         ax.minorticks_off()
-    axes[0].set_ylabel("tokens right, %")
-    handles = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles, loc="outside right upper", fontsize=7)
     return figure
+
+
+def _draw_row(ax: Axes, runs: Sequence[Mapping[str, Any]], end: str, name: str, number: int):
+    """The line of a row: the median of its seeds, and from the worst to the best."""
+    if not runs:
+        return
+    lengths = sorted(map(int, runs[0]["ends"][end]["tokens"]))
+    shares = [[100 * accuracy(run, end, [length]) for run in runs] for length in lengths]
+    color, dashes = f"C{number % 10}", _DASHES[number % len(_DASHES)]
+    # Later lines are thinner, so that those beneath are seen where all are alike.
+    ax.plot(
+        lengths, [*map(statistics.median, shares)], dashes, color=color, lw=max(1.0, 3.2 - 0.4 * number), label=name
+    )
+    ax.fill_between(lengths, [*map(min, shares)], [*map(max, shares)], alpha=0.15, color=color)
 
 
 def write(table: Table, found: Found, picture: str) -> str:
@@ -131,9 +148,7 @@ def write(table: Table, found: Found, picture: str) -> str:
     ends = "".join(f"- **{name}**: {says}\n" for name, says in ENDS.items())
     return (
         f"{BEGIN}\n"
-        f"Trained on strings of 1 to {table.longest} symbols, {' or '.join(f'{steps:,}' for steps in table.budgets)} "
-        f"steps of {_batch(table)} strings: where a model is not exact at {table.longest} after fewer steps, it is "
-        "trained anew for more. Of several seeds best / median / worst are shown, or one number where they are alike."
+        f"{_trained(table)} Of several seeds best / median / worst are shown, or one number where they are alike."
         f"\n\nTokens: {asked.each} held-out strings of each of the lengths {_list(asked.beyond)}, written token by "
         f"token; the mean over lengths. Exact: whole strings, end included, of {asked.strings:,} "
         f"({asked.far_strings} a seed at {asked.far:,}); where one of the first 50 is wrong, of those 50. "
@@ -144,9 +159,21 @@ def write(table: Table, found: Found, picture: str) -> str:
     )
 
 
-def _batch(table: Table) -> int:
+def _trained(table: Table) -> str:
+    """How the rows were trained, in a sentence or two."""
     name = next(iter(table.rows))
-    return table.configured(table.trainings(name)[0], table.budgets[0]).training.batch_size
+    config = table.configured(table.trainings(name)[0], table.budgets[0])
+    steps = " or ".join(f"{steps:,}" for steps in table.budgets)
+    said = (
+        f"Trained on strings of 1 to {table.longest} symbols, {steps} steps of {config.training.batch_size} strings at "
+        f"learning rate {config.optimizer.learning_rate:g}"
+    )
+    if len(table.budgets) == 1:
+        return f"{said}."
+    return (
+        f"{said}: where a model is not exact at {table.longest} after fewer steps, it is trained anew for more, and the "
+        "last training counts."
+    )
 
 
 def _list(numbers: Iterable[int]) -> str:

@@ -30,6 +30,7 @@ class Row:
       seeds: how many.
       ends: keys of `ENDS`, how its answers may end.
       far: tasks at which it is asked the farthest length, in the first three seeds.
+      group: rows of one name are drawn together.
       config: further settings by section, such as {"optimizer": {...}}.
     """
 
@@ -40,6 +41,7 @@ class Row:
     seeds: int = 3
     ends: tuple[str, ...] = ("learned", "given")
     far: tuple[str, ...] = ()
+    group: str = ""
     config: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
