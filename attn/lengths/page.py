@@ -171,8 +171,8 @@ def _trained(table: Table) -> str:
     if len(table.budgets) == 1:
         return f"{said}."
     return (
-        f"{said}: where a model is not exact at {table.longest} after fewer steps, it is trained anew for more, and the "
-        "last training counts."
+        f"{said}: where a model is not exact at {table.longest} after fewer steps, it is trained anew for more, and "
+        "the last training counts."
     )
 
 
