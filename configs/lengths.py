@@ -56,8 +56,9 @@ def get_table() -> Table:
             anchored_unshifted=_pointing("anchored_unshifted", **given),
         ),
         **_group(
-            "counted from both ends",
+            "weaker priors",
             anchored_t5=_pointing("anchored_t5", **given),
+            line=_pointing("line"),
             anchored_rotary=_pointing("anchored_rotary", own="none", **given),
             randomized_anchored_rotary=_pointing("randomized_anchored_rotary", own="none", **given),
         ),

@@ -19,6 +19,7 @@ from attn.functional.scores import as_score
 
 _CLIP = 16  # distances beyond share a row: k of Shaw et al. 2018, section 4.1
 _BUCKETS = 32  # of T5
+_PACE = 4.0  # a line's numbers have farther to go than other parameters
 _DRAW = 1 << 16  # what a key is folded with to draw positions: no layer has such a number
 
 
@@ -256,16 +257,24 @@ def _anchored_t5_score(learned, query, key, places: Places):
     return per_head(Partial(of_head, learned["table"], idx, tau))
 
 
+def _line_parameters(key, width, num_heads, head_width):
+    """Lines that at first stand still, spread over the keys, with slopes so soft that most keys are seen."""
+    spread = (jnp.arange(num_heads) + 0.5) / num_heads
+    lines = jnp.stack([jnp.zeros(num_heads), spread, jnp.zeros(num_heads)], axis=-1)
+    return {"line": lines / _PACE, "slope": jnp.full(num_heads, jnp.log(jnp.expm1(0.3)) / _PACE)}
+
+
 def _line_score(learned, query, key, places: Places):
-    tau, source, target = places.queries.from_start(), places.keys.length, places.queries.length
-    known = jnp.stack(jnp.broadcast_arrays(tau, source, target, 1), axis=-1)
-    lines = jnp.einsum("tf,nf->nt", known.astype(jnp.float32), learned["line"])
-    idx = places.keys.from_start()
+    """s - slope |j - (a t + b n + c)| among n keys: where a head looks is a line, of which a, b and c are learned."""
+    tau = places.queries.from_start()
+    known = jnp.stack(jnp.broadcast_arrays(tau, places.keys.length, 1), axis=-1).astype(query.dtype)
+    lines = jnp.einsum("tf,nf->nt", known, _PACE * learned["line"])
+    slopes, idx = jax.nn.softplus(_PACE * learned["slope"]), places.keys.from_start()
 
     def of_head(slope, line, s, i, j):
-        return s - jax.nn.softplus(slope) * jnp.abs(idx[j] - line[i])
+        return s - slope * jnp.abs(idx[j] - line[i])
 
-    return per_head(Partial(of_head, learned["slope"], lines))
+    return per_head(Partial(of_head, slopes, lines))
 
 
 def _alibi_score(learned, query, key, places: Places):
@@ -373,6 +382,9 @@ _PLAIN = {
             needs_length=True,
             by_part=True,
         )
+    ),
+    "line": Encoding(
+        "that each head looks at one place, which moves evenly", score=_line_score, parameters=_line_parameters
     ),
     # Source: Dai et al. 2019, section 3.3.
     "transformer_xl": Encoding(

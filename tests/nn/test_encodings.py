@@ -108,6 +108,15 @@ def test_anchored_t5_looks_up_a_bucket_of_the_distance_from_all_four_ends():
     check(found, (content(query, key) + bias) * np.log(1 + SOURCE_LENGTH))
 
 
+def test_line_is_a_distance_to_a_place_that_moves_evenly():
+    line = np.array([[1.0, 0.0, 0.0], [-1.0, 1.0, -1.0], [0.3, 0.2, 2.0], [0.0, 0.5, 0.0]])
+    slope = np.array([0.5, 0.7, 0.3, 0.9])
+    found, query, key = scores(ENCODINGS["line"], {"line": line / 4, "slope": np.log(np.expm1(slope)) / 4})
+    j, t = np.arange(S)[None, :], (FIRST + np.arange(T))[:, None]
+    bias = [-each * np.abs(j - (a * t + b * SOURCE_LENGTH + c)) for each, (a, b, c) in zip(slope, line)]
+    check(found, content(query, key) + np.stack(bias))
+
+
 @pytest.mark.parametrize("drawn", [None, DRAWN])
 def test_shaw_adds_a_row_to_the_key(drawn):
     table = np.random.default_rng(1).normal(size=(33, H))
