@@ -45,7 +45,7 @@ def _head(table: Table) -> list[str]:
         f"tokens right, {asked.beyond[0]} to {asked.beyond[-1]}, %",
         *(f"exact at {length:,}, %" for length in asked.exact),
         f"structured at {asked.structured:,}, %",
-        f"exact at {asked.far:,}",
+        *([f"exact at {asked.far:,}"] if table.far else []),
     ]
     return ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
 
@@ -66,7 +66,7 @@ def _line(table: Table, name: str, end: str, runs: Sequence[Mapping[str, Any]]) 
         return sum(each["exact"] for each in counts) / sum(each["strings"] for each in counts)
 
     measures = [lambda run: accuracy(run, end, asked.beyond), *map(exactly, asked.exact), structured]
-    far = [counts for run in runs if (counts := run["ends"][end]["exact"].get(str(asked.far)))]
+    far = [each for run in runs if (each := run["ends"][end]["exact"].get(str(asked.far)))]
     cells = [
         f"`{name}`",
         table.builds_in(name),
@@ -75,10 +75,10 @@ def _line(table: Table, name: str, end: str, runs: Sequence[Mapping[str, Any]]) 
         f"{exact} of {len(runs)} ({' or '.join(f'{each:,}' for each in steps)})",
         f"{max(run['seconds']['training'][-1] for run in runs):.0f}",
         *(_spread([100 * measure(run) for run in runs]) for measure in measures),
-        f"{sum(counts['exact'] for counts in far)} of {sum(counts['strings'] for counts in far)}"
-        if far
-        else "not asked",
     ]
+    if table.far:
+        counts = [sum(each[what] for each in far) for what in ("exact", "strings")]
+        cells.append(f"{counts[0]} of {counts[1]}" if far else "not asked")
     return "| " + " | ".join(cells) + " |"
 
 
@@ -144,18 +144,25 @@ def _draw_row(ax: Axes, runs: Sequence[Mapping[str, Any]], end: str, name: str, 
 
 def write(table: Table, found: Found, picture: str) -> str:
     """The part of a page that the program makes: what was asked, the tables, and the figure."""
-    asked = table.asked
-    ends = "".join(f"- **{name}**: {says}\n" for name, says in ENDS.items())
     return (
         f"{BEGIN}\n"
-        f"{_trained(table)} Of several seeds best / median / worst are shown, or one number where they are alike."
-        f"\n\nTokens: {asked.each} held-out strings of each of the lengths {_list(asked.beyond)}, written token by "
-        f"token; the mean over lengths. Exact: whole strings, end included, of {asked.strings:,} "
-        f"({asked.far_strings} a seed at {asked.far:,}); where one of the first 50 is wrong, of those 50. "
-        "Structured: strings of one symbol, with one odd symbol at each place, alternating, periodic, palindromes, all "
-        f"equal but the ends. The answer's end:\n\n{ends}\n"
+        f"{_trained(table)} Of several seeds best / median / worst are shown, or one number where they are alike.\n\n"
+        f"{_asked(table)}\n"
         f"![Share of tokens right against length]({picture})\n\n"
         f"{tables(table, found)}{END}"
+    )
+
+
+def _asked(table: Table) -> str:
+    """What the columns of the tables stand for."""
+    asked, used = table.asked, {end for row in table.rows.values() for end in row.ends}
+    far = f" ({asked.far_strings} a seed at {asked.far:,})" if table.far else ""
+    ends = "".join(f"- **{name}**: {says}\n" for name, says in ENDS.items() if name in used)
+    return (
+        f"Tokens: {asked.each} held-out strings of each of the lengths {_list(asked.beyond)}, written token by token; "
+        f"the mean over lengths. Exact: whole strings, end included, of {asked.strings:,}{far}; where one of the first "
+        "50 is wrong, of those 50. Structured: strings of one symbol, with one odd symbol at each place, alternating, "
+        f"periodic, palindromes, all equal but the ends. The answer's end:\n\n{ends}"
     )
 
 

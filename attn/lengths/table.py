@@ -92,6 +92,11 @@ class Table:
     longest: int = 40
     asked: Asked = Asked()
 
+    @property
+    def far(self) -> bool:
+        """Whether any row is asked the farthest length."""
+        return any(row.far for row in self.rows.values())
+
     def check(self):
         """Check every row before anything is trained.
 

@@ -1,4 +1,4 @@
-"""The tables of the project: they can be trained, and docs/lengths.md says what the files of results hold."""
+"""The tables of the project: they can be trained, and their pages say what the files of results hold."""
 
 import json
 import pathlib
@@ -12,28 +12,32 @@ from attn.nn.encodings import ENCODINGS
 from attn.training.flags import run_file
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-RESULTS = ROOT / "benchmarks/results/lengths"
+NAMES = ("lengths", "tape")
 
 
-@pytest.mark.parametrize("name", ["lengths", "tape"])
+def recorded(name):
+    """A table of the project, and what is recorded of its rows."""
+    table, folder = run_file(ROOT / f"configs/{name}.py", "get_table"), ROOT / f"benchmarks/results/{name}"
+    assert {path.stem for path in folder.glob("*.json")} <= set(table.rows)
+    return table, {key: each for row in table.rows for key, each in read(table, row, folder).items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_row_can_be_trained(name):
     run_file(ROOT / f"configs/{name}.py", "get_table").check()
 
 
-def test_the_document_holds_what_was_measured():
-    table = run_file(ROOT / "configs/lengths.py", "get_table")
-    found = {name: each for row in table.rows for name, each in read(table, row, RESULTS).items()}
-    assert {path.stem for path in RESULTS.glob("*.json")} <= set(table.rows)
-    text = (ROOT / "docs/lengths.md").read_text()
-    assert page.into(text, page.write(table, found, "lengths.png")) == text
+@pytest.mark.parametrize("name", NAMES)
+def test_the_document_holds_what_was_measured(name):
+    text = (ROOT / f"docs/{name}.md").read_text()
+    assert page.into(text, page.write(*recorded(name), f"{name}.png")) == text
 
 
-def test_what_was_written_token_by_token_is_confirmed_alike():
-    table = run_file(ROOT / "configs/lengths.py", "get_table")
-    for row in table.rows:
-        for found in read(table, row, RESULTS).values():
-            for counts in found["ends"].values():
-                assert all(each["confirmed_alike"] == each["strings"] for each in counts["tokens"].values())
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_written_token_by_token_is_confirmed_alike(name):
+    for found in recorded(name)[1].values():
+        for counts in found["ends"].values():
+            assert all(each["confirmed_alike"] == each["strings"] for each in counts["tokens"].values())
 
 
 def test_the_example_of_a_row_is_a_table(tmp_path):
@@ -45,11 +49,11 @@ def test_the_example_of_a_row_is_a_table(tmp_path):
         del ENCODINGS["far_costs"]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/lengths.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/lengths.md", "docs/tape.md"])
 def test_the_rows_that_documents_name_are_there(document):
     lines = re.findall(r"^attn lengths .*--only (\S+)", (ROOT / document).read_text(), re.M)
     assert lines
-    rows = [run_file(ROOT / f"configs/{name}.py", "get_table").rows for name in ("lengths", "tape")]
+    rows = [run_file(ROOT / f"configs/{name}.py", "get_table").rows for name in NAMES]
     for names in lines:
         assert any(set(names.split(",")) <= set(some) for some in rows)
 
