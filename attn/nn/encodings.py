@@ -6,66 +6,18 @@ one kind of it (`config.model.positions.cross`). In a notebook or a config file,
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from attn.functional import per_head, positions
+from attn.functional import positions
 from attn.functional.scores import as_score
+from attn.nn import position_scores as scores
+from attn.nn.places import Places, Side, heads_from_ends
 
-_CLIP = 16  # distances beyond share a row: k of Shaw et al. 2018, section 4.1
-_BUCKETS = 32  # of T5
-_PACE = 4.0  # a line's numbers have farther to go than other parameters
 _DRAW = 1 << 16  # what a key is folded with to draw positions: no layer has such a number
-
-
-class Side(NamedTuple):
-    """Where one side of an attention layer stands: its queries, or its keys.
-
-    Attributes:
-      index: `[T]`, 0 at the first token of the sequence.
-      length: tokens of the whole sequence, its end token included; None where it is not known. On a tape that is
-        counted by part, of the part that each place lies in, `[T]`.
-      drawn: `[R]`, the position of each index instead of the index itself; see `randomized`.
-    """
-
-    index: Int[Array, "T"]
-    length: int | Int[Array, ""] | Int[Array, "T"] | None
-    drawn: Int[Array, "R"] | None
-
-    def from_start(self) -> Int[Array, "T"]:
-        """Positions counted from the first token."""
-        return self._at(self.index)
-
-    def from_end(self) -> Int[Array, "T"]:
-        """Positions counted from the last token, which stands at 0; padding stands before 0, or with it."""
-        return self._at(self.length - 1 - self.index)
-
-    def _at(self, index):
-        return index if self.drawn is None else self.drawn[jnp.clip(index, 0, len(self.drawn) - 1)]
-
-
-class Places(NamedTuple):
-    """Where the two sides of an attention layer stand, and how many keys each query may see, `[T]`."""
-
-    queries: Side
-    keys: Side
-    visible: Int[Array, "T"]
-
-    def distance(self, i, j):
-        """How far key j stands behind query i.
-
-        Where positions are drawn, a distance of d tokens is the d-th of them and its sign: all pairs that are as far
-        apart stay alike (Ruoss et al. 2023, section 3.2).
-        """
-        steps = self.keys.index[j] - self.queries.index[i]
-        if self.keys.drawn is None:
-            return steps
-        return jnp.sign(steps) * jnp.where(steps == 0, 0, 1 + self.keys.drawn[jnp.abs(steps) - 1])
 
 
 def _turn_nothing(x: Float[Array, "T N H"], side: Side) -> Float[Array, "T N H"]:
@@ -166,23 +118,6 @@ def draw(settings: Positions, length: Int[Array, ""], key: Array | None) -> Int[
     return positions.randomized(jax.random.fold_in(key, _DRAW), settings.range, settings.range, count=length)
 
 
-def _heads_from_ends(num_heads: int) -> tuple[Bool[Array, "N"], Bool[Array, "N"]]:
-    """For each head whether its keys and whether its queries are counted from the end: all four kinds in turn."""
-    head = jnp.arange(num_heads)
-    return head % 2 == 1, head // 2 % 2 == 1
-
-
-def _counted(
-    places: Places, num_heads: int, *, keys: bool = True, queries: bool = True
-) -> tuple[Int[Array, "N S"], Int[Array, "N T"]]:
-    """Where keys and queries stand for each head; counted from the start alone unless `keys` and `queries` say more."""
-    sides = zip((places.keys, places.queries), (keys, queries), _heads_from_ends(num_heads))
-    return tuple(
-        jnp.where(from_end[:, None], side.from_end() if both else side.from_start(), side.from_start())
-        for side, both, from_end in sides
-    )
-
-
 def anchored(
     *, keys: bool = True, queries: bool = True, slope: Callable | None = None, frozen: bool = False, shift: bool = True
 ) -> Encoding:
@@ -203,25 +138,10 @@ def anchored(
     def first(num_heads):
         return jnp.full(num_heads, 3.0) if slope is None else slope(num_heads)
 
-    def parameters(key, width, num_heads, head_width):
-        learned = {} if frozen else {"slope": jnp.log(jnp.expm1(first(num_heads)))}
-        return learned | ({"shift": jnp.zeros(num_heads)} if shift else {})
-
-    def score(learned, query, key, places: Places):
-        num_heads = query.shape[1]
-        slopes = first(num_heads) if frozen else jax.nn.softplus(learned["slope"])
-        shifts = learned.get("shift", jnp.zeros(num_heads))
-        idx, tau = _counted(places, num_heads, keys=keys, queries=queries)
-
-        def of_head(slope, shift, idx, tau, s, i, j):
-            return s - slope * jnp.abs(idx[j] - tau[i] - shift)
-
-        return per_head(Partial(of_head, slopes, shifts, idx, tau))
-
     return Encoding(
         "the pointer, counted from either end" if keys or queries else "the pointer, counted from the start",
-        score=score,
-        parameters=parameters if shift or not frozen else None,
+        score=scores.anchored_score(first, keys=keys, queries=queries, frozen=frozen),
+        parameters=scores.anchored_parameters(first, frozen=frozen, shift=shift),
         needs_length=queries,
         by_part=True,
     )
@@ -236,93 +156,11 @@ def _anchored_rotary() -> Encoding:
 
     return Encoding(
         "distances between places, counted from both ends; no head prefers any",
-        turn=lambda x, side: turn_by(x, side, _heads_from_ends(x.shape[1])[1]),
-        turn_keys=lambda x, side: turn_by(x, side, _heads_from_ends(x.shape[1])[0]),
+        turn=lambda x, side: turn_by(x, side, heads_from_ends(x.shape[1])[1]),
+        turn_keys=lambda x, side: turn_by(x, side, heads_from_ends(x.shape[1])[0]),
         needs_length=True,
         by_part=True,
     )
-
-
-def _t5_parameters(key, width, num_heads, head_width):
-    return {"table": jax.random.normal(key, (num_heads, _BUCKETS)) * width**-0.5}
-
-
-def _anchored_t5_score(learned, query, key, places: Places):
-    idx, tau = _counted(places, query.shape[1])
-
-    def of_head(table, idx, tau, s, i, j):
-        # The last bucket begins well within the lengths of training, so that nothing farther is news.
-        return s + table[positions.relative_buckets(idx[j] - tau[i], num_buckets=_BUCKETS, max_distance=_BUCKETS // 2)]
-
-    return per_head(Partial(of_head, learned["table"], idx, tau))
-
-
-def _line_parameters(key, width, num_heads, head_width):
-    """Lines that at first stand still, spread over the keys, with slopes so soft that most keys are seen."""
-    spread = (jnp.arange(num_heads) + 0.5) / num_heads
-    lines = jnp.stack([jnp.zeros(num_heads), spread, jnp.zeros(num_heads)], axis=-1)
-    return {"line": lines / _PACE, "slope": jnp.full(num_heads, jnp.log(jnp.expm1(0.3)) / _PACE)}
-
-
-def _line_score(learned, query, key, places: Places):
-    """s - slope |j - (a t + b n + c)| among n keys: where a head looks is a line, of which a, b and c are learned."""
-    tau = places.queries.from_start()
-    known = jnp.stack(jnp.broadcast_arrays(tau, places.keys.length, 1), axis=-1).astype(query.dtype)
-    lines = jnp.einsum("tf,nf->nt", known, _PACE * learned["line"])
-    slopes, idx = jax.nn.softplus(_PACE * learned["slope"]), places.keys.from_start()
-
-    def of_head(slope, line, s, i, j):
-        return s - slope * jnp.abs(idx[j] - line[i])
-
-    return per_head(Partial(of_head, slopes, lines))
-
-
-def _alibi_score(learned, query, key, places: Places):
-    slopes = positions.alibi_slopes(query.shape[1])
-    # A quarter of a step to one side, so that left and right of a query differ.
-    return per_head(Partial(lambda slope, s, i, j: s - slope * jnp.abs(places.distance(i, j) + 0.25), slopes))
-
-
-def _t5_score(learned, query, key, places: Places):
-    def of_head(table, s, i, j):
-        return s + table[positions.relative_buckets(places.distance(i, j), num_buckets=_BUCKETS)]
-
-    return per_head(Partial(of_head, learned["table"]))
-
-
-def _shaw_score(learned, query, key, places: Places):
-    rows = jnp.einsum("tnh,rh->ntr", query, learned["table"].astype(query.dtype)) / query.shape[-1] ** 0.5
-
-    def of_head(rows, s, i, j):
-        return s + rows[i, jnp.clip(places.distance(i, j), -_CLIP, _CLIP) + _CLIP]
-
-    return per_head(Partial(of_head, rows))
-
-
-def _transformer_xl_score(learned, query, key, places: Places):
-    """s + (u k_j + (q_i + v) R(p_j - p_i)) / sqrt(H), with R a linear map of sinusoids; s holds q_i k_j."""
-    first = places.keys.index[0] - places.queries.index[-1]
-    steps = first + jnp.arange(len(query) + len(key) - 1)  # every j - i, in order
-    one = Places(Side(jnp.zeros(1, int), None, None), Side(steps, None, places.keys.drawn), places.visible)
-    distances = one.distance(0, jnp.arange(len(steps)))
-    width = learned["relative"].shape[0]
-    relative = jnp.einsum("rd,dnh->rnh", positions.sinusoidal(distances, width), learned["relative"])
-    rows = jnp.einsum("tnh,rnh->ntr", query + learned["v"], relative) / query.shape[-1] ** 0.5
-    content = jnp.einsum("nh,snh->ns", learned["u"], key) / query.shape[-1] ** 0.5
-
-    def of_head(rows, content, s, i, j):
-        return s + content[j] + rows[i, places.keys.index[j] - places.queries.index[i] - first]
-
-    return per_head(Partial(of_head, rows, content))
-
-
-def _transformer_xl_parameters(key, width, num_heads, head_width):
-    keys, shape = jax.random.split(key, 3), (num_heads, head_width)
-    return {
-        "relative": jax.random.normal(keys[0], (width, *shape)) * width**-0.5,
-        "u": 0.02 * jax.random.normal(keys[1], shape),
-        "v": 0.02 * jax.random.normal(keys[2], shape),
-    }
 
 
 def log_scaled(encoding: Encoding) -> Encoding:
@@ -364,34 +202,30 @@ _PLAIN = {
         learned=True,
     ),
     "rotary": Encoding("distances, as angles", turn=lambda x, side: positions.rotary(x, side.from_start())),
-    # Source: Shaw et al. 2018, section 3.2, for keys; one table a layer.
-    "shaw": Encoding(
-        f"distances up to {_CLIP}",
-        score=_shaw_score,
-        parameters=lambda key, width, num_heads, head_width: {
-            "table": jax.random.normal(key, (2 * _CLIP + 1, head_width)) * head_width**-0.5
-        },
+    "shaw": Encoding(f"distances up to {scores.CLIP}", score=scores.shaw_score, parameters=scores.shaw_parameters),
+    "t5": Encoding(
+        "distances in buckets, the far ones together", score=scores.t5_score, parameters=scores.t5_parameters
     ),
-    # Source: Raffel et al. 2020, section 2.1; one table a layer.
-    "t5": Encoding("distances in buckets, the far ones together", score=_t5_score, parameters=_t5_parameters),
     "anchored_t5": log_scaled(
         Encoding(
-            f"distances up to {_BUCKETS // 2}, counted from both ends; no head prefers any",
-            score=_anchored_t5_score,
-            parameters=_t5_parameters,
+            f"distances up to {scores.NEAR}, counted from both ends; no head prefers any",
+            score=scores.anchored_t5_score,
+            parameters=scores.t5_parameters,
             needs_length=True,
             by_part=True,
         )
     ),
     "line": Encoding(
-        "that each head looks at one place, which moves evenly", score=_line_score, parameters=_line_parameters
+        "that each head looks at one place, which moves evenly",
+        score=scores.line_score,
+        parameters=scores.line_parameters,
     ),
-    # Source: Dai et al. 2019, section 3.3.
     "transformer_xl": Encoding(
-        "distances, as sines and cosines", score=_transformer_xl_score, parameters=_transformer_xl_parameters
+        "distances, as sines and cosines",
+        score=scores.transformer_xl_score,
+        parameters=scores.transformer_xl_parameters,
     ),
-    # Source: Press et al. 2022, section 3; in both directions, told apart as by Ruoss et al. 2023.
-    "alibi": Encoding("near keys count more than far ones", score=_alibi_score),
+    "alibi": Encoding("near keys count more than far ones", score=scores.alibi_score),
     "log_length": log_scaled(Encoding("nothing")),
     "anchored": anchored(),
     "anchored_to_source": anchored(queries=False),

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from attn.functional import Dropout, multi_head_attention, multi_head_attention_weights
 from attn.functional.scores import as_score
-from attn.nn.encodings import Encoding, Places, Side
+from attn.nn.encodings import Encoding
+from attn.nn.places import Places, Side
 from attn.nn.variants import Variant
 
 

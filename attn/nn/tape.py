@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, Int
 
 from attn.functional import masks
 from attn.nn.encoder_decoder import PAD, Cache, EncoderDecoder, split
-from attn.nn.encodings import ENCODINGS, Encoding, Places, Positions, draw, make_table
+from attn.nn.encodings import ENCODINGS, Encoding, Positions, draw, make_table
 from attn.nn.layers import dropout
+from attn.nn.places import Places
 from attn.nn.transformer import EncoderLayer
 from attn.nn.variants import VARIANTS
 

@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Int
 
 from attn.functional import masks
 from attn.nn.encoder_decoder import PAD, Cache, EncoderDecoder, split
-from attn.nn.encodings import ENCODINGS, Encoding, Places, Positions, draw, make_table
+from attn.nn.encodings import ENCODINGS, Encoding, Positions, draw, make_table
 from attn.nn.layers import Attention, FeedForward, KeysValues, Residual, dropout, weights_dropout
+from attn.nn.places import Places
 from attn.nn.variants import VARIANTS
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import attn
-from attn.nn.encodings import ENCODINGS, Places, Positions, Side, anchored, draw, log_scaled, randomized
+from attn.nn.encodings import ENCODINGS, Positions, anchored, draw, log_scaled, randomized
+from attn.nn.places import Places, Side
 
 T, S, N, H, D = 5, 7, 4, 6, 22
 FIRST, LENGTH, SOURCE_LENGTH = 3, 11, 6  # of the first query; of the target; of the source

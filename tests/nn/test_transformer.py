@@ -8,7 +8,8 @@ import numpy as np
 from model_cases import SIZES, SOURCE, TARGET, VOCABULARY, encode, make, run
 
 from attn.functional import masks
-from attn.nn.encodings import ENCODINGS, Places, Side
+from attn.nn.encodings import ENCODINGS
+from attn.nn.places import Places, Side
 from attn.nn.variants import VARIANTS, Variant
 
 
