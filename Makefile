@@ -11,12 +11,13 @@ ARGS ?=
 train: .venv/installed
 	$(BIN)/python train.py $(ARGS)
 
+# Stealing leaves most tests of a file to one worker, which then trains the file's models once.
 test: .venv/installed lint
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 # Three times as many cases of value and gradient, over a thousand an implementation.
 nightly: .venv/installed
-	$(BIN)/python -m pytest -n auto tests/functional --hypothesis-profile=nightly $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/functional --hypothesis-profile=nightly $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -91,7 +91,7 @@ def asked(monkeypatch) -> list:
         draw=draw,
         tables=lambda numbers: [],
     )
-    for name in list(CLAIMS):
+    for name in reversed(list(CLAIMS)):
         monkeypatch.delitem(CLAIMS, name)
     monkeypatch.setitem(CLAIMS, "made", made)
     return asked

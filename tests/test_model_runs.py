@@ -1,0 +1,95 @@
+"""Runs of every kind of model and position go through the same trainer, decoding, evaluation and pictures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+import attn
+from attn import cli, experiment
+from attn.inspection.influence import influence
+from attn.tasks.examples import decoder_input
+
+TINY = {"task.symbols": "4", "training.steps": "400", "evaluation.examples": "200"}
+LSTM = {"task.max_length": "4", "model.width": "32", "optimizer.learning_rate": "1e-2"}
+ANCHORED = {"task.max_length": "6", "model.width": "32", "optimizer.learning_rate": "3e-3"}
+POINTER = {"model.positions": "anchored_once", "model.positions.cross": "anchored"}
+TAPE = {"model.positions": "anchored", "model.num_heads": "4", "model.num_layers": "2", "model.dropout": "0.0"}
+
+RUNS = {
+    "lstm": ("lstm", LSTM | {"model.attention": "none"}),
+    "lstm_additive": ("lstm", LSTM | {"model.attention": "additive"}),
+    "lstm_multiplicative": ("lstm", LSTM | {"model.attention": "multiplicative"}),
+    "anchored": ("reverse", ANCHORED | POINTER),
+    "tape": ("tape", ANCHORED | TAPE | {"training.batch_size": "32"}),
+}
+
+
+def trained(repository, folder, config, settings) -> attn.runs.Run:
+    request = experiment.Request(str(repository / f"configs/{config}.py"), settings, str(folder), False, "off")
+    assert experiment.run(request) == 0
+    return attn.load(folder)
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def run(request, repository, tmp_path_factory) -> attn.runs.Run:
+    config, settings = RUNS[request.param]
+    return trained(repository, tmp_path_factory.mktemp("runs") / request.param, config, TINY | settings)
+
+
+def test_it_learns_the_lengths_of_training(run):
+    lengths, least = ([1, 2, 3], 0.9) if run.config.model.name == "lstm" else ([4, 6], 1.0)
+    assert run.evaluate(lengths, 50).overall().exact_match.value() >= least
+
+
+@pytest.mark.parametrize("run", ["anchored"], indirect=True)
+def test_anchored_positions_reach_far_beyond_them(run):
+    assert run.evaluate([50], 50).overall().exact_match.value() == 1.0
+
+
+def test_a_beam_answers_as_well(run):
+    texts = ["1 2 3", "4 4", "2 1 3"]
+    greedy, beam = run.predict(texts), run.predict(texts, beam_width=3)
+    assert greedy == beam == ["3 2 1", "4 4", "3 1 2"]
+
+
+def test_it_is_drawn_and_told_of(run, tmp_path, capsys):
+    assert cli.main(["inspect", str(run.folder), "1 2 3", "--output", str(tmp_path / "map.png")]) == 0
+    assert imread(tmp_path / "map.png").ndim == 3
+    assert cli.main(["inspect", str(run.folder)]) == 0
+    assert run.config.model.name in capsys.readouterr().out
+
+
+def test_without_cross_attention_influence_is_shown_instead(run):
+    maps = run.look("1 2 3")
+    if run.config.model.name == "transformer" or run.config.model.attention != "none":
+        assert maps.influence is None
+        assert maps.weights.cross.shape[-2:] == (4, 4)
+    else:
+        assert maps.influence.shape == (4, 4)
+
+
+@pytest.mark.parametrize("run", [name for name in RUNS if name.startswith("lstm")], indirect=True)
+def test_influence_is_the_slope_of_the_logits(run):
+    """Beside finite differences, in every direction of one embedding, of one step's logits."""
+    source = jnp.array([1, 2, 3, run.vocabulary.end])
+    read = decoder_input(jnp.array([3, 2, 1, run.vocabulary.end]), run.vocabulary.begin)
+    found = influence(run.model, source, read, jnp.array([2]))
+    width, eps = 32, 1e-2
+
+    @jax.jit
+    def logits(shift):
+        return run.model(source, read, shift=shift)[2]
+
+    for j in range(len(source)):
+        nudges = jnp.zeros((width, len(source), width)).at[jnp.arange(width), j, jnp.arange(width)].set(eps)
+        slopes = (jax.vmap(logits)(nudges) - jax.vmap(logits)(-nudges)) / (2 * eps)
+        np.testing.assert_allclose(found[0, j], np.linalg.norm(slopes), rtol=2e-2)
+
+
+def test_an_input_beyond_the_range_of_drawn_positions_is_refused(repository, tmp_path, capsys):
+    settings = {"training.steps": "20", "model.positions": "randomized_rotary", "model.positions.range": "9"}
+    run = trained(repository, tmp_path / "run", "copy", TINY | {"task.max_length": "6"} | settings)
+    assert cli.main(["predict", str(run.folder), " ".join("1" * 9)]) == 2
+    assert "input 1: 9 tokens are more than the positions can encode, at most 8" in capsys.readouterr().err
