@@ -17,18 +17,18 @@ _TRANSFORMER = dict(
 )
 
 _PLAIN = ("none", "sinusoidal", "learned", "rotary", "shaw", "t5", "alibi")
-_DRAWN = ("sinusoidal", "learned", "rotary", "shaw", "alibi")
+_DRAWN = ("sinusoidal", "learned", "rotary", "alibi")
 _IN_ORDER = "order, by reading in order"
 _FAR = ("copy", "reverse")
 
 
 def _with(positions, **settings) -> Row:
-    """The same positions in encoder, decoder and cross-attention, up to the longest answer that is asked."""
+    """Positions of one kind in all attention, or at the bottom of both stacks, for all lengths that are asked."""
     return Row(_TRANSFORMER | {"positions": positions, "max_length": 2_050} | settings)
 
 
 def _pointing(cross: str, own: str = "anchored_once", **settings) -> Row:
-    """Some positions in the cross-attention; in the others, every head of which looks at where it stands, `own`."""
+    """Some positions in the cross-attention, `own` in the rest: if not said, every head looks at its place."""
     said = ENCODINGS[cross].builds_in + ("; self-attention looks at its own place" if own != "none" else "")
     model = _TRANSFORMER | {"positions": {"encoder": own, "decoder": own, "cross": cross}}
     return Row(model, builds_in=said, **settings)

@@ -11,6 +11,7 @@ learning rate.
 from ml_collections import ConfigDict
 
 from attn.lengths.table import Asked, Row, Table
+from attn.nn.encodings import ENCODINGS
 from attn.training.config import from_mapping, to_mapping
 
 _MODEL = dict(
@@ -24,6 +25,17 @@ _MODEL = dict(
     norm="post",
     dropout=0.1,
 )
+PUBLISHED = {
+    "none": "none",
+    "sinusoidal": "sinusoidal",
+    "relative": "transformer_xl",
+    "alibi": "alibi",
+    "rotary": "rotary",
+    "randomized_sinusoidal": "randomized_sinusoidal",
+    "randomized_relative": "randomized_transformer_xl",
+    "randomized_alibi": "randomized_alibi",
+    "randomized_rotary": "randomized_rotary",
+}
 _OPTIMIZER = dict(learning_rate=1e-3, warmup_fraction=0.0, decay="none", beta2=0.999, clip_norm=1.0)
 _TRAINING = dict(steps=2_000, batch_size=128, one_length=True)
 
@@ -36,31 +48,27 @@ def get_config() -> ConfigDict:
 
 def get_table() -> Table:
     """The published ones by what tells positions, and two that count source and cells each from both of its ends."""
-    published = {
-        "none": "none",
-        "sinusoidal": "sinusoidal",
-        "relative": "transformer_xl",
-        "alibi": "alibi",
-        "rotary": "rotary",
-        "randomized_sinusoidal": "randomized_sinusoidal",
-        "randomized_relative": "randomized_transformer_xl",
-        "randomized_alibi": "randomized_alibi",
-        "randomized_rotary": "randomized_rotary",
-    }
-    names = published | {"anchored_t5": "anchored_t5", "anchored_rotary": "anchored_rotary"}
-    rows = {
-        name: Row(
-            _MODEL | {"positions": positions},
-            ends=("given",),
-            seeds=1,
-            group="published" if name in published else "counted from both ends",
-        )
-        for name, positions in names.items()
-    }
+    rows = {name: row(positions, group="published") for name, positions in PUBLISHED.items()}
+    for name in ("anchored_t5", "anchored_rotary"):
+        said = f"{ENCODINGS[name].builds_in}; where the answer begins"
+        rows[name] = row(name, group="counted from both ends", builds_in=said)
+    return table(rows)
+
+
+def row(positions: str, **settings) -> Row:
+    """A published encoder with some positions; those that are drawn are drawn at test as well, as in print."""
+    named = dict.fromkeys(("encoder", "decoder", "cross"), positions) | {"at_test": "random"}
+    model = _MODEL | {"positions": named if ENCODINGS[positions].randomized else positions}
+    return Row(model, **(dict(ends=("given",), seeds=1) | settings))
+
+
+def table(rows: dict[str, Row], steps: int = _TRAINING["steps"], **asked) -> Table:
+    """Rows that are trained for so many steps, asked on a grid of a dozen lengths unless `asked` says more."""
+    grid = dict(beyond=tuple(range(41, 501, 41)), each=128, exact=(500,), strings=128, structured=500)
     return Table(
         rows,
         config={"optimizer": _OPTIMIZER, "training": {"batch_size": 128, "one_length": True}},
-        budgets=(_TRAINING["steps"],),
+        budgets=(steps,),
         tasks=("reverse", "duplicate"),
-        asked=Asked(beyond=tuple(range(41, 501, 41)), each=128, exact=(500,), strings=128, structured=500),
+        asked=Asked(**(grid | asked)),
     )

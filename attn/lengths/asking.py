@@ -28,7 +28,7 @@ _WIDTHS = (64, 256, 512, 1_024)  # that sources are padded to; a longer one keep
 _WRITTEN_AT_ONCE = 1 << 14  # symbols of the sources of a batch
 _CONFIRMED_AT_ONCE = 1 << 12  # few, so that a layer's scores stay in the processor's cache
 _SEED = 0  # of the strings that are asked
-_FIRST = 50  # whole strings that are counted before it is worth while to count all
+FIRST = 50  # whole strings that are counted before it is worth while to count all
 
 
 @functools.lru_cache(maxsize=8)
@@ -117,7 +117,7 @@ class Examiner:
 
     def _count(self, questions: Questions) -> dict[str, int]:
         """How many questions are right as a whole; where one of the first is wrong, of the first alone."""
-        for asked in (questions.chosen(np.arange(min(_FIRST, len(questions.sources)))), questions):
+        for asked in (questions.chosen(np.arange(min(FIRST, len(questions.sources)))), questions):
             right = self.confirmed(asked)
             if not right.all():
                 break

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from attn.lengths.asking import FIRST
 from attn.lengths.running import accuracy
 from attn.lengths.table import ENDS, Table
 
@@ -62,8 +63,7 @@ def _line(table: Table, name: str, end: str, runs: Sequence[Mapping[str, Any]]) 
         return lambda run: _share(run["ends"][end]["exact"][str(length)])
 
     def structured(run) -> float:
-        counts = run["ends"][end]["structured"].values()
-        return sum(each["exact"] for each in counts) / sum(each["strings"] for each in counts)
+        return statistics.mean(map(_share, run["ends"][end]["structured"].values()))
 
     measures = [lambda run: accuracy(run, end, asked.beyond), *map(exactly, asked.exact), structured]
     far = [each for run in runs if (each := run["ends"][end]["exact"].get(str(asked.far)))]
@@ -159,10 +159,11 @@ def _asked(table: Table) -> str:
     far = f" ({asked.far_strings} a seed at {asked.far:,})" if table.far else ""
     ends = "".join(f"- **{name}**: {says}\n" for name, says in ENDS.items() if name in used)
     return (
-        f"Tokens: {asked.each} held-out strings of each of the lengths {_list(asked.beyond)}, written token by token; "
-        f"the mean over lengths. Exact: whole strings, end included, of {asked.strings:,}{far}; where one of the first "
-        "50 is wrong, of those 50. Structured: strings of one symbol, with one odd symbol at each place, alternating, "
-        f"periodic, palindromes, all equal but the ends. The answer's end:\n\n{ends}"
+        f"Tokens: {asked.each} held-out strings of each of the lengths {_list(asked.beyond)}, answered freely; the "
+        f"mean over lengths. Exact: whole strings, end included, of {asked.strings:,}{far}. Structured: whole strings "
+        "of one symbol, with one odd symbol at each place, alternating, periodic, palindromes, all equal but the ends; "
+        f"the mean over these kinds. Of a length or kind with an error among the first {FIRST} strings, these alone "
+        f"are counted. Seconds are those of the training that counts. The answer's end:\n\n{ends}"
     )
 
 
@@ -184,8 +185,8 @@ def _trained(table: Table) -> str:
 
 
 def _list(numbers: Iterable[int]) -> str:
-    *first, last = numbers
-    return f"{', '.join(map(str, first))} and {last}"
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def into(text: str, part: str) -> str | None:

@@ -60,6 +60,20 @@ def _held(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def _asked(table: Table, training: Training, held: dict[str, dict[str, Any]]) -> bool:
+    """Whether a model has been asked all that its row asks by now."""
+    if training.name not in held:
+        return False
+    ends = held[training.name]["ends"]
+    far = {str(table.asked.far)} if _is_far(table, training) else set()
+    return all(end in ends and far <= ends[end]["exact"].keys() for end in table.rows[training.row].ends)
+
+
+def _is_far(table: Table, training: Training) -> bool:
+    """Whether a model is asked the farthest length."""
+    return training.task in table.rows[training.row].far and training.seed < _FAR_SEEDS
+
+
 def _found(table: Table, training: Training, bench: Bench, track: Callable) -> dict[str, Any]:
     """Train a model, for as long as it needs and the budgets allow, and ask it."""
     row = table.rows[training.row]
@@ -70,8 +84,7 @@ def _found(table: Table, training: Training, bench: Bench, track: Callable) -> d
         seconds.append(time.perf_counter() - began)
         if exact := exact_at(run, row.ends[0], table.longest):
             break
-    far = training.task in row.far and training.seed < _FAR_SEEDS
-    began = time.perf_counter()
+    began, far = time.perf_counter(), _is_far(table, training)
     ends = {end: examine(run, end, table.asked, far=far, track=track) for end in row.ends}
     return {
         "row": training.row,
@@ -105,7 +118,7 @@ def read(table: Table, name: str, folder: pathlib.Path) -> dict[str, dict[str, A
     path = folder / f"{name}.json"
     try:
         held = _held(path)
-        found = {each.name: held[each.name] for each in table.trainings(name) if each.name in held}
+        found = {each.name: held[each.name] for each in table.trainings(name) if _asked(table, each, held)}
         for training in table.trainings(name):
             if training.name in found and found[training.name]["settings"] != _settings(table, training):
                 raise RunError(f"{path}: of other settings; delete it to do it again, or give another --output")

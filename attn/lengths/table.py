@@ -13,8 +13,8 @@ from attn.tasks.settings import fault, one_of
 from attn.training.config import Config, ConfigError, from_mapping
 
 ENDS = {
-    "learned": "the model writes an end token of its own",
-    "given": "the length of the answer is given: the end token comes there and nowhere else",
+    "learned": "the model writes an end token of its own, which counts as a token",
+    "given": "the length of the answer is given: the end token comes there and nowhere else, and does not count",
 }
 
 
@@ -28,7 +28,8 @@ class Row:
       tasks: names of tasks; None for those of the table.
       symbols: sizes of the alphabet; None for those of the table.
       seeds: how many.
-      ends: keys of `ENDS`, how its answers may end.
+      ends: keys of `ENDS`, how its answers may end; whether it is exact at the longest trained length is asked with the
+        first.
       far: tasks at which it is asked the farthest length, in the first three seeds.
       group: rows of one name are drawn together.
       config: further settings by section, such as {"optimizer": {...}}.

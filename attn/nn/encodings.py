@@ -36,7 +36,8 @@ class Encoding:
       score: `(parameters, query [T N H], key [S N H], places) -> score`, a score function of rows of queries and keys.
       parameters: `(key, width, num_heads, head_width) -> {name: array}`, what a layer learns for it.
       learned: whether `add` reads a learned table `[max_length D]`.
-      needs_length: whether it counts queries from their end; those of a decoder only if their number is known.
+      queries_from_end, keys_from_end: whether it counts one side from its end, or asks how long it is; an answer that
+        is being written must then be told its length.
       by_part: whether source and answer are counted each from its own ends where they stand on one tape.
       randomized: whether it reads positions that are drawn.
     """
@@ -48,7 +49,8 @@ class Encoding:
     score: Callable | None = None
     parameters: Callable | None = None
     learned: bool = False
-    needs_length: bool = False
+    queries_from_end: bool = False
+    keys_from_end: bool = False
     by_part: bool = False
     randomized: bool = False
 
@@ -88,10 +90,13 @@ class Positions:
         return {"encoder": self.encoder, "decoder": self.decoder, "cross": self.cross}
 
     def needing_length(self) -> dict[str, str]:
-        """Those of them that count from the end of the target, whose length must then be known."""
-        return {
-            kind: name for kind, name in self.by_kind().items() if kind != "encoder" and ENCODINGS[name].needs_length
-        }
+        """Those of them that count from the end of the target, whose length must then be known.
+
+        In the decoder's own attention both sides are the target, in cross-attention the queries alone are.
+        """
+        own, cross = ENCODINGS[self.decoder], ENCODINGS[self.cross]
+        needing = {"decoder": own.queries_from_end or own.keys_from_end, "cross": cross.queries_from_end}
+        return {kind: name for kind, name in self.by_kind().items() if needing.get(kind)}
 
 
 def make_table(encodings: Sequence[Encoding], max_length: int, width: int, rngs: nnx.Rngs) -> nnx.Param | None:
@@ -104,6 +109,9 @@ def make_table(encodings: Sequence[Encoding], max_length: int, width: int, rngs:
 def draw(settings: Positions, length: Int[Array, ""], key: Array | None) -> Int[Array, "range"]:
     """The positions of the first `length` places, ascending, for randomized encodings; those after are filled up.
 
+    Evenly spaced, place k stands at the mean of what is drawn for it, (k + 1) (range + 1) / (length + 1) - 1, rounded
+    down.
+
     Args:
       settings: the range, and what to do without a key.
       length: how many places there are.
@@ -113,13 +121,13 @@ def draw(settings: Positions, length: Int[Array, ""], key: Array | None) -> Int[
     """
     places = jnp.arange(settings.range)
     if key is None and settings.at_test == "spaced":
-        return jnp.minimum(places * (settings.range - 1) // jnp.maximum(length - 1, 1), settings.range - 1)
+        return jnp.minimum((places + 1) * (settings.range + 1) // (length + 1), settings.range) - 1
     key = jax.random.key(0) if key is None else key
     return positions.randomized(jax.random.fold_in(key, _DRAW), settings.range, settings.range, count=length)
 
 
 def anchored(
-    *, keys: bool = True, queries: bool = True, slope: Callable | None = None, frozen: bool = False, shift: bool = True
+    *, keys: bool = True, queries: bool = True, soft: bool = False, frozen: bool = False, shift: bool = True
 ) -> Encoding:
     """Each head looks at one place: s - slope |idx - tau - c|.
 
@@ -130,19 +138,23 @@ def anchored(
     Args:
       keys: whether every second head counts the keys from their end.
       queries: whether every second pair of heads counts the queries from their end; the length must then be known.
-      slope: `num_heads -> [N]`, the slopes at first; None for 3.
+      soft: whether the slopes start as those of ALiBi; otherwise at 3.
       frozen: whether the slopes stay as they are.
       shift: whether c, 0 at first, is learned.
     """
 
     def first(num_heads):
-        return jnp.full(num_heads, 3.0) if slope is None else slope(num_heads)
+        return positions.alibi_slopes(num_heads) if soft else jnp.full(num_heads, 3.0)
 
+    counted = {(False, False): "from the start", (True, False): "from the source's ends", (True, True): "from all ends"}
+    sharp = "soft" if soft else "sharp"
     return Encoding(
-        "the pointer, counted from either end" if keys or queries else "the pointer, counted from the start",
+        f"the pointer, counted {counted[keys, queries]}, {sharp} {'for good' if frozen else 'at first'}"
+        f"{'' if shift else ', without a shift'}",
         score=scores.anchored_score(first, keys=keys, queries=queries, frozen=frozen),
         parameters=scores.anchored_parameters(first, frozen=frozen, shift=shift),
-        needs_length=queries,
+        queries_from_end=queries,
+        keys_from_end=keys,
         by_part=True,
     )
 
@@ -158,17 +170,18 @@ def _anchored_rotary() -> Encoding:
         "distances between places, counted from both ends; no head prefers any",
         turn=lambda x, side: turn_by(x, side, heads_from_ends(x.shape[1])[1]),
         turn_keys=lambda x, side: turn_by(x, side, heads_from_ends(x.shape[1])[0]),
-        needs_length=True,
+        queries_from_end=True,
+        keys_from_end=True,
         by_part=True,
     )
 
 
 def log_scaled(encoding: Encoding) -> Encoding:
-    """The encoding, and scores that grow with the logarithm of how many keys there are: s ln(keys).
+    """The encoding, and scores that grow with the logarithm of how many keys there are: s ln(1 + keys).
 
     Weights over many keys can then be as sharp as over few.
 
-    Source: Chiang and Cholak 2022, section 5.3.
+    Source: Chiang and Cholak 2022, section 5.3, with 1 + keys for keys, so that the score of a single one still counts.
     """
 
     def score(learned, query, key, places: Places):
@@ -188,7 +201,7 @@ def randomized(encoding: Encoding) -> Encoding:
 
     Source: Ruoss et al. 2023, section 3.
     """
-    return dataclasses.replace(encoding, randomized=True)
+    return dataclasses.replace(encoding, randomized=True, builds_in=f"{encoding.builds_in}; how many places there are")
 
 
 _PLAIN = {
@@ -208,10 +221,11 @@ _PLAIN = {
     ),
     "anchored_t5": log_scaled(
         Encoding(
-            f"distances up to {scores.NEAR}, counted from both ends; no head prefers any",
+            f"distances up to {scores.NEAR - 2}, counted from both ends; no head prefers any",
             score=scores.anchored_t5_score,
             parameters=scores.t5_parameters,
-            needs_length=True,
+            queries_from_end=True,
+            keys_from_end=True,
             by_part=True,
         )
     ),
@@ -219,6 +233,7 @@ _PLAIN = {
         "that each head looks at one place, which moves evenly",
         score=scores.line_score,
         parameters=scores.line_parameters,
+        keys_from_end=True,
     ),
     "transformer_xl": Encoding(
         "distances, as sines and cosines",
@@ -231,7 +246,7 @@ _PLAIN = {
     "anchored_to_source": anchored(queries=False),
     "anchored_once": anchored(keys=False, queries=False),
     "anchored_frozen": anchored(frozen=True),
-    "anchored_soft": anchored(slope=positions.alibi_slopes),
+    "anchored_soft": anchored(soft=True),
     "anchored_unshifted": anchored(shift=False),
     "anchored_rotary": log_scaled(_anchored_rotary()),
 }

@@ -13,7 +13,7 @@ from attn.nn.places import Places, Side, counted
 
 CLIP = 16  # distances beyond share a row: k of Shaw et al. 2018, section 4.1
 _BUCKETS = 32  # of T5
-NEAR = _BUCKETS // 2  # well within the lengths of training, so that nothing farther is news
+NEAR = 16  # well within the lengths of training; T5's buckets then hold one distance each up to 14, all others the last
 _PACE = 4.0  # a line's numbers have farther to go than other parameters
 
 
@@ -59,7 +59,10 @@ def t5_score(learned, query, key, places: Places):
 
 
 def anchored_t5_score(learned, query, key, places: Places):
-    """s + b(idx - tau), as T5, with idx and tau counted from the start by some heads and from the end by others."""
+    """s + b(idx - tau), as T5, with idx and tau counted from the start by some heads and from the end by others.
+
+    b has a number for each distance up to 14, either way; all that are farther share one.
+    """
     idx, tau = counted(places, query.shape[1])
 
     def of_head(table, idx, tau, s, i, j):
@@ -100,7 +103,10 @@ def shaw_parameters(key, width, num_heads, head_width):
 
 
 def shaw_score(learned, query, key, places: Places):
-    """s + q_i r(j - i) / sqrt(H), r a learned row for each distance up to `CLIP`: Shaw et al. 2018, section 3.2."""
+    """s + q_i r(j - i) / sqrt(H), r a learned row for each distance up to `CLIP`: Shaw et al. 2018, section 3.2.
+
+    Values are left as they are.
+    """
     rows = jnp.einsum("tnh,rh->ntr", query, learned["table"].astype(query.dtype)) / query.shape[-1] ** 0.5
 
     def of_head(rows, s, i, j):

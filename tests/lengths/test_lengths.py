@@ -116,6 +116,17 @@ def test_a_page_keeps_what_stands_around_the_tables(done, tmp_path):
     assert (tmp_path / "page.png").exists()
 
 
+def test_an_end_that_a_row_asks_by_now_is_asked_of_models_that_are_there(done, tmp_path):
+    config, output = done
+    held = json.loads((output / "pointer.json").read_text())
+    whole = held["pointer-copy-2-seed0"]["ends"].copy()
+    del held["pointer-copy-2-seed0"]["ends"]["given"]
+    (tmp_path / "pointer.json").write_text(json.dumps(held))
+    (tmp_path / "runs").symlink_to(output / "runs")
+    assert run(config, tmp_path, "--only", "pointer") == 0
+    assert json.loads((tmp_path / "pointer.json").read_text())["pointer-copy-2-seed0"]["ends"] == whole
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

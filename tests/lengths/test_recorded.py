@@ -4,12 +4,16 @@ import json
 import pathlib
 import re
 
+import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from attn.lengths import page
 from attn.lengths.running import read
 from attn.nn.encodings import ENCODINGS
+from attn.training.config import from_mapping
 from attn.training.flags import run_file
+from attn.training.state import build_model
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 NAMES = ("lengths", "tape")
@@ -22,7 +26,7 @@ def recorded(name):
     return table, {key: each for row in table.rows for key, each in read(table, row, folder).items()}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "tape_sweep"])
 def test_every_row_can_be_trained(name):
     run_file(ROOT / f"configs/{name}.py", "get_table").check()
 
@@ -40,11 +44,18 @@ def test_what_was_written_token_by_token_is_confirmed_alike(name):
             assert all(each["confirmed_alike"] == each["strings"] for each in counts["tokens"].values())
 
 
-def test_the_example_of_a_row_is_a_table(tmp_path):
+def test_the_example_of_a_row_is_a_table_and_its_encoding_matters(tmp_path):
     [code] = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/lengths.md").read_text(), re.DOTALL | re.M)
     (tmp_path / "mine.py").write_text(code)
     try:
-        run_file(tmp_path / "mine.py", "get_table").check()
+        table = run_file(tmp_path / "mine.py", "get_table")
+        table.check()
+        settings, tokens = table.settings(table.trainings("far_costs")[0], 600), jnp.array([1, 2, 1])
+        logits = []
+        for positions in ("far_costs", "none"):  # of the same parameters
+            config = from_mapping(settings | {"model": settings["model"] | {"positions": positions}})
+            logits.append(build_model(config, config.task.vocabulary, nnx.Rngs(0))(tokens, tokens))
+        assert jnp.abs(logits[0] - logits[1]).max() > 1e-4
     finally:
         del ENCODINGS["far_costs"]
 

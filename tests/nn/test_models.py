@@ -149,3 +149,18 @@ def test_a_shift_is_added_to_the_embeddings_of_the_source(name, settings):
     shift = jnp.zeros((len(SOURCE), rows.shape[1])).at[2].set(rows[7] - rows[SOURCE[2]])
     np.testing.assert_allclose(run(model, shift=shift), run(model, other), atol=2e-5)
     assert np.abs(run(model, other) - run(model)).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["decoder", "cross"])
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_an_encoding_asks_for_the_answer_s_length_if_and_only_if_it_says_so(name, kind):
+    positions = Positions(**{"encoder": "none", "decoder": "none", "cross": "none"} | {kind: name})
+
+    def logits():
+        return make(positions=positions, max_length=positions.range)(SOURCE, TARGET)
+
+    if kind in positions.needing_length():
+        with pytest.raises(ValueError, match=f"{name}.*target_length must be given"):
+            nnx.eval_shape(logits)
+    else:
+        assert nnx.eval_shape(logits).shape == (len(TARGET), VOCABULARY)

@@ -1,0 +1,23 @@
+"""The published encoders as they were swept: three learning rates, ten seeds, every length, 512 strings of each.
+
+attn lengths --config=configs/tape_sweep.py --output=runs/tape_sweep
+
+For an accelerator: 540 models of 100,000 steps. Of a row's seeds the tables show the best; rows differ by rate.
+"""
+
+import dataclasses
+
+from attn.lengths.table import Table
+from configs.tape import PUBLISHED, row, table
+
+_RATES = (1e-4, 3e-4, 1e-3)
+
+
+def get_table() -> Table:
+    """Every published encoding at every rate."""
+    rows = {
+        f"{name}_{rate:g}": dataclasses.replace(row(positions, seeds=10), config={"optimizer": {"learning_rate": rate}})
+        for name, positions in PUBLISHED.items()
+        for rate in _RATES
+    }
+    return table(rows, steps=100_000, beyond=tuple(range(41, 501)), each=512)
