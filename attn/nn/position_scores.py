@@ -4,12 +4,19 @@ A score is made by `(learned, query [T N H], key [S N H], places) -> (s, i, j) -
 learned, by `(key, width, num_heads, head_width) -> {name: array}`.
 """
 
+from collections.abc import Callable, Mapping
+
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
+from jaxtyping import Array, Float
 
 from attn.functional import per_head, positions
 from attn.nn.places import Places, Side, counted
+
+Learned = Mapping[str, Array]
+Query = Float[Array, "T N H"]
+Key = Float[Array, "S N H"]
 
 CLIP = 16  # distances beyond share a row: k of Shaw et al. 2018, section 4.1
 _BUCKETS = 32  # of T5
@@ -17,7 +24,7 @@ NEAR = 16  # well within the lengths of training; T5's buckets then hold one dis
 _PACE = 4.0  # a line's numbers have farther to go than other parameters
 
 
-def anchored_score(slopes_at_first, *, keys: bool, queries: bool, frozen: bool):
+def anchored_score(slopes_at_first: Callable, *, keys: bool, queries: bool, frozen: bool) -> Callable:
     """s - slope |idx - tau - c|; see `attn.nn.encodings.anchored`."""
 
     def score(learned, query, key, places: Places):
@@ -34,7 +41,7 @@ def anchored_score(slopes_at_first, *, keys: bool, queries: bool, frozen: bool):
     return score
 
 
-def anchored_parameters(slopes_at_first, *, frozen: bool, shift: bool):
+def anchored_parameters(slopes_at_first: Callable, *, frozen: bool, shift: bool) -> Callable | None:
     """What the slopes' softplus is given, unless they are frozen, and c, unless there is none."""
 
     def parameters(key, width, num_heads, head_width):
@@ -44,12 +51,12 @@ def anchored_parameters(slopes_at_first, *, frozen: bool, shift: bool):
     return None if frozen and not shift else parameters
 
 
-def t5_parameters(key, width, num_heads, head_width):
+def t5_parameters(key: Array, width: int, num_heads: int, head_width: int) -> Learned:
     """A number for each head and bucket of distances, at first near zero."""
     return {"table": jax.random.normal(key, (num_heads, _BUCKETS)) * width**-0.5}
 
 
-def t5_score(learned, query, key, places: Places):
+def t5_score(learned: Learned, query: Query, key: Key, places: Places) -> Callable:
     """s + b(j - i), with b learned, one number for each bucket: Raffel et al. 2020, section 2.1."""
 
     def of_head(table, s, i, j):
@@ -58,7 +65,7 @@ def t5_score(learned, query, key, places: Places):
     return per_head(Partial(of_head, learned["table"]))
 
 
-def anchored_t5_score(learned, query, key, places: Places):
+def anchored_t5_score(learned: Learned, query: Query, key: Key, places: Places) -> Callable:
     """s + b(idx - tau), as T5, with idx and tau counted from the start by some heads and from the end by others.
 
     b has a number for each distance up to 14, either way; all that are farther share one.
@@ -71,14 +78,14 @@ def anchored_t5_score(learned, query, key, places: Places):
     return per_head(Partial(of_head, learned["table"], idx, tau))
 
 
-def line_parameters(key, width, num_heads, head_width):
+def line_parameters(key: Array, width: int, num_heads: int, head_width: int) -> Learned:
     """Lines that at first stand still, spread over the keys, with slopes so soft that most keys are seen."""
     spread = (jnp.arange(num_heads) + 0.5) / num_heads
     lines = jnp.stack([jnp.zeros(num_heads), spread, jnp.zeros(num_heads)], axis=-1)
     return {"line": lines / _PACE, "slope": jnp.full(num_heads, _inverse_softplus(0.3) / _PACE)}
 
 
-def line_score(learned, query, key, places: Places):
+def line_score(learned: Learned, query: Query, key: Key, places: Places) -> Callable:
     """s - slope |j - (a t + b n + c)| among n keys: where a head looks is a line, of which a, b and c are learned."""
     tau = places.queries.from_start()
     known = jnp.stack(jnp.broadcast_arrays(tau, places.keys.length, 1), axis=-1).astype(query.dtype)
@@ -91,18 +98,18 @@ def line_score(learned, query, key, places: Places):
     return per_head(Partial(of_head, slopes, lines))
 
 
-def alibi_score(learned, query, key, places: Places):
+def alibi_score(learned: Learned, query: Query, key: Key, places: Places) -> Callable:
     """s - slope |j - i + 1/4|: Press et al. 2022, section 3; in both directions, told apart as by Ruoss et al. 2023."""
     slopes = positions.alibi_slopes(query.shape[1])
     return per_head(Partial(lambda slope, s, i, j: s - slope * jnp.abs(places.distance(i, j) + 0.25), slopes))
 
 
-def shaw_parameters(key, width, num_heads, head_width):
+def shaw_parameters(key: Array, width: int, num_heads: int, head_width: int) -> Learned:
     """A row for each distance from -CLIP to CLIP, shared by all heads."""
     return {"table": jax.random.normal(key, (2 * CLIP + 1, head_width)) * head_width**-0.5}
 
 
-def shaw_score(learned, query, key, places: Places):
+def shaw_score(learned: Learned, query: Query, key: Key, places: Places) -> Callable:
     """s + q_i r(j - i) / sqrt(H), r a learned row for each distance up to `CLIP`: Shaw et al. 2018, section 3.2.
 
     Values are left as they are.
@@ -115,7 +122,7 @@ def shaw_score(learned, query, key, places: Places):
     return per_head(Partial(of_head, rows))
 
 
-def transformer_xl_parameters(key, width, num_heads, head_width):
+def transformer_xl_parameters(key: Array, width: int, num_heads: int, head_width: int) -> Learned:
     """The linear map R, and what every query adds for content, u, and for distance, v."""
     keys, shape = jax.random.split(key, 3), (num_heads, head_width)
     return {
@@ -125,7 +132,7 @@ def transformer_xl_parameters(key, width, num_heads, head_width):
     }
 
 
-def transformer_xl_score(learned, query, key, places: Places):
+def transformer_xl_score(learned: Learned, query: Query, key: Key, places: Places) -> Callable:
     """s + (u k_j + (q_i + v) R(p_j - p_i)) / sqrt(H), with R a linear map of sinusoids; s holds q_i k_j.
 
     Source: Dai et al. 2019, section 3.3.
