@@ -58,6 +58,7 @@ def get_table() -> Table:
         **_group(
             "weaker priors",
             anchored_t5=_pointing("anchored_t5", **given),
+            anchored_t5_longer=_pointing("anchored_t5", budgets=(2_400,), **given),
             line=_pointing("line"),
             anchored_rotary=_pointing("anchored_rotary", own="none", **given),
             randomized_anchored_rotary=_pointing("randomized_anchored_rotary", own="none", **given),

@@ -78,7 +78,7 @@ def _found(table: Table, training: Training, bench: Bench, track: Callable) -> d
     """Train a model, for as long as it needs and the budgets allow, and ask it."""
     row = table.rows[training.row]
     seconds = []
-    for steps in table.budgets:
+    for steps in table.budgets_of(training.row):
         began = time.perf_counter()
         run = bench.trained(table.settings(training, steps))
         seconds.append(time.perf_counter() - began)
@@ -103,10 +103,11 @@ def _found(table: Table, training: Training, bench: Bench, track: Callable) -> d
 
 def _settings(table: Table, training: Training) -> dict[str, Any]:
     """What decides a result, as JSON gives it back: to tell results of another table."""
-    config = to_mapping(table.configured(training, table.budgets[0]))
+    budgets = table.budgets_of(training.row)
+    config = to_mapping(table.configured(training, budgets[0]))
     kept = {group: config[group] for group in ("task", "model", "optimizer")}
     drawn = {name: config["training"][name] for name in ("batch_size", "one_length")}
-    return json.loads(json.dumps(kept | drawn | {"budgets": table.budgets, "asked": vars(table.asked)}))
+    return json.loads(json.dumps(kept | drawn | {"budgets": budgets, "asked": vars(table.asked)}))
 
 
 def read(table: Table, name: str, folder: pathlib.Path) -> dict[str, dict[str, Any]]:

@@ -28,6 +28,7 @@ class Row:
       tasks: names of tasks; None for those of the table.
       symbols: sizes of the alphabet; None for those of the table.
       seeds: how many.
+      budgets: steps of a training, as of the table; None for those of the table.
       ends: keys of `ENDS`, how its answers may end; whether it is exact at the longest trained length is asked with the
         first.
       far: tasks at which it is asked the farthest length, in the first three seeds.
@@ -40,6 +41,7 @@ class Row:
     tasks: tuple[str, ...] | None = None
     symbols: tuple[int, ...] | None = None
     seeds: int = 3
+    budgets: tuple[int, ...] | None = None
     ends: tuple[str, ...] = ("learned", "given")
     far: tuple[str, ...] = ()
     group: str = ""
@@ -119,6 +121,10 @@ class Table:
                     raise ConfigError(
                         f"row {name!r}: {what!r} must be told the length of the answer: ends must be ('given',)"
                     )
+
+    def budgets_of(self, name: str) -> tuple[int, ...]:
+        """The steps of a row's trainings."""
+        return self.rows[name].budgets or self.budgets
 
     def trainings(self, name: str) -> list["Training"]:
         """Everything that a row trains, seed by seed."""

@@ -28,7 +28,9 @@ POINTING = {"encoder": "none", "decoder": "none", "cross": "anchored_to_source"}
 def get_table():
     rows = {
         "pointer": Row(SIZES | {"positions": POINTING}, tasks=("copy",), seeds=2),
-        "lstm": Row(dict(name="lstm", width=8), builds_in="order", ends=("given",), tasks=("reverse",), seeds=1),
+        "lstm": Row(
+            dict(name="lstm", width=8), builds_in="order", ends=("given",), tasks=("reverse",), seeds=1, budgets=(4,)
+        ),
     }
     asked = Asked(within=(4,), beyond=(9, 12), each=8, exact=(12,), strings=60, structured=10, far=20, far_strings=3)
     return Table(
@@ -71,6 +73,7 @@ def test_it_writes_every_row_the_tables_and_the_figure(done):
             assert set(counts["tokens"]) == {"4", "9", "12"} and set(counts["exact"]) == {"12"}
             for each in counts["tokens"].values():
                 assert each["confirmed_alike"] == each["strings"] >= 7
+    assert json.loads((output / "lstm.json").read_text())["lstm-reverse-2-seed0"]["steps"] == 4
     given = pointer["pointer-copy-2-seed0"]["ends"]["given"]["tokens"]["9"]
     learned = pointer["pointer-copy-2-seed0"]["ends"]["learned"]["tokens"]["9"]
     assert (given["tokens"], learned["tokens"]) == (8 * 9, 8 * 10)  # without end tokens, and with them
