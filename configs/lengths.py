@@ -5,8 +5,7 @@ attn lengths --config=configs/lengths.py --only anchored,rotary
 
 Every row is an encoder-decoder of one layer a stack, width 64 and four heads, or a recurrent network of its size,
 trained with the same settings. A row of one's own is one line in `rows`. A model takes two to four minutes on one core.
-Rows that point at one place of the source are exact at every length, all others lose it beyond 40 or before:
-docs/lengths.md.
+`anchored` is exact at every length that is asked; what becomes of the others is in docs/lengths.md.
 """
 
 import dataclasses
