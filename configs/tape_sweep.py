@@ -1,4 +1,4 @@
-"""The published encoders as they were swept: three learning rates, ten seeds, every length, 512 strings of each.
+"""The published encoders in a full sweep: three learning rates, ten seeds, every length, 512 strings of each.
 
 attn lengths --config=configs/tape_sweep.py --output=runs/tape_sweep
 

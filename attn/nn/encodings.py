@@ -221,7 +221,7 @@ _PLAIN = {
     ),
     "anchored_t5": log_scaled(
         Encoding(
-            f"distances up to {scores.NEAR - 2}, counted from both ends; no head prefers any",
+            f"distances up to {scores.NEAR}, counted from both ends; no head prefers any",
             score=scores.anchored_t5_score,
             parameters=scores.t5_parameters,
             queries_from_end=True,

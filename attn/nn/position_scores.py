@@ -20,7 +20,7 @@ Key = Float[Array, "S N H"]
 
 CLIP = 16  # distances beyond share a row: k of Shaw et al. 2018, section 4.1
 _BUCKETS = 32  # of T5
-NEAR = 16  # well within the lengths of training; T5's buckets then hold one distance each up to 14, all others the last
+NEAR = 14  # T5's buckets up to two more hold one distance each up to this, well within the lengths of training
 _PACE = 4.0  # a line's numbers have farther to go than other parameters
 
 
@@ -68,12 +68,12 @@ def t5_score(learned: Learned, query: Query, key: Key, places: Places) -> Callab
 def anchored_t5_score(learned: Learned, query: Query, key: Key, places: Places) -> Callable:
     """s + b(idx - tau), as T5, with idx and tau counted from the start by some heads and from the end by others.
 
-    b has a number for each distance up to 14, either way; all that are farther share one.
+    b has a number for each distance up to `NEAR`, either way; all that are farther share one.
     """
     idx, tau = counted(places, query.shape[1])
 
     def of_head(table, idx, tau, s, i, j):
-        return s + table[positions.relative_buckets(idx[j] - tau[i], num_buckets=_BUCKETS, max_distance=NEAR)]
+        return s + table[positions.relative_buckets(idx[j] - tau[i], num_buckets=_BUCKETS, max_distance=NEAR + 2)]
 
     return per_head(Partial(of_head, learned["table"], idx, tau))
 
