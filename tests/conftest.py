@@ -9,6 +9,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # A program that several tests compile, workers and subprocesses among them, is compiled once; new for every run.
     programs = tempfile.TemporaryDirectory(prefix="attn-programs-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs.name
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import jaxtyping

@@ -58,6 +58,7 @@ def _line(table: Table, name: str, end: str, runs: Sequence[Mapping[str, Any]]) 
     asked = table.asked
     steps = sorted({run["steps"] for run in runs})
     exact = sum(run["exact_at_longest"] for run in runs)
+    seconds = [run["seconds"]["training"][-1] for run in runs]
 
     def exactly(length: int) -> Callable[[Mapping[str, Any]], float]:
         return lambda run: _share(run["ends"][end]["exact"][str(length)])
@@ -73,7 +74,7 @@ def _line(table: Table, name: str, end: str, runs: Sequence[Mapping[str, Any]]) 
         end,
         f"{runs[0]['parameters']:,}",
         f"{exact} of {len(runs)} ({' or '.join(f'{each:,}' for each in steps)})",
-        f"{max(run['seconds']['training'][-1] for run in runs):.0f}",
+        f"{max(known):.0f}" if (known := [each for each in seconds if each is not None]) else "not known",
         *(_spread([100 * measure(run) for run in runs]) for measure in measures),
     ]
     if table.far:
@@ -163,7 +164,8 @@ def _asked(table: Table) -> str:
         f"mean over lengths. Exact: whole strings, end included, of {asked.strings:,}{far}. Structured: whole strings "
         "of one symbol, with one odd symbol at each place, alternating, periodic, palindromes, all equal but the ends; "
         f"the mean over these kinds. Of a length or kind with an error among the first {FIRST} strings, these alone "
-        f"are counted. Seconds are those of the training that counts. The answer's end:\n\n{ends}"
+        "are counted. Seconds are those of the training that counts, not known where it was stopped on the way. The "
+        f"answer's end:\n\n{ends}"
     )
 
 

@@ -79,9 +79,10 @@ def _found(table: Table, training: Training, bench: Bench, track: Callable) -> d
     row = table.rows[training.row]
     seconds = []
     for steps in table.budgets_of(training.row):
-        began = time.perf_counter()
-        run = bench.trained(table.settings(training, steps))
-        seconds.append(time.perf_counter() - began)
+        settings = table.settings(training, steps)
+        anew, began = not bench.begun(settings), time.perf_counter()
+        run = bench.trained(settings)
+        seconds.append(time.perf_counter() - began if anew else None)  # it was stopped: the rest is not known
         if exact := exact_at(run, row.ends[0], table.longest):
             break
     began, far = time.perf_counter(), _is_far(table, training)

@@ -47,6 +47,10 @@ class Bench:
     folder: pathlib.Path
     say: Callable[[str], None] = print
 
+    def begun(self, settings: dict[str, dict]) -> bool:
+        """Whether a run with these settings, not watched, is there already, whole or in part."""
+        return Folder(self.folder / name_of(configured(settings))).newest_step() is not None
+
     def trained(self, settings: dict[str, dict], watch: Callable[[Run], Any] | None = None) -> Run:
         """A run with these settings, trained to its end.
 

@@ -100,6 +100,7 @@ def test_one_model_that_is_missing_is_made_up_for(done, tmp_path):
     assert run(config, tmp_path, "--only", "pointer") == 0
     again = json.loads((tmp_path / "pointer.json").read_text())
     assert again["pointer-copy-2-seed1"]["ends"] == gone["ends"]
+    assert again["pointer-copy-2-seed1"]["seconds"]["training"] == [None, None]  # both trainings were there
     assert {name: again[name] for name in held} == held
 
     again.pop("pointer-copy-2-seed0")  # one seed is asked for: the file keeps the other
@@ -210,6 +211,17 @@ def test_no_length_compiles_a_program_of_its_own(done):
     assert examiner.write._cache_size() == examiner.check._cache_size() == 1
     examiner.exact(65, 3)
     assert examiner.check._cache_size() == 2
+
+
+def test_the_seconds_of_a_training_that_was_stopped_are_not_known(done):
+    config, output = done
+    table = runpy.run_path(str(config))["get_table"]()
+    first, second = found = list(read(table, "pointer", output).values())
+    first["seconds"]["training"], second["seconds"]["training"] = [1.0, None], [5.0, 3.0]
+    named = {str(number): each for number, each in enumerate(found)}
+    assert page.tables(table, named).count("(3) | 3 |") == 2
+    second["seconds"]["training"] = [5.0, None]
+    assert page.tables(table, named).count("(3) | not known |") == 2
 
 
 def test_accuracy_is_the_mean_over_lengths():
