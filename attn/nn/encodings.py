@@ -54,9 +54,9 @@ class Encoding:
     by_part: bool = False
     randomized: bool = False
 
-    def side(self, index: Int[Array, "T"], length, drawn: Int[Array, "R"] | None) -> Side:
+    def side(self, index: Int[Array, "T"], length, drawn: Int[Array, "R"] | None, end_tokens: int = 1) -> Side:
         """Where the rows of one side stand: at drawn positions only if this encoding reads them."""
-        return Side(index, length, drawn if self.randomized else None)
+        return Side(index, length, drawn if self.randomized else None, end_tokens)
 
     def added(self, side: Side, width: int, table: nnx.Param | None) -> Float[Array, "T D"] | float:
         """What it adds to the rows of one side."""
@@ -160,10 +160,14 @@ def anchored(
 
 
 def _anchored_rotary() -> Encoding:
-    """Rotary positions, counted from the start by some heads and from the end by others."""
+    """Rotary positions, counted from the start by some heads and from the last symbol by others.
+
+    Not from the end token: place j of a source is place j from the last symbol of its reverse, but place j + 1 from the
+    end token. Heads can learn to look one place aside, but not if a place is as far from the next as they are drawn.
+    """
 
     def turn_by(x, side: Side, from_end):
-        start, end = positions.rotary(x, side.from_start()), positions.rotary(x, side.from_end())
+        start, end = positions.rotary(x, side.from_start()), positions.rotary(x, side.from_last_symbol())
         return jnp.where(from_end[:, None], end, start)
 
     return Encoding(

@@ -14,11 +14,13 @@ class Side(NamedTuple):
       length: tokens of the whole sequence, its end token included; None where it is not known. On a tape that is
         counted by part, of the part that each place lies in, `[T]`.
       drawn: `[R]`, the position of each index instead of the index itself; see `randomized`.
+      end_tokens: how many of the tokens are end tokens: one, but none on a tape.
     """
 
     index: Int[Array, "T"]
     length: int | Int[Array, ""] | Int[Array, "T"] | None
     drawn: Int[Array, "R"] | None
+    end_tokens: int = 1
 
     def from_start(self) -> Int[Array, "T"]:
         """Positions counted from the first token."""
@@ -27,6 +29,10 @@ class Side(NamedTuple):
     def from_end(self) -> Int[Array, "T"]:
         """Positions counted from the last token, which stands at 0; padding stands before 0, or with it."""
         return self._at(self.length - 1 - self.index)
+
+    def from_last_symbol(self) -> Int[Array, "T"]:
+        """Positions counted from the last symbol, which stands at 0; the end token stands before it, or with it."""
+        return self._at(self.length - self.end_tokens - 1 - self.index)
 
     def _at(self, index):
         return index if self.drawn is None else self.drawn[jnp.clip(index, 0, len(self.drawn) - 1)]

@@ -12,7 +12,7 @@ from attn.functional import masks
 from attn.nn.encoder_decoder import PAD, Cache, EncoderDecoder, split
 from attn.nn.encodings import ENCODINGS, Encoding, Positions, draw, make_table
 from attn.nn.layers import dropout
-from attn.nn.places import Places
+from attn.nn.places import Places, Side
 from attn.nn.transformer import EncoderLayer
 from attn.nn.variants import VARIANTS
 
@@ -130,7 +130,7 @@ class Tape(EncoderDecoder):
         keys = split(key, len(self.layers) + 1)
         encoding = ENCODINGS[self.positions.encoder]
         drawn = draw(self.positions, length, key)
-        side = encoding.side(*self._counted(encoding, len(tape), symbols, cells), drawn)
+        side = self._side(encoding, len(tape), symbols, cells, drawn)
         places = Places(side, side, jnp.broadcast_to(length, len(tape)))
         x = self.source_embed(tape) + encoding.added(side, self.width, self.table) + shift
         x = dropout(x.astype(self.dtype), self.dropout, keys[-1])
@@ -139,12 +139,13 @@ class Tape(EncoderDecoder):
         return self.last_norm(x) if self.norm == "pre" else x
 
     @staticmethod
-    def _counted(encoding: Encoding, room: int, symbols, cells) -> tuple[Int[Array, "R"], Int[Array, "..."]]:
-        """Each place and of how many: counted through the tape, or symbols and cells each by itself."""
-        place = jnp.arange(room)
-        if not encoding.by_part:
-            return place, symbols + cells
-        return jnp.where(place < symbols, place, place - symbols), jnp.where(place < symbols, symbols, cells)
+    def _side(encoding: Encoding, room: int, symbols, cells, drawn: Int[Array, "P"] | None) -> Side:
+        """Where the tape's places stand: counted through it, or symbols and cells each by itself."""
+        index, length = jnp.arange(room), symbols + cells
+        if encoding.by_part:
+            among_cells = index >= symbols
+            index, length = index - symbols * among_cells, jnp.where(among_cells, cells, symbols)
+        return encoding.side(index, length, drawn, end_tokens=0)
 
     def decode(
         self, target: Int[Array, "T"], cache: Cache, *, key: Array | None = None, return_weights: bool = False

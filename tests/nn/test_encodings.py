@@ -49,10 +49,11 @@ def steps(drawn=None):
     return np.sign(far) * np.where(far == 0, 0, 1 + drawn[np.abs(far) - 1])
 
 
-def from_ends():
+def from_ends(end_tokens=0):
     """Where the keys and the queries of each head stand: counted from the start or from the end, all four kinds."""
     j, t = np.arange(S)[None, :], (FIRST + np.arange(T))[:, None]
-    return [(j, t), (SOURCE_LENGTH - 1 - j, t), (j, LENGTH - 1 - t), (SOURCE_LENGTH - 1 - j, LENGTH - 1 - t)]
+    last, final = SOURCE_LENGTH - end_tokens - 1, LENGTH - end_tokens - 1
+    return [(j, t), (last - j, t), (j, final - t), (last - j, final - t)]
 
 
 def test_anchored_is_a_distance_to_a_moving_place_from_all_four_ends():
@@ -149,7 +150,7 @@ def test_log_scaling_multiplies_scores_by_the_logarithm_of_the_keys():
     check(found, content(query, key) * np.log(1 + SOURCE_LENGTH))
 
 
-def test_anchored_rotary_sees_equal_distances_from_either_end():
+def test_anchored_rotary_sees_equal_distances_from_either_end_symbol():
     """Of a head that counts from some ends, scores of equal contents depend on the distance of idx and tau alone."""
     encoding = ENCODINGS["anchored_rotary"]
     x, y = (jax.random.normal(jax.random.key(seed), (1, N, H)) for seed in (0, 1))
@@ -157,10 +158,11 @@ def test_anchored_rotary_sees_equal_distances_from_either_end():
     query = encoding.turn(jnp.broadcast_to(x, (T, N, H)), place.queries)
     key = encoding.turn_keys(jnp.broadcast_to(y, (S, N, H)), place.keys)
     found = np.einsum("tnh,snh->nts", query, key)
-    for head, (idx, tau) in zip(found, from_ends()):
-        idx = idx[:, :SOURCE_LENGTH]
+    symbols = SOURCE_LENGTH - 1
+    for head, (idx, tau) in zip(found, from_ends(end_tokens=1)):
+        idx = idx[:, :symbols]
         for distance in np.unique(DRAWN[idx] - DRAWN[tau]):
-            assert np.ptp(head[:, :SOURCE_LENGTH][DRAWN[idx] - DRAWN[tau] == distance]) < 1e-4
+            assert np.ptp(head[:, :symbols][DRAWN[idx] - DRAWN[tau] == distance]) < 1e-4
         assert np.ptp(head) > 0.1
 
 

@@ -32,14 +32,14 @@ def test_cells_stand_after_the_source_and_ends_and_padding_nowhere(monkeypatch):
 
 
 def test_by_part_source_and_answer_are_counted_each_from_its_own_ends():
-    encoding, symbols, cells = ENCODINGS["anchored"], jnp.array(3), jnp.array(4)
-    index, length = Tape._counted(encoding, 8, symbols, cells)
-    side = encoding.side(index, length, None)
+    symbols, cells = jnp.array(3), jnp.array(4)
+    side = Tape._side(ENCODINGS["anchored"], 8, symbols, cells, None)
     np.testing.assert_array_equal(side.from_start()[: symbols + cells], [0, 1, 2, 0, 1, 2, 3])
     np.testing.assert_array_equal(side.from_end()[: symbols + cells], [2, 1, 0, 3, 2, 1, 0])
-    through = Tape._counted(ENCODINGS["rotary"], 8, symbols, cells)
-    np.testing.assert_array_equal(through[0], np.arange(8))
-    assert through[1] == symbols + cells
+    np.testing.assert_array_equal(side.from_last_symbol(), side.from_end())
+    through = Tape._side(ENCODINGS["rotary"], 8, symbols, cells, None)
+    np.testing.assert_array_equal(through.index, np.arange(8))
+    assert through.length == symbols + cells
 
 
 def test_the_length_must_be_given():
