@@ -164,8 +164,8 @@ def _asked(table: Table) -> str:
         f"mean over lengths. Exact: whole strings, end included, of {asked.strings:,}{far}. Structured: whole strings "
         "of one symbol, with one odd symbol at each place, alternating, periodic, palindromes, all equal but the ends; "
         f"the mean over these kinds. Of a length or kind with an error among the first {FIRST} strings, these alone "
-        "are counted. Seconds are those of the training that counts, not known where it was stopped on the way. The "
-        f"answer's end:\n\n{ends}"
+        "are counted. Seconds are those of the training that counts, not known where it, or what is asked of it, was "
+        f"stopped on the way, or another row had trained the same model. The answer's end:\n\n{ends}"
     )
 
 
