@@ -13,14 +13,13 @@ from flax import nnx
 
 from attn.inspection import pictures
 from attn.inspection.capture import Maps, capture
-from attn.nn.models import MODELS
 from attn.tasks.examples import Questions, padded
 from attn.tasks.generated import Generated
 from attn.tasks.settings import LENGTHS, Rule, between, checked
 from attn.tasks.stored import Stored
 from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
 from attn.training import checkpoints, data, meshes
-from attn.training.config import BEAM_WIDTH, Config, most_places
+from attn.training.config import BEAM_WIDTH, Config, longest_input
 from attn.training.folders import Folder, RunError
 from attn.training.judging import Scores, answer_all, build_answer, judge, judging_batches
 from attn.training.progress import shortened
@@ -206,9 +205,7 @@ class Run:
 
     def longest_input(self) -> int | None:
         """How many tokens of a source the positions can encode, answer included; None for any number."""
-        most = most_places(self.config.model)
-        places = MODELS[self.config.model.name].places
-        return most and max(n for n in range(most) if places(n + 1, self.vocabulary.room(n)) <= most)
+        return longest_input(self.config.model, self.vocabulary.room)
 
     def read(self, text: str, number: int = 1) -> list[int]:
         """The tokens of input number `number`.

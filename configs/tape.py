@@ -5,8 +5,8 @@ attn lengths --config=configs/tape.py --only relative
 
 Sizes, batches and optimizer are those of Deletang et al. 2023 and Ruoss et al. 2023: 5 layers, width 64, 8 heads,
 post-norm, dropout 0.1, 128 strings a step of one length from 1 to 40, Adam, gradients clipped at 1; here at one
-learning rate. A model takes half an hour to an hour on one core, and is asked for another quarter. `none` and
-`relative` guess beyond 40, `anchored_t5` is exact up to 500: docs/tape.md.
+learning rate. On one core a model takes a quarter of an hour to an hour to train, and up to half an hour to ask. What
+came of them: docs/tape.md.
 """
 
 from ml_collections import ConfigDict

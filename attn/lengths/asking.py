@@ -19,7 +19,7 @@ from attn.runs import Run
 from attn.tasks.examples import PAD, Questions
 from attn.tasks.generated import Generated, ask
 from attn.training import meshes
-from attn.training.config import Config
+from attn.training.config import Config, Training
 from attn.training.decoding import confirmed, greedy
 from attn.training.judging import share_out, widened
 from attn.training.state import model_structure
@@ -33,7 +33,7 @@ FIRST = 50  # whole strings that are counted before it is worth while to count a
 
 @functools.lru_cache(maxsize=8)
 def _programs(config: Config, end: str) -> tuple[Callable, Callable]:
-    """`(params, batch) -> answers` and `(params, batch) -> confirmed`, for all seeds of a config."""
+    """`(params, batch) -> answers` and `(params, batch) -> confirmed`, however the model was trained."""
     vocabulary = config.task.vocabulary
     graphdef, _ = model_structure(config, vocabulary)
     mesh, given = _mesh(), {"length_given": end == "given"}
@@ -56,8 +56,7 @@ class Examiner:
     """
 
     def __init__(self, run: Run, end: str):
-        training = dataclasses.replace(run.config.training, seed=0)
-        self.write, self.check = _programs(dataclasses.replace(run.config, training=training), end)
+        self.write, self.check = _programs(dataclasses.replace(run.config, training=Training()), end)
         self.task, self.params, self.end = run.config.task, meshes.replicate(run.params, _mesh()), end
 
     def written(self, questions: Questions) -> Int[np.ndarray, "B T"]:
@@ -117,10 +116,9 @@ class Examiner:
 
     def _count(self, questions: Questions) -> dict[str, int]:
         """How many questions are right as a whole; where one of the first is wrong, of the first alone."""
-        for asked in (questions.chosen(np.arange(min(FIRST, len(questions.sources)))), questions):
-            right = self.confirmed(asked)
-            if not right.all():
-                break
+        right = self.confirmed(questions.chosen(np.arange(min(FIRST, len(questions.sources)))))
+        if right.all() and len(questions.sources) > FIRST:
+            right = self.confirmed(questions)
         return {"strings": len(right), "exact": int(right.sum())}
 
 
@@ -134,18 +132,16 @@ def examine(
       end: a key of `attn.lengths.table.ENDS`.
       asked: what to ask.
       far: whether to ask the farthest length, too.
-      track: wraps the sequence of lengths, to show progress.
+      track: wraps the sequence of what is asked, to show progress.
     """
     examiner = Examiner(run, end)
+    steps = [("tokens", length, asked.each, examiner.tokens) for length in (*asked.within, *asked.beyond)]
+    steps += [("exact", length, asked.strings, examiner.exact) for length in asked.exact]
+    steps += [("exact", asked.far, asked.far_strings, examiner.exact)] * far
     found = {"tokens": {}, "exact": {}}
-    for length in track([*asked.within, *asked.beyond]):
-        found["tokens"][str(length)] = examiner.tokens(length, asked.each)
-    for length in asked.exact:
-        found["exact"][str(length)] = examiner.exact(length, asked.strings)
-    found["structured"] = examiner.structured(asked.structured)
-    if far:
-        found["exact"][str(asked.far)] = examiner.exact(asked.far, asked.far_strings)
-    return found
+    for part, length, strings, ask_for in track(steps):
+        found[part][str(length)] = ask_for(length, strings)
+    return found | {"structured": examiner.structured(asked.structured)}
 
 
 def exact_at(run: Run, end: str, length: int) -> bool:

@@ -15,6 +15,7 @@ from attn.lengths.table import ENDS, Table
 Found = Mapping[str, Mapping[str, Any]]  # by the names of trainings
 BEGIN, END = "<!-- made by attn lengths: begin -->", "<!-- made by attn lengths: end -->"
 _DASHES = ("-", "--", ":", "-.")
+_TICKS = (100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 
 
 def tables(table: Table, found: Found) -> str:
@@ -122,7 +123,8 @@ def draw(table: Table, found: Found, symbols: int) -> Figure:
     for ax, task in zip(grid[0], tasks):
         ax.set_title(f"{task}, {symbols} symbols")
     for ax in grid[-1]:
-        ticks = [4, 10, 20, table.longest, 100, 200, 500]
+        asked = (*table.asked.within, *table.asked.beyond)
+        ticks = [at for at in (4, 10, 20, table.longest, *_TICKS) if min(asked) <= at <= max(asked)]
         ax.set(xscale="log", xlabel="length of the source", ylim=(-3, 103))
         ax.set_xticks(ticks, ticks)
         ax.minorticks_off()

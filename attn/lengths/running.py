@@ -18,8 +18,6 @@ from attn.training.config import to_mapping
 from attn.training.folders import RunError, write_whole
 from attn.walkthrough.bench import Bench, machine, share_programs
 
-_FAR_SEEDS = 3
-
 
 def run_table(
     table: Table,
@@ -50,8 +48,11 @@ def run_table(
     for number, training in enumerate(missing, start=1):
         say(f"model {number} of {len(missing)}: {training.name}")
         found, path = _found(table, training, bench, track), folder / f"{training.row}.json"
+        held = _held(path)
+        if training.name in held and held[training.name]["settings"] == found["settings"]:  # only asked more now
+            found["seconds"]["training"] = held[training.name]["seconds"]["training"]
         # Beside all that the file holds by now, also of seeds that were not asked for this time.
-        write_whole(path, json.dumps(_held(path) | {training.name: found}) + "\n")
+        write_whole(path, json.dumps(held | {training.name: found}) + "\n")
         say(f"  {shortly(table, found)}")
 
 
@@ -65,13 +66,8 @@ def _asked(table: Table, training: Training, held: dict[str, dict[str, Any]]) ->
     if training.name not in held:
         return False
     ends = held[training.name]["ends"]
-    far = {str(table.asked.far)} if _is_far(table, training) else set()
+    far = {str(table.asked.far)} if table.is_far(training) else set()
     return all(end in ends and far <= ends[end]["exact"].keys() for end in table.rows[training.row].ends)
-
-
-def _is_far(table: Table, training: Training) -> bool:
-    """Whether a model is asked the farthest length."""
-    return training.task in table.rows[training.row].far and training.seed < _FAR_SEEDS
 
 
 def _found(table: Table, training: Training, bench: Bench, track: Callable) -> dict[str, Any]:
@@ -85,7 +81,7 @@ def _found(table: Table, training: Training, bench: Bench, track: Callable) -> d
         seconds.append(time.perf_counter() - began if anew else None)  # it was stopped: the rest is not known
         if exact := exact_at(run, row.ends[0], table.longest):
             break
-    began, far = time.perf_counter(), _is_far(table, training)
+    began, far = time.perf_counter(), table.is_far(training)
     ends = {end: examine(run, end, table.asked, far=far, track=track) for end in row.ends}
     return {
         "row": training.row,

@@ -10,12 +10,14 @@ from typing import Any
 from attn.nn.encodings import ENCODINGS
 from attn.nn.models import MODELS
 from attn.tasks.settings import fault, one_of
-from attn.training.config import Config, ConfigError, from_mapping
+from attn.training.config import Config, ConfigError, from_mapping, longest_input
 
 ENDS = {
     "learned": "the model writes an end token of its own, which counts as a token",
     "given": "the length of the answer is given: the end token comes there and nowhere else, and does not count",
 }
+
+_FAR_SEEDS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +117,28 @@ class Table:
                     config = self.configured(training, self.budgets[0])
                 except ConfigError as error:
                     raise ConfigError(f"row {name!r}: {error}") from None
+                longest, most = self.longest_asked(training), longest_input(config.model, config.task.vocabulary.room)
+                if most is not None and longest > most:
+                    raise ConfigError(
+                        f"row {name!r}: strings of {longest:,} symbols are asked, but its positions can encode at most "
+                        f"{most:,}: see max_length and positions.range of its model"
+                    )
                 needing = config.model.positions.needing_length()
                 if "learned" in row.ends and (needing or MODELS[config.model.name].needs_length):
                     what = next(iter(needing.values()), config.model.name)
                     raise ConfigError(
                         f"row {name!r}: {what!r} must be told the length of the answer: ends must be ('given',)"
                     )
+
+    def longest_asked(self, training: "Training") -> int:
+        """Symbols of the longest string that a model is asked."""
+        asked = self.asked
+        farthest = (asked.far,) * self.is_far(training)
+        return max(self.longest, asked.structured, *asked.within, *asked.beyond, *asked.exact, *farthest)
+
+    def is_far(self, training: "Training") -> bool:
+        """Whether a model is asked the farthest length."""
+        return training.task in self.rows[training.row].far and training.seed < _FAR_SEEDS
 
     def budgets_of(self, name: str) -> tuple[int, ...]:
         """The steps of a row's trainings."""

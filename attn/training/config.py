@@ -6,7 +6,7 @@ Whatever is wrong is said in one line that names the key, what was given and wha
 import dataclasses
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from attn import tasks
 from attn.nn.encodings import ENCODINGS, Positions
@@ -306,6 +306,17 @@ def most_places(model: Model) -> int | None:
     return min(bounds, default=None)
 
 
+def longest_input(model: Model, room: Callable[[int], int]) -> int | None:
+    """How many tokens of a source the positions can encode, answer included; None for any number.
+
+    Args:
+      model: its settings.
+      room: how many tokens the answer to so many may have.
+    """
+    most, places = most_places(model), MODELS[model.name].places
+    return most and max(n for n in range(most) if places(n + 1, room(n)) <= most)
+
+
 def _check_data(config: Config):
     """Settings that mean nothing for the source of the data must be left alone."""
     if config.training.one_length and config.data.source != "generated":
@@ -328,11 +339,13 @@ def _check_data(config: Config):
             f"config.model.name: got {config.model.name!r}, which must be told the length of the answer: of pairs it "
             "is not known before it is written"
         )
-    for kind, name in config.model.positions.needing_length().items():
-        if data.source == "pairs":
+    needing = config.model.positions.needing_length()
+    for kind, name in config.model.positions.by_kind().items():
+        if data.source == "pairs" and (kind in needing or ENCODINGS[name].randomized):
+            what = "counts from the end of" if kind in needing else "draws a position for each place of source and"
             raise ConfigError(
-                f"config.model.positions.{kind}: got {name!r}, which counts from the end of the answer: of pairs its "
-                "length is not known before it is written"
+                f"config.model.positions.{kind}: got {name!r}, which {what} the answer: of pairs its length is not "
+                "known before it is written"
             )
     for field in dataclasses.fields(Task):
         given = getattr(config.task, field.name)

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import pathlib
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -89,7 +88,7 @@ def machine() -> dict[str, Any]:
     """What the numbers were measured on, and with."""
     return {
         "devices": [device.device_kind for device in jax.devices()],
-        "cores": os.cpu_count(),
+        "cores": meshes.cores(),
         "jax": jax.__version__,
         "attn": importlib.metadata.version("attn"),
     }

@@ -125,10 +125,12 @@ def test_an_end_that_a_row_asks_by_now_is_asked_of_models_that_are_there(done, t
     held = json.loads((output / "pointer.json").read_text())
     whole = held["pointer-copy-2-seed0"]["ends"].copy()
     del held["pointer-copy-2-seed0"]["ends"]["given"]
+    held["pointer-copy-2-seed0"]["seconds"]["training"] = [12.0, 34.0]
     (tmp_path / "pointer.json").write_text(json.dumps(held))
     (tmp_path / "runs").symlink_to(output / "runs")
     assert run(config, tmp_path, "--only", "pointer") == 0
-    assert json.loads((tmp_path / "pointer.json").read_text())["pointer-copy-2-seed0"]["ends"] == whole
+    now = json.loads((tmp_path / "pointer.json").read_text())["pointer-copy-2-seed0"]
+    assert now["ends"] == whole and now["seconds"]["training"] == [12.0, 34.0]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +171,10 @@ def test_a_table_that_cannot_be_is_refused_before_anything_is_trained():
         (Row(sizes | {"positions": "rotry"}), r"row 'it': config.model.positions: got 'rotry'.*did you mean 'rotary'"),
         (Row(sizes, ends=("never",)), r"row 'it': ends: got 'never', must be one of learned, given"),
         (Row(sizes, tasks=("cpy",)), r"row 'it': config.task.name: got 'cpy'"),
+        (
+            Row(sizes | {"positions": "learned", "max_length": 1_500}, tasks=("duplicate",)),
+            r"row 'it': strings of 1,000 symbols .* at most 749",
+        ),
     ]:
         with pytest.raises(ConfigError, match=said):
             Table({"it": row}, config={}).check()

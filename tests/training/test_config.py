@@ -115,6 +115,10 @@ def test_seven_heads_do_not_divide_the_default_width():
             {"data": {"source": "pairs"}, "model": {"positions": {"cross": "anchored"}}},
             ["config.model.positions.cross", "'anchored'", "end of the answer"],
         ),
+        (
+            {"data": {"source": "pairs"}, "model": {"positions": {"encoder": "randomized_rotary"}}},
+            ["config.model.positions.encoder", "'randomized_rotary'", "draws a position", "length is not known"],
+        ),
         ({"data": {"source": "pairs"}, "model": {"name": "tape"}}, ["config.model.name", "'tape'", "length"]),
         ({"data": {"source": "tfds"}, "training": {"one_length": True}}, ["config.training.one_length", "generated"]),
     ],
