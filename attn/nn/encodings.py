@@ -133,7 +133,7 @@ def anchored(
 
     idx counts the keys from the start or from the end, tau the queries from the start or from the end; slope, which a
     softplus keeps positive, and c are learned, one a head. A cross-attention head is then a pointer that moves by one
-    place a step, forwards or backwards.
+    place a step, forwards or backwards. All four kinds of heads are there if the layer has four.
 
     Args:
       keys: whether every second head counts the keys from their end.
@@ -162,8 +162,9 @@ def anchored(
 def _anchored_rotary() -> Encoding:
     """Rotary positions, counted from the start by some heads and from the last symbol by others.
 
-    Not from the end token: place j of a source is place j from the last symbol of its reverse, but place j + 1 from the
-    end token. Heads can learn to look one place aside, but not if a place is as far from the next as they are drawn.
+    Not from the end token: a source's symbol j is the j-th of its reverse counted back from the last symbol, but the
+    (j + 1)-th counted back from the end token. Heads can learn to look one place aside, but how far aside that is
+    depends on the length where positions are drawn.
     """
 
     def turn_by(x, side: Side, from_end):

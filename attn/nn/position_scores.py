@@ -20,7 +20,7 @@ Key = Float[Array, "S N H"]
 
 CLIP = 16  # distances beyond share a row: k of Shaw et al. 2018, section 4.1
 _BUCKETS = 32  # of T5
-NEAR = 14  # T5's buckets up to two more hold one distance each up to this, well within the lengths of training
+NEAR = 14  # T5's buckets, made to end at two more, hold one distance each up to here; all that are farther share one
 _PACE = 4.0  # a line's numbers have farther to go than other parameters
 
 
