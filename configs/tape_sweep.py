@@ -2,8 +2,8 @@
 
 attn lengths --config=configs/tape_sweep.py --output=runs/tape_sweep
 
-For an accelerator: 540 models of 100,000 steps. Rates and steps are ours, those of print are not in its code. Of a row's
-seeds the tables show the best; rows differ by rate.
+For an accelerator: 540 models of 100,000 steps. Rates and steps are ours, those of print are not in its code. Of a
+row's seeds the tables show the best; rows differ by rate.
 """
 
 import dataclasses
