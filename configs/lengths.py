@@ -4,8 +4,8 @@ attn lengths --config=configs/lengths.py
 attn lengths --config=configs/lengths.py --only anchored,rotary
 
 Every row is an encoder-decoder of one layer a stack, width 64 and four heads, or a recurrent network of its size,
-trained with the same settings. A row of one's own is one line in `rows`. On one core it mostly takes two to four minutes
-to train a model and to ask it.
+trained with the same settings. A row of one's own is one line in `rows`. On one core it mostly takes two to four
+minutes to train a model and to ask it.
 `anchored` is exact at every length that is asked; what becomes of the others is in docs/lengths.md.
 """
 
