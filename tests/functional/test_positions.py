@@ -158,6 +158,23 @@ def test_randomized_positions_reach_everything_evenly():
     assert np.all(np.abs(counts - 600) < 5 * np.sqrt(2000 * 0.3 * 0.7))
 
 
+def test_of_randomized_positions_every_subset_is_as_likely():
+    keys, draws = (
+        jax.random.split(jax.random.key(1), 5_000),
+        jax.jit(jax.vmap(lambda key: positions.randomized(key, 3, 5))),
+    )
+    subsets, counts = np.unique(np.asarray(draws(keys)), axis=0, return_counts=True)
+    assert len(subsets) == 10
+    assert np.all(np.abs(counts - 500) < 5 * np.sqrt(5_000 * 0.1 * 0.9))
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 6])
+def test_randomized_positions_after_those_that_are_wanted_stand_at_the_end(count):
+    draw = jax.jit(jax.vmap(lambda key, count: positions.randomized(key, 6, 50, count=count), (0, None)))
+    for drawn in np.asarray(draw(jax.random.split(jax.random.key(0), 50), jnp.asarray(count))):
+        assert np.all(np.diff(drawn[:count]) > 0) and np.all(drawn[count:] == 49)
+
+
 def test_learned_positions_are_rows_of_the_table():
     table = jnp.arange(6.0).reshape(3, 2)
     np.testing.assert_array_equal(positions.learned(jnp.array([2, 0, 2]), table), [[4, 5], [0, 1], [4, 5]])
