@@ -49,7 +49,7 @@ def run_table(
         say(f"model {number} of {len(missing)}: {training.name}")
         found, path = _found(table, training, bench, track), folder / f"{training.row}.json"
         held = _held(path)
-        if training.name in held and held[training.name]["settings"] == found["settings"]:  # only asked more now
+        if held.get(training.name, {}).get("settings") == found["settings"]:  # it is only asked more now
             found["seconds"]["training"] = held[training.name]["seconds"]["training"]
         # Beside all that the file holds by now, also of seeds that were not asked for this time.
         write_whole(path, json.dumps(held | {training.name: found}) + "\n")

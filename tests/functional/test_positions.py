@@ -159,11 +159,9 @@ def test_randomized_positions_reach_everything_evenly():
 
 
 def test_of_randomized_positions_every_subset_is_as_likely():
-    keys, draws = (
-        jax.random.split(jax.random.key(1), 5_000),
-        jax.jit(jax.vmap(lambda key: positions.randomized(key, 3, 5))),
-    )
-    subsets, counts = np.unique(np.asarray(draws(keys)), axis=0, return_counts=True)
+    keys = jax.random.split(jax.random.key(1), 5_000)
+    drawn = jax.jit(jax.vmap(lambda key: positions.randomized(key, 3, 5)))(keys)
+    subsets, counts = np.unique(np.asarray(drawn), axis=0, return_counts=True)
     assert len(subsets) == 10
     assert np.all(np.abs(counts - 500) < 5 * np.sqrt(5_000 * 0.1 * 0.9))
 
