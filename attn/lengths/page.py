@@ -1,5 +1,6 @@
 """What came of a table, for people: Markdown tables and a figure, made from the numbers alone."""
 
+import collections
 import pathlib
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -150,13 +151,13 @@ def write(table: Table, found: Found, picture: str) -> str:
     return (
         f"{BEGIN}\n"
         f"{_trained(table)} Of several seeds best / median / worst are shown, or one number where they are alike.\n\n"
-        f"{_asked(table)}\n"
+        f"{_asked(table, found)}\n"
         f"![Share of tokens right against length]({picture})\n\n"
         f"{tables(table, found)}{END}"
     )
 
 
-def _asked(table: Table) -> str:
+def _asked(table: Table, found: Found) -> str:
     """What the columns of the tables stand for."""
     asked, used = table.asked, {end for row in table.rows.values() for end in row.ends}
     far = f" ({asked.far_strings} a seed at {asked.far:,})" if table.far else ""
@@ -166,9 +167,20 @@ def _asked(table: Table) -> str:
         f"mean over lengths. Exact: whole strings, end included, of {asked.strings:,}{far}. Structured: whole strings "
         "of one symbol, with one odd symbol at each place, alternating, periodic, palindromes, all equal but the ends; "
         f"the mean over these kinds. Of a length or kind with an error among the first {FIRST} strings, these alone "
-        "are counted. Seconds are those of the training that counts, not known where it, or what is asked of it, was "
-        f"stopped on the way, or another row had trained the same model. The answer's end:\n\n{ends}"
+        f"are counted. Seconds are those of the training that counts, {_devices(found)}; not known where it, or what "
+        "is asked of it, was stopped on the way, or another row had trained the same model. The answer's end:\n\n"
+        f"{ends}"
     )
+
+
+def _devices(found: Found) -> str:
+    """What was measured on what: the device of most models, and rows of which some were on another."""
+    rows = collections.defaultdict(list)
+    for each in found.values():
+        rows[each["machine"]["devices"][0]].append(each["row"])
+    usual, *others = sorted(rows, key=lambda device: len(rows[device]), reverse=True)
+    said = [f"{', '.join(f'`{name}`' for name in dict.fromkeys(rows[device]))} on {device}" for device in others]
+    return "; ".join([f"on {usual}", *said])
 
 
 def _trained(table: Table) -> str:

@@ -230,6 +230,12 @@ def test_the_seconds_of_a_training_that_was_stopped_are_not_known(done):
     assert page.tables(table, named).count("(3) | not known |") == 2
 
 
+def test_rows_that_were_measured_on_another_device_are_named():
+    on = [("far", "cpu"), ("near", "cpu"), ("far", "cpu"), ("near", "TPU v5")]
+    found = {str(number): {"row": row, "machine": {"devices": [device] * 2}} for number, (row, device) in enumerate(on)}
+    assert page._devices(found) == "on cpu; `near` on TPU v5"
+
+
 def test_accuracy_is_the_mean_over_lengths():
     found = {"ends": {"given": {"tokens": {"10": {"right": 5, "tokens": 10}, "100": {"right": 100, "tokens": 100}}}}}
     assert accuracy(found, "given", [10, 100]) == 0.75
