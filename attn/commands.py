@@ -144,7 +144,7 @@ def walkthrough(arguments: argparse.Namespace) -> int:
 def lengths(arguments: argparse.Namespace) -> int:
     """Train the rows of a table, ask them, and write what came of them."""
     from attn.lengths import page  # here, since no other command needs them
-    from attn.lengths.running import read, run_table, shortly
+    from attn.lengths.running import run_table, shortly
 
     path = pathlib.Path(arguments.config)
     table = _table(path, arguments.seeds)
@@ -153,21 +153,41 @@ def lengths(arguments: argparse.Namespace) -> int:
     written = folder / "lengths.md" if arguments.page is None else pathlib.Path(arguments.page)
     if arguments.page is not None:
         _check_writable(written, "--page")
-        if written.exists() and page.into(written.read_text(), "") is None:
-            raise InputError(f"--page={written}: has no lines {page.BEGIN} and {page.END} to write between")
+    _check_page(written)
+    _found(table, folder)  # so that what is damaged is said before the work is done
     meshes.use_cores(meshes.cores())
     try:
         run_table(table, names, folder, track=_track)
     except (Interrupted, KeyboardInterrupt) as error:
         print(f"{str(error) or 'stopped'}; the same command goes on from there", file=sys.stderr)
         return 130
-    found = {name: each for row in table.rows for name, each in read(table, row, folder).items()}
+    found = _found(table, folder)
     print()
     for name, each in found.items():
         print(f"{name}: {shortly(table, each)}")
     page.save(table, found, written)
     print(f"\nwrote {written} and {written.with_suffix('.png')}")
     return 0
+
+
+def _found(table, folder: pathlib.Path) -> dict[str, dict]:
+    """What a folder holds of a table."""
+    from attn.lengths.running import read
+
+    return {name: each for row in table.rows for name, each in read(table, row, folder).items()}
+
+
+def _check_page(path: pathlib.Path):
+    """Find out before the work is done whether tables can be written into a page, and a figure beside it."""
+    from attn.lengths import page
+
+    if path.suffix != ".md":
+        raise InputError(f"--page={path}: must end in .md; the figure beside it will end in .png")
+    try:
+        if path.exists() and page.into(path.read_text(), "") is None:
+            raise InputError(f"{path}: has no lines {page.BEGIN} and {page.END} to write between")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text") from None
 
 
 def _table(path: pathlib.Path, seeds: int | None):
@@ -177,10 +197,10 @@ def _table(path: pathlib.Path, seeds: int | None):
     table = run_file(path, "get_table")
     if not isinstance(table, Table):
         raise ConfigError(f"--config={path}: get_table() returned {table!r}, must be an attn.lengths.table.Table")
+    table.check()
     if seeds is not None:
         rows = {name: dataclasses.replace(row, seeds=min(seeds, row.seeds)) for name, row in table.rows.items()}
         table = dataclasses.replace(table, rows=rows)
-    table.check()
     return table
 
 

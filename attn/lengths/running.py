@@ -116,12 +116,13 @@ def read(table: Table, name: str, folder: pathlib.Path) -> dict[str, dict[str, A
     path = folder / f"{name}.json"
     try:
         held = _held(path)
-        found = {each.name: held[each.name] for each in table.trainings(name) if _asked(table, each, held)}
-        for training in table.trainings(name):
-            if training.name in found and found[training.name]["settings"] != _settings(table, training):
+        for each in held.values():  # also of seeds, and with ends, that this table does not ask
+            training = Training(name, each["task"], each["symbols"], each["seed"])
+            if each["settings"] != _settings(table, training):
                 raise RunError(f"{path}: of other settings; delete it to do it again, or give another --output")
-            if training.name in found:
-                shortly(table, found[training.name])  # all of it can be shown
+        found = {each.name: held[each.name] for each in table.trainings(name) if _asked(table, each, held)}
+        for each in found.values():
+            shortly(table, each)  # all of it can be shown
         return found
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         said = f"{type(error).__name__}: {error}"

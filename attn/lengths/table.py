@@ -5,11 +5,13 @@ encoding of one's own is put into `attn.nn.encodings.ENCODINGS` there as well.
 """
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from attn.nn.encodings import ENCODINGS
 from attn.nn.models import MODELS
-from attn.tasks.settings import fault, one_of
+from attn.tasks.settings import Rule, between, fault, one_of
 from attn.training.config import Config, ConfigError, from_mapping, longest_input
 
 ENDS = {
@@ -108,10 +110,16 @@ class Table:
         Raises:
           ConfigError: settings that cannot be, or ends that cannot be had.
         """
+        _check("", vars(self), _TABLE)
+        _check("asked: ", vars(self.asked), _ASKED)
         for name, row in self.rows.items():
-            for end in row.ends or (None,):
-                if said := fault(str, end, one_of(ENDS)):
-                    raise ConfigError(f"row {name!r}: ends: {said}")
+            _check("a row's ", {"name": name}, {"name": (str, _NAME)})
+            _check("", {f"row {name!r}": row}, {f"row {name!r}": (Row, None)})
+            _check(f"row {name!r}: ", vars(row), _ROW)
+            for end in row.ends:
+                _check(f"row {name!r}: ", {"ends": end}, {"ends": (str, one_of(ENDS))})
+            for task in row.far:
+                _check(f"row {name!r}: ", {"far": task}, {"far": (str, one_of(row.tasks or self.tasks))})
             for training in self.trainings(name):
                 try:
                     config = self.configured(training, self.budgets[0])
@@ -198,3 +206,47 @@ class Training:
     def name(self) -> str:
         """For files and lines."""
         return f"{self.row}-{self.task}-{self.symbols}-seed{self.seed}"
+
+
+def _tuple_of(kind: type, example: str) -> Rule:
+    """One or more texts, or whole numbers from 1 on."""
+    rule = between(1) if kind is int else None
+
+    def accepts(values):
+        return len(values) > 0 and all(fault(kind, value, rule) is None for value in values)
+
+    return Rule(f"a tuple such as {example}", accepts)
+
+
+_NAME = Rule("of letters, digits, '_', '-' and '.'", lambda name: bool(re.fullmatch(r"\w[\w.-]*", name)))  # of a file
+_TEXTS, _NUMBERS, _COUNT = _tuple_of(str, "('one', 'two')"), _tuple_of(int, "(1, 2)"), (int, between(1))
+_TABLE = {
+    "rows": (dict, Rule("a dict with one row or more", bool)),
+    "config": (dict, None),
+    "budgets": (tuple, _NUMBERS),
+    "tasks": (tuple, _TEXTS),
+    "symbols": (tuple, _NUMBERS),
+    "longest": _COUNT,
+}
+_ROW = {
+    "model": (dict, None),
+    "builds_in": (str | None, None),
+    "tasks": (tuple | None, _TEXTS),
+    "symbols": (tuple | None, _NUMBERS),
+    "seeds": _COUNT,
+    "budgets": (tuple | None, _NUMBERS),
+    "ends": (tuple, _TEXTS),
+    "far": (tuple, None),
+    "group": (str, None),
+    "config": (dict, None),
+}
+_ASKED = {name: (tuple, _NUMBERS) for name in ("within", "beyond", "exact")} | dict.fromkeys(
+    ("each", "strings", "structured", "far", "far_strings"), _COUNT
+)
+
+
+def _check(where: str, given: Mapping[str, Any], rules: Mapping[str, tuple]):
+    """Hold what was given against types and rules, by name."""
+    for name, (hint, rule) in rules.items():
+        if said := fault(hint, given[name], rule):
+            raise ConfigError(f"{where}{name}: {said}")

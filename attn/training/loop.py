@@ -236,6 +236,7 @@ def _watch_signals() -> Iterator[threading.Event]:
         return
 
     def ask(number, frame):
+        print("stopping after the steps under way; Ctrl-C stops at once, without them", file=sys.stderr, flush=True)
         stop.set()
         signal.signal(signal.SIGINT, before[signal.SIGINT])
 

@@ -31,6 +31,7 @@ from attn.training.loop import train
 from attn.training.progress import Clock
 from attn.training.state import State, initial_state, model_structure
 
+_STEPS = 250  # on the way from one look to the next whether to stop: at most so many
 _EXAMPLES = 200  # of the judgement that ends a training; measurements ask for themselves
 
 
@@ -64,6 +65,7 @@ class Bench:
         if not folder.is_run():
             folder.create(config, data)
         with _delete_to_mend(folder.path, RunError, CheckpointError):
+            folder.config()  # damaged, it is said before the training
             if folder.newest_step() != config.training.steps:
                 self.say(f"training {name}, {config.training.steps:,} steps")
                 train(config, data, folder, mesh, Clock(), resume=True, on_checkpoint=_writer(config, folder, watch))
@@ -98,7 +100,7 @@ def configured(settings: dict[str, dict]) -> Config:
     """The config with these settings; a training shows and saves ten times, and is judged at its end alone."""
     steps = settings.get("training", {}).get("steps", 2_000)
     often = {
-        "steps_per_dispatch": max(1, steps // 10),
+        "steps_per_dispatch": min(max(1, steps // 10), _STEPS),
         "evaluate_every": steps,
         "checkpoint_every": max(1, steps // 10),
     }

@@ -4,6 +4,9 @@ import dataclasses
 import json
 import re
 import runpy
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from attn import cli
 from attn.lengths import page
 from attn.lengths.asking import Examiner
 from attn.lengths.running import accuracy, read
-from attn.lengths.table import Row, Table
+from attn.lengths.table import Asked, Row, Table
 from attn.tasks.sequences import KINDS, Task
 from attn.training.config import ConfigError
 from attn.walkthrough.bench import Bench
@@ -141,6 +144,7 @@ def test_an_end_that_a_row_asks_by_now_is_asked_of_models_that_are_there(done, t
         (["--seeds", "0"], "'0' must be a whole number from 1 to 1,000"),
         (["--page", "README.md"], "has no lines"),
         (["--page", "no/such/page.md"], "--page=no/such/page.md: no such folder as no/such"),
+        (["--page", "page.png"], "--page=page.png: must end in .md"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(arguments, said, done, capsys):
@@ -159,9 +163,44 @@ def test_damaged_results_and_those_of_another_table_are_named(done, tmp_path, ca
     (tmp_path / "pointer.json").write_text('{"pointer-copy-2-seed0": {}}')
     assert run(config, tmp_path) == 2
     assert re.search(r"pointer\.json: cannot be read .*; delete it to do it again", capsys.readouterr().err)
+    (tmp_path / "pointer.json").write_text("[]")
+    assert run(config, tmp_path, "--only", "lstm") == 2  # before anything is trained
+    assert re.search(r"pointer\.json: cannot be read", capsys.readouterr().err)
     other = write(tmp_path, "2, 4")
     assert run(other, output) == 2
     assert "of other settings; delete it to do it again, or give another --output" in capsys.readouterr().err
+
+
+def test_results_of_other_settings_are_kept_though_more_is_asked_of_them_now(done, tmp_path, capsys):
+    _, output = done
+    held = json.loads((output / "pointer.json").read_text())
+    for each in held.values():
+        del each["ends"]["given"]
+    text = json.dumps(held)
+    (tmp_path / "pointer.json").write_text(text)
+    assert run(write(tmp_path, "2, 4"), tmp_path, "--only", "pointer", "--seeds", "1") == 2
+    assert "of other settings" in capsys.readouterr().err
+    assert (tmp_path / "pointer.json").read_text() == text
+
+
+def test_a_page_without_a_place_for_the_tables_is_named_before_anything_is_trained(done, tmp_path, capsys):
+    config, _ = done
+    for held, said in [(b"mine", "has no lines"), (b"\xff", "not a text")]:
+        (tmp_path / "lengths.md").write_bytes(held)
+        assert run(config, tmp_path) == 2
+        assert said in capsys.readouterr().err
+        assert (tmp_path / "lengths.md").read_bytes() == held and not (tmp_path / "runs").exists()
+
+
+def test_a_damaged_config_of_a_run_is_named_before_it_is_trained(done, tmp_path, capsys):
+    config, output = done
+    shutil.copytree(output / "runs", tmp_path / "runs")
+    [run_folder] = (tmp_path / "runs").glob("reverse-lstm-*")
+    (run_folder / "config.json").write_text("junk")
+    shutil.rmtree(run_folder / "checkpoints")
+    assert run(config, tmp_path, "--only", "lstm") == 2
+    said = capsys.readouterr()
+    assert "config.json" in said.err and "delete it to train it again" in said.err and "training " not in said.out
 
 
 def test_a_table_that_cannot_be_is_refused_before_anything_is_trained():
@@ -175,9 +214,57 @@ def test_a_table_that_cannot_be_is_refused_before_anything_is_trained():
             Row(sizes | {"positions": "learned", "max_length": 1_500}, tasks=("duplicate",)),
             r"row 'it': strings of 1,000 symbols .* at most 749",
         ),
+        (Row(sizes, seeds=0), r"row 'it': seeds: got 0, must be a whole number at least 1"),
+        (Row(sizes, budgets=(0,)), r"row 'it': budgets: got \(0,\), must be a tuple"),
+        (Row(sizes, ends=()), r"row 'it': ends: got \(\), must be a tuple"),
+        (Row(sizes, far=("cpy",)), r"row 'it': far: got 'cpy', must be one of copy, reverse.*did you mean 'copy'"),
     ]:
         with pytest.raises(ConfigError, match=said):
             Table({"it": row}, config={}).check()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"rows": {}}, r"rows: got \{\}, must be a dict with one row or more"),
+        ({"rows": {"no/ne": Row({})}}, r"a row's name: got 'no/ne', must be of letters"),
+        ({"asked": Asked(beyond=())}, r"asked: beyond: got \(\), must be a tuple"),
+        ({"asked": Asked(beyond=(0, 12))}, r"asked: beyond: got \(0, 12\), must be a tuple"),
+        ({"asked": Asked(each=0)}, r"asked: each: got 0, must be a whole number at least 1"),
+    ],
+)
+def test_what_a_table_shares_is_checked_too(changed, said):
+    with pytest.raises(ConfigError, match=said):
+        Table(**({"rows": {"it": Row({"positions": "none"})}, "config": {}} | changed)).check()
+
+
+TYPES = """
+from attn.lengths.table import Row, Table
+for rows, more in [
+    ({"it": Row({}, symbols=2)}, {}),
+    ({"it": Row({}, tasks="copy")}, {}),
+    ({"it": Row({}, seeds="2")}, {}),
+    ({"it": Row(None)}, {}),
+    ({"it": {}}, {}),
+    ({"it": Row({})}, {"budgets": 5}),
+]:
+    try:
+        Table(rows, config={}, **more).check()
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_types_are_checked_where_no_test_checks_them():
+    done = subprocess.run([sys.executable, "-c", TYPES], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "row 'it': symbols: got 2, must be a tuple such as (1, 2) or None",
+        "row 'it': tasks: got 'copy', must be a tuple such as ('one', 'two') or None",
+        "row 'it': seeds: got '2', must be a whole number at least 1",
+        "row 'it': model: got None, must be dict",
+        "row 'it': got {}, must be Row",
+        "budgets: got 5, must be a tuple such as (1, 2)",
+    ]
 
 
 class Oracle(Examiner):
