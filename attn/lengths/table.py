@@ -227,6 +227,7 @@ _TABLE = {
     "tasks": (tuple, _TEXTS),
     "symbols": (tuple, _NUMBERS),
     "longest": _COUNT,
+    "asked": (Asked, None),
 }
 _ROW = {
     "model": (dict, None),

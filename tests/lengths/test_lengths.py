@@ -247,6 +247,7 @@ for rows, more in [
     ({"it": Row(None)}, {}),
     ({"it": {}}, {}),
     ({"it": Row({})}, {"budgets": 5}),
+    ({"it": Row({})}, {"asked": {}}),
 ]:
     try:
         Table(rows, config={}, **more).check()
@@ -264,6 +265,7 @@ def test_types_are_checked_where_no_test_checks_them():
         "row 'it': model: got None, must be dict",
         "row 'it': got {}, must be Row",
         "budgets: got 5, must be a tuple such as (1, 2)",
+        "asked: got {}, must be Asked",
     ]
 
 
