@@ -144,7 +144,7 @@ def walkthrough(arguments: argparse.Namespace) -> int:
 def lengths(arguments: argparse.Namespace) -> int:
     """Train the rows of a table, ask them, and write what came of them."""
     from attn.lengths import page  # here, since no other command needs them
-    from attn.lengths.running import run_table, shortly
+    from attn.lengths.running import read, run_table, shortly
 
     path = pathlib.Path(arguments.config)
     table = _table(path, arguments.seeds)
@@ -154,27 +154,19 @@ def lengths(arguments: argparse.Namespace) -> int:
     if arguments.page is not None:
         _check_writable(written, "--page")
     _check_page(written)
-    _found(table, folder)  # so that what is damaged is said before the work is done
     meshes.use_cores(meshes.cores())
     try:
         run_table(table, names, folder, track=_track)
     except (Interrupted, KeyboardInterrupt) as error:
         print(f"{str(error) or 'stopped'}; the same command goes on from there", file=sys.stderr)
         return 130
-    found = _found(table, folder)
+    found = {name: each for row in table.rows for name, each in read(table, row, folder).items()}
     print()
     for name, each in found.items():
         print(f"{name}: {shortly(table, each)}")
     page.save(table, found, written)
     print(f"\nwrote {written} and {written.with_suffix('.png')}")
     return 0
-
-
-def _found(table, folder: pathlib.Path) -> dict[str, dict]:
-    """What a folder holds of a table."""
-    from attn.lengths.running import read
-
-    return {name: each for row in table.rows for name, each in read(table, row, folder).items()}
 
 
 def _check_page(path: pathlib.Path):

@@ -41,15 +41,15 @@ def run_table(
     """
     share_programs(folder / "programs")
     bench = Bench(folder / "runs", say)
-    done = {name: read(table, name, folder) for name in names}
+    done = {name: read(table, name, folder) for name in table.rows}  # all: a page shows all, and damage is said first
     missing = [each for name in names for each in table.trainings(name) if each.name not in done[name]]
-    models = len(missing) + sum(map(len, done.values()))
+    models = sum(len(table.trainings(name)) for name in names)
     say(f"{models} models in {len(names)} rows, of which {len(missing)} are missing in {folder}")
     for number, training in enumerate(missing, start=1):
         say(f"model {number} of {len(missing)}: {training.name}")
         found, path = _found(table, training, bench, track), folder / f"{training.row}.json"
         held = _held(path)
-        if held.get(training.name, {}).get("settings") == found["settings"]:  # it is only asked more now
+        if training.name in held:  # of the same settings, as has been read: it is only asked more now
             found["seconds"]["training"] = held[training.name]["seconds"]["training"]
         # Beside all that the file holds by now, also of seeds that were not asked for this time.
         write_whole(path, json.dumps(held | {training.name: found}) + "\n")

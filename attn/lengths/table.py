@@ -110,16 +110,16 @@ class Table:
         Raises:
           ConfigError: settings that cannot be, or ends that cannot be had.
         """
-        _check("", vars(self), _TABLE)
-        _check("asked: ", vars(self.asked), _ASKED)
+        _check_fields("", self, _TABLE)
+        _check_fields("asked: ", self.asked, _ASKED)
         for name, row in self.rows.items():
-            _check("a row's ", {"name": name}, {"name": (str, _NAME)})
-            _check("", {f"row {name!r}": row}, {f"row {name!r}": (Row, None)})
-            _check(f"row {name!r}: ", vars(row), _ROW)
+            _check("a row's name", name, str, _NAME)
+            _check(f"row {name!r}", row, Row)
+            _check_fields(f"row {name!r}: ", row, _ROW)
             for end in row.ends:
-                _check(f"row {name!r}: ", {"ends": end}, {"ends": (str, one_of(ENDS))})
+                _check(f"row {name!r}: ends", end, str, one_of(ENDS))
             for task in row.far:
-                _check(f"row {name!r}: ", {"far": task}, {"far": (str, one_of(row.tasks or self.tasks))})
+                _check(f"row {name!r}: far", task, str, one_of(row.tasks or self.tasks))
             for training in self.trainings(name):
                 try:
                     config = self.configured(training, self.budgets[0])
@@ -246,8 +246,12 @@ _ASKED = {name: (tuple, _NUMBERS) for name in ("within", "beyond", "exact")} | d
 )
 
 
-def _check(where: str, given: Mapping[str, Any], rules: Mapping[str, tuple]):
-    """Hold what was given against types and rules, by name."""
+def _check_fields(where: str, given: Any, rules: Mapping[str, tuple]):
+    """Hold the fields of what was given against types and rules, by name."""
     for name, (hint, rule) in rules.items():
-        if said := fault(hint, given[name], rule):
-            raise ConfigError(f"{where}{name}: {said}")
+        _check(f"{where}{name}", getattr(given, name), hint, rule)
+
+
+def _check(what: str, value: Any, hint: Any, rule: Rule | None = None):
+    if said := fault(hint, value, rule):
+        raise ConfigError(f"{what}: {said}")

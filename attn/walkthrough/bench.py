@@ -97,7 +97,7 @@ def machine() -> dict[str, Any]:
 
 
 def configured(settings: dict[str, dict]) -> Config:
-    """The config with these settings; a training shows and saves ten times, and is judged at its end alone."""
+    """The config with these settings; a training is saved ten times, shown at least as often, and judged at its end."""
     steps = settings.get("training", {}).get("steps", 2_000)
     often = {
         "steps_per_dispatch": min(max(1, steps // 10), _STEPS),
