@@ -8,14 +8,9 @@ import sys
 
 from absl import flags
 
-from attn import cli, experiment
-from attn.tasks.settings import nearest
-from attn.training.config import ConfigError, to_mapping
-from attn.training.flags import split_overrides
+from attn import cli, startup  # the rest, which takes seconds, once ^C is looked after
 
-_CONFIG = flags.DEFINE_string(
-    "config", None, f"Config file with get_config(); {experiment.DEFAULT_CONFIG} unless given."
-)
+_CONFIG = flags.DEFINE_string("config", None, "Config file with get_config(); configs/reverse.py unless given.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a new one under runs/ unless given.")
 _RESUME = flags.DEFINE_bool(
     "resume", False, "Go on from the newest checkpoint of --workdir, or of the newest run under runs/."
@@ -36,6 +31,20 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         print(flags.FLAGS.module_help(sys.modules[__name__]))
         return 0
+    with startup.leaving_at_once(startup.NOTHING_WRITTEN):
+        from attn import experiment
+
+        request = _request(argv)
+    return request if isinstance(request, int) else experiment.run(request)
+
+
+def _request(argv: list[str]):
+    """Return what the command line asks for; an exit status if that is all."""
+    from attn import experiment
+    from attn.tasks.settings import nearest
+    from attn.training.config import ConfigError, to_mapping
+    from attn.training.flags import split_overrides
+
     try:
         words, overrides = split_overrides(argv)
         stray = flags.FLAGS(words)[1:]
@@ -45,13 +54,13 @@ def main(argv: list[str]) -> int:
         if _PRINT_CONFIG.value:
             print(json.dumps(to_mapping(experiment.prepare(request)[1]), indent=2))
             return 0
+        return request
     except flags.UnrecognizedFlagError as error:
         known = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])]
         return experiment.fail(f"unknown flag --{error.flagname}{nearest(error.flagname, known)}", 2)
     except (ConfigError, experiment.RunError, flags.Error, OSError) as error:
         return experiment.fail(" ".join(str(error).split()), 2)
-    return experiment.run(request)
 
 
 if __name__ == "__main__":
-    cli.leave(main(sys.argv))
+    startup.run(lambda: main(sys.argv))

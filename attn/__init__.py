@@ -11,20 +11,22 @@ The axes, in every signature and docstring:
 """
 
 import importlib
+import typing
 
-from attn import interop
-from attn.functional import (
-    Dropout,
-    Unsupported,
-    attention,
-    attention_weights,
-    masks,
-    multi_head_attention,
-    multi_head_attention_weights,
-    per_head,
-    positions,
-    scores,
-)
+if typing.TYPE_CHECKING:
+    from attn import interop, tasks
+    from attn.functional import (
+        Dropout,
+        Unsupported,
+        attention,
+        attention_weights,
+        masks,
+        multi_head_attention,
+        multi_head_attention_weights,
+        per_head,
+        positions,
+        scores,
+    )
 
 __version__ = "0.1.0"
 
@@ -47,10 +49,17 @@ def load(run):
 
 
 def __getattr__(name: str):
-    """`attn.tasks`, imported at its first use, since it brings TFDS and `import attn` stays light."""
-    if name != "tasks":
+    """A public name, imported at its first use: commands set up their process first, and `tasks` brings TFDS."""
+    if name in ("functional", "interop", "tasks"):
+        return importlib.import_module(f"attn.{name}")
+    if name not in __all__:
         raise AttributeError(f"module 'attn' has no attribute {name!r}")
-    return importlib.import_module("attn.tasks")
+    value = globals()[name] = getattr(importlib.import_module("attn.functional"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 __all__ = [

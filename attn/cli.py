@@ -7,6 +7,10 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
+from attn import startup
+
+_QUESTIONS = ("predict", "evaluate", "inspect")  # commands that have nothing to save when they are interrupted
+
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong with a command line in one line."""
@@ -21,18 +25,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     allow_any_text()
     arguments = _parse(sys.argv[1:] if argv is None else argv)
-    try:
+    with startup.leaving_at_once("stopped"):
         from attn import commands  # here, so that --help and bad flags answer at once
-
-        return getattr(commands, arguments.command)(arguments)
-    except KeyboardInterrupt:
-        return 130
+    asking = arguments.command in _QUESTIONS
+    try:
+        with startup.leaving_at_once("stopped") if asking else contextlib.nullcontext():
+            return getattr(commands, arguments.command)(arguments)
     except commands.ERRORS as error:
         print(f"error: {commands.readable(str(error))}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output left early, as `head` does
-        sys.stderr.close()
-        return 0
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
         return 2
@@ -40,21 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def script():
     """The command `attn`."""
-    leave(main())
-
-
-def leave(status: int):
-    """End the process with an exit status.
-
-    When it was interrupted, at once: a program that threads still compile would crash the interpreter's own ending, or
-    keep it waiting.
-    """
-    if status == 130:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):  # its reader was interrupted as well
-                stream.flush()
-        os._exit(status)
-    sys.exit(status)
+    startup.run(main)
 
 
 def allow_any_text():
@@ -217,4 +204,4 @@ def _whole(most: int) -> Callable[[str], int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

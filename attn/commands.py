@@ -14,18 +14,21 @@ from rich.progress import track
 from attn.inspection import pictures
 from attn.runs import Run, load
 from attn.tasks.examples import DataError
-from attn.tasks.settings import PATH, fault, one_of
+from attn.tasks.settings import LOCAL_PATH, fault, one_of
 from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
 from attn.training import meshes
+from attn.training.checkpoints import CheckpointError
 from attn.training.config import ConfigError
 from attn.training.flags import run_file
-from attn.training.folders import RUNS, RunError, file_in_the_way
+from attn.training.folders import RUNS, RunError, file_in_the_way, write_whole
 from attn.training.judging import Scores
+from attn.training.locks import LockError
 from attn.training.loop import Interrupted, TrainingError
 from attn.training.progress import readable
 from attn.walkthrough.claims import verdict
 
-ERRORS = (ConfigError, DataError, InputError, RunError, TrainingError)  # whose message is one line for the user
+# Their message is one line for the user.
+ERRORS = (CheckpointError, ConfigError, DataError, InputError, LockError, RunError, TrainingError)
 
 
 def predict(arguments: argparse.Namespace) -> int:
@@ -81,7 +84,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         "overall": _row(scores.overall()),
         "by_length": rows,
     }
-    json_path.write_text(json.dumps(values, indent=2) + "\n")
+    write_whole(json_path, json.dumps(values, indent=2) + "\n")
     title = f"{run.name}, trained for {run.step:,} steps"
     pictures.save(pictures.draw_lengths(scores, run.trained_lengths(), title), png_path)
     print(f"wrote {json_path} and {png_path}")
@@ -206,7 +209,7 @@ def _chosen(only: Sequence[str] | None, known: Collection[str]) -> list[str]:
 
 def _output(given: str | None, usual: pathlib.Path) -> pathlib.Path:
     """The folder to write to."""
-    if given is not None and (said := fault(str, given, PATH)):
+    if given is not None and (said := fault(str, given, LOCAL_PATH)):
         raise InputError(f"--output: {said}")
     folder = usual if given is None else pathlib.Path(given).expanduser()
     if file := file_in_the_way(folder):
@@ -216,7 +219,7 @@ def _output(given: str | None, usual: pathlib.Path) -> pathlib.Path:
 
 def _load(path: str) -> Run:
     meshes.use_cores(meshes.cores())
-    return load(path)
+    return load(path, lambda line: print(readable(line), file=sys.stderr))
 
 
 def _check_writable(path: pathlib.Path, option: str = "--output"):

@@ -6,30 +6,32 @@ import os
 import pathlib
 import shlex
 import shutil
-import signal
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from attn.inspection.capture import capture
 from attn.runs import Run
+from attn.startup import NOTHING_WRITTEN
 from attn.tasks import builders
-from attn.tasks.examples import DataError
+from attn.tasks.examples import DataError, Questions
 from attn.tasks.generated import Generated
-from attn.tasks.settings import PATH, fault
+from attn.tasks.settings import LOCAL_PATH, fault
 from attn.tasks.stored import Stored
-from attn.tasks.vocabulary import before
+from attn.tasks.vocabulary import UNREADABLE, Pieces, Vocabulary, before
 from attn.training import data as training_data
-from attn.training import flags, meshes
+from attn.training import flags, locks, meshes, rows
 from attn.training.checkpoints import CheckpointError
 from attn.training.config import Config, ConfigError, check_fits, to_mapping
 from attn.training.folders import Folder, RunError, new_folder, newest_folder
+from attn.training.identity import PATHS, flat, may_change
 from attn.training.judging import Judgement
+from attn.training.locks import LockError
 from attn.training.loop import Interrupted, Outcome, TrainingError, train
 from attn.training.progress import Clock, percent, readable, shortened
+from attn.training.signals import stopped_by_sigterm
 from attn.training.state import model_structure
 
 _SAMPLES, _SHOWN = 3, 80  # questions at the end of the report, and characters of each side
@@ -38,12 +40,6 @@ _SCORES = {
     "token_accuracy": "token accuracy      ",
     "error_rate": "error rate          ",
 }
-_PATHS = ("path", "validation", "test", "folder")  # of the data; what lies there is checked by its digest
-# What may change when a run goes on: how long, how closely it is watched, where its data lie, but not what it is.
-_MAY_CHANGE = (
-    *("training.steps", "training.steps_per_dispatch", "training.evaluate_every", "training.checkpoint_every"),
-    *(f"data.{name}" for name in _PATHS),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +62,6 @@ class Request:
 
 
 DEFAULT_CONFIG = "configs/reverse.py"
-_NOTHING_WRITTEN = "stopped before the run began"
 
 
 def run(request: Request) -> int:
@@ -79,19 +74,21 @@ def run(request: Request) -> int:
     try:
         folder, config = prepare(request)
         finished = folder.summary() if request.resume else None
-    except (ConfigError, RunError) as error:
+        if request.resume:
+            _check_resumable(folder, config, finished)
+    except (ConfigError, RunError, LockError) as error:
         return fail(error, 2)
     except OSError as error:
         return fail(f"{error.filename}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
-        return fail(_NOTHING_WRITTEN, 130)
+        return fail(NOTHING_WRITTEN, 130)
     try:
         if finished and finished["steps"] >= config.training.steps:
             _note_moved_data(folder, config)
             print(f"{folder.path} is finished already; more steps: --config.training.steps=N")
             report(finished, folder)
             return 0
-        with _stopped_by_sigterm():
+        with stopped_by_sigterm():
             data = training_data.load(config, folder.vocabulary(config) if request.resume else None)
         check_fits(config, data)
         if request.resume:
@@ -99,37 +96,45 @@ def run(request: Request) -> int:
         meshes.use_cores(config.training.batch_size)
         meshes.start_hosts(request.distributed)
         mesh = meshes.data_mesh(config.training.batch_size)
-        if jax.process_index() == 0:
-            folder.update_config(config) if request.resume else folder.create(config, data)
-        outcome = train(config, data, folder, mesh, clock, resume=request.resume)
-        if jax.process_index() == 0:
-            draw(config, data, folder, outcome)
-            report(summarise(config, data, folder, outcome, clock), folder)
+        writes = jax.process_index() == 0
+        with folder.held() if writes else contextlib.nullcontext():
+            if writes:
+                folder.update_config(config) if request.resume else folder.create(config, data)
+            outcome = train(config, data, folder, mesh, clock, resume=request.resume)
+            if writes:
+                draw(config, data, folder, outcome)
+                summary = summarise(config, data, folder, outcome, clock)
+        if writes:
+            report(summary, folder)
         return 0
-    except (ConfigError, DataError, RunError, CheckpointError, meshes.DistributedError) as error:
+    except (ConfigError, DataError, RunError, LockError, CheckpointError, meshes.DistributedError) as error:
         return fail(error, 2)
     except TrainingError as error:
         return fail(error, 1)
     except OSError as error:  # a full disk, a folder that may not be written
         return fail(f"{error.filename or folder.path}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
-        go_on = f"stopped; go on with: python train.py --resume --workdir={folder.path}"
-        return fail(go_on if folder.is_run() else _NOTHING_WRITTEN, 130)
+        return fail(f"stopped; {_go_on(folder)}" if folder.is_run() else NOTHING_WRITTEN, 130)
     except Interrupted as error:
-        return fail(f"{error}; go on with: python train.py --resume --workdir={folder.path}", 130)
+        return fail(f"{error}; {_go_on(folder)}", 130)
 
 
-@contextlib.contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends what is inside as ^C does, cleaning up and saying so; training watches for it by itself."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _check_resumable(folder: Folder, config: Config, finished: dict | None):
+    """Check that a run can go on with these settings; changes nothing.
+
+    Raises:
+      ConfigError: fewer steps than are done.
+      RunError: `metrics.jsonl` is damaged.
+      LockError: another process trains it.
+    """
+    done = max(folder.newest_step() or 0, finished["steps"] if finished else 0)
+    if config.training.steps < done:
+        raise ConfigError(
+            f"config.training.steps: got {config.training.steps}, must be at least {done}, the steps that {folder.path}"
+            " has done already"
+        )
+    rows.read(folder.metrics)
+    locks.check_free(folder.path)
 
 
 def fail(error, status: int) -> int:
@@ -146,7 +151,7 @@ def prepare(request: Request) -> tuple[Folder, Config]:
     """
     workdir = request.workdir
     if workdir is not None:
-        if said := fault(str, workdir, PATH):
+        if said := fault(str, workdir, LOCAL_PATH):
             raise ConfigError(f"--workdir: {said}")
         workdir = os.path.expanduser(workdir)  # which shells leave alone after `=`
     if not request.resume:
@@ -162,9 +167,9 @@ def prepare(request: Request) -> tuple[Folder, Config]:
     else:
         config = flags.override(to_mapping(before), request.overrides)
     config = _settled(config)
-    old, new = _flat(to_mapping(before)), _flat(to_mapping(config))
+    old, new = flat(to_mapping(before)), flat(to_mapping(config))
     for key in old:
-        if old[key] != new[key] and key not in _MAY_CHANGE and not key.startswith("evaluation."):
+        if old[key] != new[key] and not may_change(key):
             raise ConfigError(
                 f"config.{key}: got {new[key]!r}, must stay {old[key]!r} to resume {folder.path}; "
                 "for another value start another run"
@@ -183,20 +188,13 @@ def _note_moved_data(folder: Folder, config: Config):
 
 def _settled(config: Config) -> Config:
     """The same config with whole paths, so that the run's data are found from any folder."""
-    given = {name: getattr(config.data, name) for name in _PATHS}
+    given = {name: getattr(config.data, name) for name in PATHS}
     if config.data.source == "tfds":
         given["folder"] = given["folder"] or builders.default_folder()
     # A bucket, as in gs://bucket/folder, is no path of this machine.
     near = {name: path for name, path in given.items() if path and "://" not in path}
     whole = {name: os.path.abspath(os.path.expanduser(path)) for name, path in near.items()}
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **(given | whole)))
-
-
-def _flat(settings: dict, path: str = "") -> dict:
-    flat = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{path}{name}.") if isinstance(value, dict) else {path + name: value}
-    return flat
 
 
 def summarise(config: Config, data: Generated | Stored, folder: Folder, outcome: Outcome, clock: Clock) -> dict:
@@ -215,7 +213,7 @@ def summarise(config: Config, data: Generated | Stored, folder: Folder, outcome:
         "seconds": clock.so_far(),
         "jax": jax.__version__,
         "devices": [f"{device.device_kind} {device.id}" for device in jax.devices()],
-        "samples": [_sample(data, outcome, row) for row in _sample_rows(outcome.questions.lengths)],
+        "samples": [_sample(data, outcome, row) for row in _sample_rows(data.vocabulary, outcome.questions)],
     }
     folder.write_summary(summary)
     return summary
@@ -223,7 +221,7 @@ def summarise(config: Config, data: Generated | Stored, folder: Folder, outcome:
 
 def draw(config: Config, data: Generated | Stored, folder: Folder, outcome: Outcome):
     """Draw what the model looks at while it answers the longest of the samples."""
-    *_, row = _sample_rows(outcome.questions.lengths)
+    *_, row = _sample_rows(data.vocabulary, outcome.questions)
     graphdef, _ = model_structure(config, data.vocabulary)
     params = jax.device_get(outcome.state.params)
     run = Run(folder.path, config, data.vocabulary, graphdef, params, int(outcome.state.step))
@@ -236,16 +234,28 @@ def _beam(config: Config, beam: Judgement | None) -> dict | None:
     return beam and {"width": config.evaluation.beam_width, **beam.scores.overall().values()}
 
 
-def _sample_rows(lengths: np.ndarray) -> list[int]:
-    """A few questions of such lengths, short to middling, so that they can be read at a glance."""
+def _sample_rows(vocabulary: Vocabulary, questions: Questions) -> list[int]:
+    """A few questions, short to middling, so that they can be read at a glance, and asked again as they are shown."""
+    lengths = questions.lengths
     shortest, longest = int(lengths.min()), min(int(lengths.max()), max(int(lengths.min()), 12))
     rows = []
     for k in range(min(_SAMPLES, len(lengths))):
         wanted = shortest + (longest - shortest) * (k + 1) // _SAMPLES
-        distance = abs(lengths - wanted)
-        distance[rows] = np.iinfo(distance.dtype).max  # each once
-        rows.append(int(distance.argmin()))
+        nearest = [int(row) for row in np.argsort(abs(lengths - wanted), kind="stable") if row not in rows]
+        rows.append(next((row for row in nearest if _reads_back(vocabulary, questions.sources[row])), nearest[0]))
     return rows
+
+
+def _reads_back(vocabulary: Vocabulary, source: np.ndarray) -> bool:
+    """Return whether the text of a source names its tokens: not with pieces that are unknown or cannot be shown."""
+    text = vocabulary.write(source, side="source")
+    if isinstance(vocabulary, Pieces) and vocabulary.unknown_pieces(text):
+        return False
+    return _can_be_typed(text) and vocabulary.read(text) == before(vocabulary.end, source)
+
+
+def _can_be_typed(text: str) -> bool:
+    return readable(text) == text and UNREADABLE not in text
 
 
 def _sample(data: Generated | Stored, outcome: Outcome, row: int) -> dict:
@@ -280,26 +290,36 @@ def report(summary: dict, folder: Folder):
         print(f"  {source}  ->  {answer}   ({'right' if sample['right'] else f'wrong, should be {accepted}'})")
     print(f"run                   {folder.path}")
     print(f"what it looks at      {folder.picture}")
-    print(
-        f"next                  {_command()} predict {_quoted(folder.path, readable(summary['samples'][0]['input']))}"
-    )
+    print(f"next                  {shlex.join(_next(folder.path, [sample['input'] for sample in summary['samples']]))}")
+
+
+def _next(run: pathlib.Path, inputs: Sequence[str]) -> list[str]:
+    """The words of a command that works as it is printed: predict for an input that can be typed, or inspect."""
+    for text in filter(_can_be_typed, inputs):
+        # `--` keeps an input such as "-5" from being read as an option.
+        return [*_command(), "predict", _typed(run), *(["--"] if text.startswith("-") else []), text]
+    return [*_command(), "inspect", _typed(run)]
+
+
+def _go_on(folder: Folder) -> str:
+    return "go on with: " + shlex.join(["python", "train.py", "--resume", f"--workdir={_typed(folder.path)}"])
+
+
+def _typed(path: pathlib.Path) -> str:
+    """A path that is read neither as an option nor as a home folder."""
+    return f"./{path}" if str(path).startswith(("-", "~")) else str(path)
 
 
 def _shown(text: str) -> str:
     return shortened(readable(text), _SHOWN)
 
 
-def _quoted(run: pathlib.Path, text: str) -> str:
-    """A run and an input as arguments for a shell; `--` keeps an input such as "-5" from being read as an option."""
-    return shlex.join([str(run), *(["--"] if text.startswith("-") else []), text])
-
-
-def _command() -> str:
+def _command() -> list[str]:
     """How to call the `attn` script from here."""
     if shutil.which("attn"):
-        return "attn"
+        return ["attn"]
     script = pathlib.Path(sys.executable).parent / "attn"
     if not script.exists():
-        return f"{sys.executable} -m attn.cli"
+        return [sys.executable, "-m", "attn.cli"]
     near = os.path.relpath(script)
-    return str(script) if near.startswith("..") else near
+    return [str(script) if near.startswith("..") else near]

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 import jax
@@ -21,6 +22,7 @@ from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
 from attn.training import checkpoints, data, meshes
 from attn.training.config import BEAM_WIDTH, Config, longest_input
 from attn.training.folders import Folder, RunError
+from attn.training.identity import digest_of
 from attn.training.judging import Scores, answer_all, build_answer, judge, judging_batches
 from attn.training.progress import shortened
 from attn.training.state import initial_state, model_structure
@@ -191,9 +193,8 @@ class Run:
         lines += [f"model       {self.config.model.name}, {count:,} parameters"]
         if summary:
             of = f"of {summary['examples_evaluated']:,} held-out sources"
-            lines += [
-                f"test        exact match {summary['exact_match']:.4f} {of}, error rate {summary['error_rate']:.4f}"
-            ]
+            test = f"test        exact match {summary['exact_match']:.4f} {of}, error rate {summary['error_rate']:.4f}"
+            lines += [test if summary["steps"] == self.step else f"{test} (of step {summary['steps']:,}, not this one)"]
         return lines
 
     def trained_lengths(self) -> tuple[int, int]:
@@ -231,24 +232,29 @@ class Run:
             raise InputError(f"{length} tokens are more than the positions can encode, at most {longest}")
 
 
-def load(run: str | os.PathLike) -> Run:
-    """Open a run's folder at its newest checkpoint.
+def load(run: str | os.PathLike, warn: Callable[[str], None] = warnings.warn) -> Run:
+    """Open a run's folder at its newest checkpoint that verifies; nothing in the folder is changed.
+
+    Args:
+      run: the folder.
+      warn: is given one line if newer checkpoints are damaged.
 
     Raises:
-      RunError: not a run's folder, no checkpoint in it yet, or one that does not fit its config.
+      RunError: not a run's folder, no checkpoint in it yet, or none that can be used.
     """
     folder = Folder(run)
-    config, step = folder.config(), folder.newest_step()
+    config = folder.config()
     vocabulary = folder.vocabulary(config)
-    if step is None:
-        first = min(config.training.checkpoint_every, config.training.steps)
-        raise RunError(f"{folder.path}: has no checkpoint yet (the first comes at step {first:,})")
     graphdef, _ = model_structure(config, vocabulary)
+    like = jax.eval_shape(lambda: initial_state(config, vocabulary))
     try:
-        state = checkpoints.restore(folder.checkpoints, step, jax.eval_shape(lambda: initial_state(config, vocabulary)))
+        state = checkpoints.restore_newest(folder.checkpoints, like, digest_of(config), warn, set_aside=False)
     except checkpoints.CheckpointError as error:
         raise RunError(str(error)) from None
-    return Run(folder.path, config, vocabulary, graphdef, jax.tree.map(jnp.asarray, state.params), step)
+    if state is None:
+        first = min(config.training.checkpoint_every, config.training.steps)
+        raise RunError(f"{folder.path}: has no checkpoint yet (the first comes at step {first:,})")
+    return Run(folder.path, config, vocabulary, graphdef, jax.tree.map(jnp.asarray, state.params), int(state.step))
 
 
 def _power_of_two(number: int) -> int:

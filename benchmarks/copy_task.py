@@ -309,7 +309,7 @@ def say(line: str):
 
 def positive(text: str) -> int:
     """A whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, must be a whole number of at least 1")
     return int(text)
 

@@ -164,10 +164,10 @@ def test_learned_positions_bound_the_input(repository, tiny, tmp_path):
 def test_an_interrupted_command_leaves_at_once_though_a_thread_works_and_nobody_reads():
     program = """
 import threading, time
-from attn import cli
+from attn import startup
 threading.Thread(target=time.sleep, args=(60,)).start()
 print("written")
-cli.leave(130)
+startup.leave(130)
 """
     words, pipe = [sys.executable, "-c", program], subprocess.PIPE
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}

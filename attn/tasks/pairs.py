@@ -137,6 +137,10 @@ def _lines(path: pathlib.Path, digest) -> Iterator[str]:
             except UnicodeDecodeError as error:
                 at = offset + mark + error.start
                 raise DataError(f"{path}: invalid UTF-8 at byte {at:,} (line {number})") from None
+            if "\0" in text:
+                raise DataError(
+                    f"{path}: line {number} has a NUL character; a file of pairs is text in UTF-8, not UTF-16"
+                )
             if text or line != codecs.BOM_UTF8:  # a mark alone is no line
                 yield text
             offset += len(line)

@@ -6,6 +6,7 @@ import inspect
 import math
 import numbers
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable
@@ -131,6 +132,10 @@ def _is_path(path: str | os.PathLike) -> bool:
     return not os.path.expanduser(text).startswith("~")  # of a user who does not exist
 
 
+def _is_url(path: str | os.PathLike) -> bool:
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(path)) is not None
+
+
 def _are_lengths(values: object) -> bool:
     if not isinstance(values, Collection) or len(values) == 0:
         return False
@@ -138,6 +143,7 @@ def _are_lengths(values: object) -> bool:
 
 
 PATH = Rule("a path", _is_path)
+LOCAL_PATH = Rule("a path on this machine, not a URL", lambda path: _is_path(path) and not _is_url(path))
 SEED = between(0, 2**32 - 1)
 LONGEST = 100_000  # tokens that any source or target may have
 LENGTHS = Rule(f"one or more whole numbers from 1 to {LONGEST:,}", _are_lengths)

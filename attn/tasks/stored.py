@@ -77,16 +77,17 @@ class Batches:
     def stacked(self, step: int, until: int, count: int, devices: int = 1) -> StackedBatches:
         """The batches from `step` up to `until`, and as many empty ones as make them `count`.
 
-        They have B rows, a device's after another's. Of a batch that has fewer examples, every device gets as many,
-        at the beginning of its rows.
+        They have as many rows as the largest batch, grouped by device. Of a batch that has fewer examples, every device
+        gets as many, at the beginning of its rows.
         """
+        each = -(-max(self.sizes) // devices)  # rows per device
         widths = (max(tokens.shape[1] for tokens in side) for side in zip(*self.buckets))
         buckets = np.zeros(count, np.int32)
-        examples = Example(*(np.full((count, self.batch_size, width), PAD, np.int32) for width in widths))
+        examples = Example(*(np.full((count, each * devices, width), PAD, np.int32) for width in widths))
         for place, (number, batch) in enumerate(map(self.at, range(step, until))):
             buckets[place] = number
             device, row = np.divmod(np.arange(self.sizes[number]), -(-self.sizes[number] // devices))
-            rows = device * (self.batch_size // devices) + row
+            rows = device * each + row
             for room, tokens in zip(examples, batch):
                 room[place, rows, : tokens.shape[1]] = tokens
         return StackedBatches(buckets, examples)

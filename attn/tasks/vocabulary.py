@@ -85,7 +85,7 @@ class Splitting(NamedTuple):
     join: Callable[[Iterable[str]], str]
 
 
-_UNREADABLE = "\ufffd"  # what a token without text of its own is written as
+UNREADABLE = "\ufffd"  # what a token without text of its own is written as
 
 
 def _bytes_of(piece: str) -> bytes:
@@ -133,8 +133,14 @@ class Pieces:
             raise ValueError(f"source and target: got {names}, must be of {', '.join(SPLITTINGS)}")
         if not all(isinstance(piece, str) for piece in self.pieces):
             raise ValueError("pieces: must all be text")
+        if len(set(self.pieces)) < len(self.pieces):
+            twice = next(piece for k, piece in enumerate(self.pieces) if piece in self.pieces[:k])
+            raise ValueError(f"pieces: got {twice!r} twice, must have each once")
         if not self.longest_targets:
             raise ValueError("longest_targets: got none, must have the longest source")
+        lengths, targets = zip(*self.longest_targets)
+        if lengths[0] < 1 or targets[0] < 1 or list(lengths) != sorted(set(lengths)):
+            raise ValueError(f"longest_targets: got {self.longest_targets[:3]}, must have rising lengths from 1 on")
 
     @property
     def begin(self) -> int:
@@ -199,7 +205,7 @@ class Pieces:
     def write(self, tokens: Tokens, side: str = "target") -> str:
         """Tokens of a target, or of a source, as text, up to the end token if there is one."""
         inside = [int(token) for token in before(self.end, tokens)]
-        pieces = [self.pieces[token - 1] if 1 <= token <= len(self.pieces) else _UNREADABLE for token in inside]
+        pieces = [self.pieces[token - 1] if 1 <= token <= len(self.pieces) else UNREADABLE for token in inside]
         return SPLITTINGS[getattr(self, side)].join(pieces)
 
     def shown(self) -> str:

@@ -3,23 +3,26 @@
 config.json      the resolved config
 data.json        what was learnt from, with a digest of all that was read
 vocabulary.json  the tokens of a file of pairs
-metrics.jsonl    one row a dispatch; TensorBoard's event files beside it hold the same
-checkpoints/     one folder a step
+metrics.jsonl    one row per dispatch; TensorBoard's event file beside it holds the same
+checkpoints/     one folder per step
+lock.json        which process trains the run now
 summary.json     what came out, once the run is finished
 attention.png    what the model looks at, once the run is finished
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import time
 import types
+from collections.abc import Iterator
 
 from attn.tasks.generated import Generated
 from attn.tasks.stored import Stored
 from attn.tasks.vocabulary import Pieces, Vocabulary
-from attn.training import checkpoints
+from attn.training import checkpoints, locks
 from attn.training.config import Config, ConfigError, from_mapping, to_mapping
 
 RUNS = pathlib.Path("runs")  # where runs go unless told otherwise
@@ -41,6 +44,7 @@ class Folder:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.picture = self.path / "attention.png"
+        self._summary = self.path / "summary.json"
 
     def is_run(self) -> bool:
         """Whether a run was started here."""
@@ -58,6 +62,25 @@ class Folder:
             raise RunError(f"--workdir={self.path}: {file} is a file, must be a folder")
         if self.is_run():
             raise RunError(f"--workdir={self.path}: holds a run already; go on with --resume or choose another folder")
+        for path in (self.checkpoints, self.metrics, self._summary):
+            if path.exists():
+                raise RunError(
+                    f"--workdir={self.path}: holds the {path.name} of a run, but no config.json; put that back and "
+                    "give --resume, or choose another folder"
+                )
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Be the only process that writes into the folder, after removing what a killed one left half-written.
+
+        Raises:
+          attn.training.locks.LockError: another process holds it, or may hold it.
+        """
+        with locks.held(self.path):
+            checkpoints.sweep(self.checkpoints)
+            for left in self.path.glob(".*.partial"):
+                left.unlink()
+            yield
 
     def create(self, config: Config, data: Generated | Stored):
         """Make the folder for a new run.
@@ -106,7 +129,11 @@ class Folder:
         Raises:
           RunError: the file is missing or damaged.
         """
-        return self._read("data.json", name=str, origins=dict, about=list)
+        values = self._read("data.json", name=str, origins=dict, about=list)
+        of_parts = values["origins"].values()
+        if not all(isinstance(part, dict) and {"path", "digest"} <= part.keys() for part in of_parts):
+            raise RunError(f"{self.path / 'data.json'}: cannot be read (no usable 'origins' in it)")
+        return values
 
     def vocabulary(self, config: Config) -> Vocabulary:
         """Between text and the tokens of the run.
@@ -145,15 +172,8 @@ class Folder:
         self._write("config.json", to_mapping(config))
 
     def newest_step(self) -> int | None:
-        """The newest complete checkpoint, if there is one."""
+        """The step of the newest checkpoint, not verified; None if there is none."""
         return max(checkpoints.steps(self.checkpoints), default=None)
-
-    def forget_metrics_after(self, step: int):
-        """Drop rows of steps that a resumed run is about to do again."""
-        if self.metrics.exists():
-            whole = self.metrics.read_text().rpartition("\n")[0]  # a killed run may have left half a row
-            rows = [row for row in whole.splitlines() if json.loads(row)["step"] <= step]
-            write_whole(self.metrics, "".join(row + "\n" for row in rows))
 
     def summary(self) -> dict | None:
         """What came out, if the run is finished.
@@ -161,11 +181,21 @@ class Folder:
         Raises:
           RunError: the file is damaged.
         """
-        if not (self.path / "summary.json").exists():
+        if not self._summary.exists():
             return None
         shown = {"steps": int, "examples_evaluated": int, "lengths_evaluated": list, "seconds": dict, "samples": list}
         scores = dict.fromkeys(("exact_match", "token_accuracy", "error_rate"), float)
-        return self._read("summary.json", **shown, **scores, beam=dict | None)
+        summary = self._read("summary.json", **shown, **scores, beam=dict | None)
+        inside = {
+            "lengths_evaluated": _are(summary["lengths_evaluated"], int),
+            "seconds": _has(summary["seconds"], float, "import", "compile", "train", "evaluate", "total"),
+            "samples": _are(summary["samples"], dict) and all(map(_is_sample, summary["samples"])),
+            "beam": summary["beam"] is None or _has(summary["beam"], float, "width", *scores),
+        }
+        for name, usable in inside.items():
+            if not usable:
+                raise RunError(f"{self._summary}: cannot be read (no usable {name!r} in it)")
+        return summary
 
     def write_summary(self, summary: dict):
         """Write summary.json: with it the run is finished."""
@@ -175,7 +205,7 @@ class Folder:
         """The content of a file, which has such values at least."""
         try:
             values = json.loads((self.path / name).read_text())
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise RunError(f"{self.path / name}: cannot be read ({error})") from None
         for key, kind in kinds.items():
             if not isinstance(values, dict) or not isinstance(values.get(key), kind):
@@ -184,6 +214,22 @@ class Folder:
 
     def _write(self, name: str, values: dict):
         write_whole(self.path / name, json.dumps(values, indent=2) + "\n")
+
+
+def _are(values: list, kind: type) -> bool:
+    """Return whether there are values, all of a kind."""
+    return len(values) > 0 and all(isinstance(value, kind) for value in values)
+
+
+def _has(values: dict, kind: type, *names: str) -> bool:
+    """Return whether the values of these names are of a kind; whole numbers count as numbers."""
+    allowed = (int, float) if kind is float else kind
+    return all(isinstance(values.get(name), allowed) for name in names)
+
+
+def _is_sample(sample: dict) -> bool:
+    texts = sample.get("accepted")
+    return _has(sample, str, "input", "answer") and isinstance(texts, list) and _are(texts, str) and "right" in sample
 
 
 def write_whole(path: pathlib.Path, text: str):

@@ -3,9 +3,7 @@
 import contextlib
 import ctypes
 import math
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -22,9 +20,11 @@ from attn.tasks.stored import StackedBatches, Stored
 from attn.training import checkpoints
 from attn.training.config import Config
 from attn.training.folders import Folder
+from attn.training.identity import digest_of
 from attn.training.judging import Judgement, build_answer, judge, judging_batches
 from attn.training.meshes import replicate, tokens_like
 from attn.training.progress import Clock, Display, Row, readable
+from attn.training.signals import stopped_by_sigterm, watch_signals
 from attn.training.state import (
     Report,
     State,
@@ -89,27 +89,41 @@ def train(
     Raises:
       TrainingError: the loss is not finite.
       Interrupted: SIGINT or SIGTERM came; the state has been saved.
-      checkpoints.CheckpointError: the checkpoint does not fit.
+      checkpoints.CheckpointError: no checkpoint can be used.
+      OSError: something cannot be written.
     """
-    newest = folder.newest_step() if resume else None
     writes = folder if jax.process_index() == 0 else None
-    with Display(writes, config.training.steps, newest or 0) as display, _watch_signals() as stop:
+    restored = _restored(config, data, folder, writes) if resume else None
+    first = 0 if restored is None else int(restored.step)
+    with Display(writes, config.training.steps, first) as display:
         for line in data.describe():
             display.say(readable(line))
         with clock.phase("compile"):
             programs = compile_programs(config, data, mesh)
         state = programs.state
-        if newest is not None:
-            state = replicate(checkpoints.restore(folder.checkpoints, newest, state), mesh)
-            display.say(f"resumed at step {newest:,}")
+        if restored is not None:
+            state = replicate(restored, mesh)
+            display.say(f"resumed at step {first:,}")
         settings = config.evaluation
         on_the_way = data.questions("validation", settings.examples_on_the_way, settings.seed)
-        state = _run(config, state, programs, on_the_way, writes, display, clock, stop, on_checkpoint)
+        with watch_signals() as stop:
+            state = _run(config, state, programs, on_the_way, writes, display, clock, stop, on_checkpoint)
     with clock.phase("evaluate"):
         questions = data.questions("test", settings.examples, settings.seed)
         judgement = programs.judge(state.params, questions)
         beam = programs.judge_beam and programs.judge_beam(state.params, questions)
     return Outcome(state, questions, judgement, beam)
+
+
+def _restored(config: Config, data: Generated | Stored, folder: Folder, writes: Folder | None) -> State | None:
+    """The newest state that was saved and verifies; the host that writes sets damaged ones aside and says so."""
+    like = jax.eval_shape(lambda: initial_state(config, data.vocabulary))
+
+    def say(line: str):
+        if writes:
+            print(readable(line), file=sys.stderr, flush=True)
+
+    return checkpoints.restore_newest(folder.checkpoints, like, digest_of(config), say, set_aside=writes is not None)
 
 
 def _run(config, state, programs, on_the_way, folder, display, clock, stop, on_checkpoint) -> State:
@@ -135,7 +149,8 @@ def _run(config, state, programs, on_the_way, folder, display, clock, stop, on_c
                 + (f"; the newest checkpoint is of step {saved:,}" if saved else "")
                 + "; a lower config.optimizer.learning_rate or config.optimizer.clip_norm may help"
             )
-        row = Row(step, loss, float(report.tokens) / (clock.seconds["train"] - before), float(rate(step)))
+        # `rate(k)` is that of the update that leads from step k to k + 1.
+        row = Row(step, loss, float(report.tokens) / (clock.seconds["train"] - before), float(rate(step - 1)))
         if step % training.evaluate_every == 0 and step < training.steps:
             with clock.phase("evaluate"):
                 scores = programs.judge(state.params, on_the_way).scores.overall()
@@ -145,7 +160,7 @@ def _run(config, state, programs, on_the_way, folder, display, clock, stop, on_c
         if folder and (step % training.checkpoint_every == 0 or step == training.steps or stopping):
             if on_checkpoint is not None:
                 on_checkpoint(state)
-            checkpoints.save(folder.checkpoints, state)
+            checkpoints.save(folder.checkpoints, state, digest_of(config))
         if stopping:
             raise Interrupted(f"stopped at step {step:,}, which is saved")
     return state
@@ -168,14 +183,25 @@ def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Pr
     beams = [1] if config.evaluation.beam_width == 1 else [1, config.evaluation.beam_width]
 
     # Several hosts must compile in one order; one host may do it all at once.
-    with ThreadPoolExecutor(1 if jax.process_count() > 1 else None) as pool:
+    with stopped_by_sigterm(), _abandoned_on_error(ThreadPoolExecutor(1 if jax.process_count() > 1 else None)) as pool:
         advance = pool.submit(compile_steps, config, data, mesh, shapes)
         state = pool.submit(start)
         judges = [pool.submit(compile_judge, config, data, mesh, shapes.params, width) for width in beams]
-    greedy, *beam = (judge.result() for judge in judges)
-    programs = Programs(state.result(), advance.result(), greedy, beam[0] if beam else None)
+        greedy, *beam = (judge.result() for judge in judges)
+        programs = Programs(state.result(), advance.result(), greedy, beam[0] if beam else None)
     _give_memory_back()
     return programs
+
+
+@contextlib.contextmanager
+def _abandoned_on_error(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose threads are not waited for after an error or an interruption: a compilation cannot be stopped."""
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def _give_memory_back():
@@ -225,24 +251,3 @@ def compile_judge(
         return of_width[sources.shape[1]](params, sources)
 
     return lambda params, questions: judge(compiled, params, questions, vocabulary, batches, mesh)
-
-
-@contextlib.contextmanager
-def _watch_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that the loop can save and leave; a second SIGINT acts as usual."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-        yield stop
-        return
-
-    def ask(number, frame):
-        print("stopping after the steps under way; Ctrl-C stops at once, without them", file=sys.stderr, flush=True)
-        stop.set()
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

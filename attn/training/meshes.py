@@ -78,7 +78,7 @@ def _environment_integer(name: str) -> int | None:
     text = os.environ.get(name)
     if text is None:
         return None
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit() and len(text) < 10):  # isdigit alone takes "²" as well
         raise DistributedError(f"{name}: got {text!r}, must be a whole number")
     return int(text)
 

@@ -1,7 +1,6 @@
 """What a run shows while it goes: a bar on a terminal, plain lines elsewhere, and files for afterwards."""
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -12,9 +11,9 @@ import psutil
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from attn.training.folders import Folder
+from attn.training.rows import RowFiles
 
 
 class Clock:
@@ -61,15 +60,13 @@ class Display:
     def __init__(self, folder: Folder | None, steps: int, first: int):
         self._folder, self._steps, self._first = folder, steps, first
         self._exact_match = None
-        self._bar = self._metrics = self._events = None
+        self._bar = self._files = None
 
     def __enter__(self) -> "Display":
         self._began = time.time()
         if self._folder is None:
             return self
-        self._folder.forget_metrics_after(self._first)
-        self._metrics = self._folder.metrics.open("a")
-        self._events = SummaryWriter(str(self._folder.path), purge_step=self._first + 1 if self._first else None)
+        self._files = RowFiles(self._folder, self._first)
         console = Console(stderr=True)
         if console.is_terminal:
             columns = [TextColumn("{task.completed:,}/{task.total:,} steps"), BarColumn(None)]
@@ -78,15 +75,15 @@ class Display:
             self._task = self._bar.add_task("train", total=self._steps, completed=self._first, shown="compiling")
             self._bar.start()
         else:
-            self.say(f"compiling; then steps {self._first + 1:,} to {self._steps:,}")
+            steps = f"steps {self._first + 1:,} to {self._steps:,}" if self._first < self._steps else "the evaluation"
+            self.say(f"compiling; then {steps}")
         return self
 
     def __exit__(self, *_):
         if self._bar:
             self._bar.stop()
-        if self._folder:
-            self._metrics.close()
-            self._events.close()
+        if self._files:
+            self._files.close()
 
     def begin(self):
         """Training starts now: time left is reckoned from here."""
@@ -98,11 +95,7 @@ class Display:
             return
         if row.exact_match is not None:
             self._exact_match = row.exact_match
-        values = {name: value for name, value in row._asdict().items() if value is not None}
-        self._metrics.write(json.dumps(values) + "\n")
-        self._metrics.flush()
-        for name in values.keys() - {"step"}:
-            self._events.add_scalar(name, values[name], row.step)
+        self._files.write({name: value for name, value in row._asdict().items() if value is not None})
         shown = f"loss {row.loss:.4f}  exact match {percent(self._exact_match)}  {row.tokens_per_second:,.0f} tokens/s"
         if self._bar:
             self._bar.update(self._task, completed=row.step, shown=shown)

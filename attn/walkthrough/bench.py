@@ -62,14 +62,19 @@ class Bench:
         name = name_of(config) + ("-watched" if watch else "")
         folder, data = Folder(self.folder / name), Generated(config.task)
         mesh = meshes.data_mesh(config.training.batch_size)
-        if not folder.is_run():
-            folder.create(config, data)
         with _delete_to_mend(folder.path, RunError, CheckpointError):
-            folder.config()  # damaged, it is said before the training
-            if folder.newest_step() != config.training.steps:
+            if folder.is_run():
+                folder.config()  # damaged, it is said before the training
+            run = runs.load(folder.path) if folder.newest_step() == config.training.steps else None
+            if run is None or run.step != config.training.steps:  # the newest checkpoint may be damaged
                 self.say(f"training {name}, {config.training.steps:,} steps")
-                train(config, data, folder, mesh, Clock(), resume=True, on_checkpoint=_writer(config, folder, watch))
-            return runs.load(folder.path)
+                with folder.held():
+                    if not folder.is_run():
+                        folder.create(config, data)
+                    writer = _writer(config, folder, watch)
+                    train(config, data, folder, mesh, Clock(), resume=True, on_checkpoint=writer)
+                run = runs.load(folder.path)
+            return run
 
     def watched(self, run: Run) -> list[dict]:
         """What was seen of a run at every checkpoint: `{"step", "seen"}`, by step."""

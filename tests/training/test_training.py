@@ -21,6 +21,7 @@ from attn.training import checkpoints, meshes
 from attn.training.config import Config, from_mapping, to_mapping
 from attn.training.flags import load_config
 from attn.training.folders import Folder
+from attn.training.identity import digest_of
 from attn.training.judging import build_answer, judge
 from attn.training.loop import compile_programs
 from attn.training.progress import Display
@@ -218,6 +219,7 @@ def final_state(folder, config) -> list[np.ndarray]:
             files.checkpoints,
             files.newest_step(),
             jax.eval_shape(lambda: initial_state(config, files.vocabulary(config))),
+            digest_of(config),
         )
     )
 
@@ -329,12 +331,14 @@ def test_a_run_folder_holds_what_it_promises(copy_run):
     assert summary["parameters"] == sum(leaf.size for leaf in params)
 
 
-def test_a_checkpoint_of_another_shape_is_named(copy_run, repository, tiny):
+def test_a_checkpoint_of_another_shape_or_config_is_named(copy_run, repository, tiny):
+    folder = Folder(copy_run)
     other = load_config(str(repository / "configs/copy.py"), tiny | {"model.width": "16"})
+    like = jax.eval_shape(lambda: initial_state(other, other.task.vocabulary))
     with pytest.raises(checkpoints.CheckpointError, match=r"is float32\[\d+\], the config makes it float32\[\d+\]"):
-        checkpoints.restore(
-            Folder(copy_run).checkpoints, 400, jax.eval_shape(lambda: initial_state(other, other.task.vocabulary))
-        )
+        checkpoints.restore(folder.checkpoints, 400, like, digest_of(folder.config()))
+    with pytest.raises(checkpoints.CheckpointError, match="written with other settings"):
+        checkpoints.restore(folder.checkpoints, 400, like, digest_of(other))
 
 
 def test_the_largest_divisor_that_fits():

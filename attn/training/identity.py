@@ -1,0 +1,42 @@
+"""Which settings decide the arrays of a run, and their digest."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+
+from attn.training.config import Config, to_mapping
+
+PATHS = ("path", "validation", "test", "folder")  # of the data; what lies there is checked by its own digest
+# Settings that may change when a run resumes: how long it trains, how often it reports, where its data lie.
+_MAY_CHANGE = (
+    *("training.steps", "training.steps_per_dispatch", "training.evaluate_every", "training.checkpoint_every"),
+    *(f"data.{name}" for name in PATHS),
+)
+
+
+def may_change(key: str) -> bool:
+    """Return whether a run may resume with another value of the setting `key`, such as "training.steps"."""
+    return key in _MAY_CHANGE or key.startswith("evaluation.")
+
+
+def flat(settings: Mapping, path: str = "") -> dict:
+    """Return nested settings as `{"section.name": value}`."""
+    values = {}
+    for name, value in settings.items():
+        values |= flat(value, f"{path}{name}.") if isinstance(value, Mapping) else {path + name: value}
+    return values
+
+
+def digest_of(config: Config) -> str:
+    """Return the SHA-256 of the settings that decide the arrays.
+
+    Settings at their default are left out, so that a later version may add settings and still open old runs.
+    """
+    usual = flat(dataclasses.asdict(Config()))
+    decides = {
+        key: value
+        for key, value in flat(to_mapping(config)).items()
+        if not may_change(key) and (key not in usual or usual[key] != value)
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

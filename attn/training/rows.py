@@ -1,0 +1,119 @@
+"""The rows of a run's metrics: `metrics.jsonl`, and an event file for TensorBoard that is derived from it."""
+
+import json
+import math
+import pathlib
+import socket
+import struct
+import time
+from typing import IO
+
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import scalar
+
+from attn.training.folders import Folder, RunError, write_whole
+
+_EVENTS = "events.out.tfevents.*"
+
+
+class RowFiles:
+    """The metrics of a run, open for more rows. Both files hold the same rows once each, also after a kill.
+
+    Rows after step `last` are dropped, and the event file is written again from the rows that are kept, since a killed
+    process may have left it with more or fewer rows.
+
+    Args:
+      folder: of the run.
+      last: the step at which the run goes on.
+
+    Raises:
+      RunError: `metrics.jsonl` is damaged.
+    """
+
+    def __init__(self, folder: Folder, last: int):
+        kept = [row for row in read(folder.metrics) if row["step"] <= last]
+        if folder.metrics.exists():
+            write_whole(folder.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+        self._events = _event_file(folder.path, kept)
+        self._metrics = folder.metrics.open("a")
+
+    def write(self, row: dict):
+        """Append a row, to be read at once."""
+        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.flush()
+        _append(self._events, _event(row))
+        self._events.flush()
+
+    def close(self):
+        """Close both files."""
+        self._metrics.close()
+        self._events.close()
+
+
+def read(path: pathlib.Path) -> list[dict]:
+    """Return the rows of `metrics.jsonl`; a killed run may have left half of one at the end, which is left out.
+
+    Raises:
+      RunError: a row is damaged.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    try:
+        lines = path.read_text().rpartition("\n")[0].splitlines()
+    except UnicodeDecodeError:
+        raise RunError(f"{path}: damaged (not a text file); remove it to go on without its rows") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not _is_row(row) or (rows and rows[-1]["step"] >= row["step"]):
+            raise RunError(f"{path}: line {number} is damaged; remove the file to go on without its rows")
+        rows.append(row)
+    return rows
+
+
+def _is_row(row: object) -> bool:
+    """Return whether it is a step with numbers by name."""
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return False
+    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in row.values())
+
+
+def _event_file(folder: pathlib.Path, rows: list[dict]) -> IO:
+    """Write rows into a new event file, put it in the place of those that are there, and leave it open."""
+    partial = folder / ".events.partial"
+    name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+    events = partial.open("wb")
+    _append(events, Event(file_version="brain.Event:2"))
+    # A TensorBoard that is running forgets what it has read before.
+    _append(events, Event(step=0, session_log=SessionLog(status=SessionLog.START)))
+    for row in rows:
+        _append(events, _event(row))
+    events.flush()
+    old = [path for path in folder.glob(_EVENTS) if path.name != name]
+    partial.replace(folder / name)
+    for path in old:
+        path.unlink()
+    return events
+
+
+def _event(row: dict) -> Event:
+    """Return a row as one event, so that a killed process leaves all of its numbers or none."""
+    numbers = [scalar(name, value).value[0] for name, value in sorted(row.items()) if name != "step"]
+    return Event(step=row["step"], summary=Summary(value=numbers))
+
+
+def _append(events: IO, event: Event):
+    """Append a record: length, its checksum, data, their checksum."""
+    event.wall_time = time.time()
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    events.write(length + _checksum(length) + data + _checksum(data))
+
+
+def _checksum(data: bytes) -> bytes:
+    return struct.pack("<I", masked_crc32c(data))
