@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+STUCK = "waits inside of C++"  # name of a thread that cannot be stopped
 NOTHING_WRITTEN = "stopped before the run began"
 
 
@@ -61,10 +62,10 @@ def leaving_at_once(words: str) -> Iterator[None]:
 def leave(status: int):
     """End the process with an exit status.
 
-    When it was interrupted, at once: a program that threads still compile would crash the interpreter's own ending, or
-    keep it waiting.
+    When it was interrupted, or a thread is stuck, at once: what threads still do, such as a compilation, would crash
+    the interpreter's own ending, or keep it waiting.
     """
-    if status == 130:
+    if status == 130 or any(thread.name == STUCK for thread in threading.enumerate()):
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, AttributeError):  # its reader was interrupted as well, or it is closed
                 stream.flush()

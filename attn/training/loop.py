@@ -95,7 +95,7 @@ def train(
     writes = folder if jax.process_index() == 0 else None
     restored = _restored(config, data, folder, writes) if resume else None
     first = 0 if restored is None else int(restored.step)
-    with Display(writes, config.training.steps, first) as display:
+    with stopped_by_sigterm(), Display(writes, config.training.steps, first) as display:
         for line in data.describe():
             display.say(readable(line))
         with clock.phase("compile"):
@@ -183,7 +183,7 @@ def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Pr
     beams = [1] if config.evaluation.beam_width == 1 else [1, config.evaluation.beam_width]
 
     # Several hosts must compile in one order; one host may do it all at once.
-    with stopped_by_sigterm(), _abandoned_on_error(ThreadPoolExecutor(1 if jax.process_count() > 1 else None)) as pool:
+    with _abandoned_on_error(ThreadPoolExecutor(1 if jax.process_count() > 1 else None)) as pool:
         advance = pool.submit(compile_steps, config, data, mesh, shapes)
         state = pool.submit(start)
         judges = [pool.submit(compile_judge, config, data, mesh, shapes.params, width) for width in beams]

@@ -4,13 +4,22 @@ import contextlib
 import math
 import os
 import pathlib
+import sys
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from attn.startup import STUCK
+
 DATA = "data"  # the mesh axis along which examples are shared out
+
+
+_PATIENCE, _AT_ONCE = 300, 1  # seconds to wait for other hosts in all, and before saying so
+_ADDRESS = ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST")
+_COUNTS = ("JAX_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 class DistributedError(RuntimeError):
@@ -58,11 +67,11 @@ def start_hosts(mode: str):
         return
     given = {
         "coordinator_address": os.environ.get("JAX_COORDINATOR_ADDRESS"),
-        "num_processes": _environment_integer("JAX_NUM_PROCESSES"),
+        "num_processes": _environment_integer("JAX_NUM_PROCESSES", least=1),
         "process_id": _environment_integer("JAX_PROCESS_ID"),
     }
     try:
-        jax.distributed.initialize(**given)
+        _join(given, mode)
     except ValueError as error:  # what JAX raises when it detects nothing
         if mode == "on" or any(value is not None for value in given.values()):
             words = " ".join(str(error).split())
@@ -74,12 +83,48 @@ def start_hosts(mode: str):
         raise DistributedError(f"--distributed={mode}: cannot join: {' '.join(str(error).split())}") from None
 
 
-def _environment_integer(name: str) -> int | None:
+def _join(given: dict, mode: str):
+    """Call `jax.distributed.initialize` so that ^C works, that it says what it waits for, and that it may give up.
+
+    JAX waits inside of C++, where ^C is not seen, and aborts the process when its own timeout is over. So it waits in a
+    thread, for longer than we do.
+
+    Raises:
+      DistributedError: the others have not come.
+      ValueError, RuntimeError: from JAX.
+    """
+    raised = []
+
+    def initialize():
+        try:
+            jax.distributed.initialize(**given, initialization_timeout=2 * _PATIENCE)
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=initialize, name=STUCK, daemon=True)
+    thread.start()
+    thread.join(_AT_ONCE)
+    if thread.is_alive():
+        told = ", ".join(f"{name}={os.environ[name]}" for name in (*_ADDRESS, *_COUNTS) if name in os.environ)
+        who = "the other processes of the cluster" + (f" ({told})" if told else "")
+        alone = "Ctrl-C stops, --distributed=off trains without them"
+        print(f"waiting for {who}, up to {_PATIENCE} s; {alone}", file=sys.stderr, flush=True)
+        thread.join(_PATIENCE - _AT_ONCE)
+    if thread.is_alive():
+        raise DistributedError(
+            f"--distributed={mode}: not all processes of the cluster came within {_PATIENCE} s; start them all, or use "
+            "--distributed=off to train without them"
+        )
+    if raised:
+        raise raised[0]
+
+
+def _environment_integer(name: str, least: int = 0) -> int | None:
     text = os.environ.get(name)
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) < 10):  # isdigit alone takes "²" as well
-        raise DistributedError(f"{name}: got {text!r}, must be a whole number")
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
+        raise DistributedError(f"{name}: got {text!r}, must be a whole number from {least} on")
     return int(text)
 
 
