@@ -79,6 +79,8 @@ def start_hosts(mode: str):
                 f"--distributed={mode}: no cluster to join ({words}); set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
                 "and JAX_PROCESS_ID, or use --distributed=off"
             ) from None
+    except DistributedError:
+        raise
     except RuntimeError as error:
         raise DistributedError(f"--distributed={mode}: cannot join: {' '.join(str(error).split())}") from None
 

@@ -48,8 +48,8 @@ class RowFiles:
 
     def close(self):
         """Close both files."""
-        self._metrics.close()
-        self._events.close()
+        with self._metrics, self._events:
+            pass
 
 
 def read(path: pathlib.Path) -> list[dict]:
