@@ -20,10 +20,10 @@ import json, os, signal, sys
 from attn import experiment
 from attn.training.rows import RowFiles
 
-config, overrides, folder = json.loads(sys.argv[1])
+config, overrides = json.loads(sys.argv[1])
 EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
 
-def train(at, resume):
+def train(folder, at, resume):
     seen = 0
     def moment(*_):
         nonlocal seen
@@ -43,11 +43,11 @@ def train(at, resume):
     return status, seen
 
 for line in sys.stdin:
-    at, resume = json.loads(line)
+    folder, at, resume = json.loads(line)
     reader, writer = os.pipe()
     if not (child := os.fork()):
         os.dup2(2, 1)
-        status, seen = train(at, resume)
+        status, seen = train(folder, at, resume)
         os.write(writer, str(seen).encode())
         os._exit(status)
     os.close(writer)
@@ -57,32 +57,21 @@ for line in sys.stdin:
 """
 
 
-class Trainer:
-    """A process that trains a run in forks of itself."""
+@pytest.fixture(scope="module")
+def train(repository, tiny):
+    """`(folder, at) -> (exit status, moments)`: train until the end, or until moment `at`."""
+    short = {"training.steps": "50", "training.checkpoint_every": "20", "training.steps_per_dispatch": "10"}
+    given = json.dumps([str(repository / "configs/copy.py"), tiny | short | {"evaluation.examples": "20"}])
+    words, pipe = [sys.executable, "-c", PROGRAM, given], subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
 
-    def __init__(self, repository, tiny, folder):
-        short = {"training.steps": "50", "training.checkpoint_every": "20", "training.steps_per_dispatch": "10"}
-        given = [str(repository / "configs/copy.py"), tiny | short | {"evaluation.examples": "20"}, str(folder)]
-        self.folder = folder
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, json.dumps(given)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        def run(folder, at: int) -> tuple[int, int]:
+            process.stdin.write(json.dumps([str(folder), at, (folder / "config.json").exists()]) + "\n")
+            process.stdin.flush()
+            status, seen = json.loads(process.stdout.readline())
+            return status, int(seen or 0)
 
-    def train(self, at: int) -> tuple[int, int]:
-        """Train until the end, or until moment `at`; returns the exit status, and how many moments there were."""
-        resume = (self.folder / "config.json").exists()
-        self._process.stdin.write(json.dumps([at, resume]) + "\n")
-        self._process.stdin.flush()
-        status, seen = json.loads(self._process.stdout.readline())
-        return status, int(seen or 0)
-
-    def close(self) -> str:
-        """End the process; returns all that the trainings wrote on stderr, and on stdout."""
-        return self._process.communicate(timeout=60)[1]
+        yield run
 
 
 def digests(folder) -> list[dict]:
@@ -98,30 +87,23 @@ def rows_without_speed(folder) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(repository, tiny, tmp_path_factory):
+def unbroken(train, tmp_path_factory):
     """The folder of a run that was not killed, and how many moments it has."""
-    trainer = Trainer(repository, tiny, tmp_path_factory.mktemp("unbroken") / "run")
-    status, moments = trainer.train(0)
-    assert status == 0, trainer.close()
-    trainer.close()
-    assert len(rows_without_speed(trainer.folder)) == 5
-    return trainer.folder, moments
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    status, moments = train(folder, 0)
+    assert (status, len(rows_without_speed(folder))) == (0, 5)
+    return folder, moments
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("seed", range(int(os.environ.get("ATTN_KILLED_RUNS", "2"))))
-def test_a_run_that_is_killed_ends_as_one_that_is_not(repository, tiny, tmp_path, unbroken, seed):
+def test_a_run_that_is_killed_ends_as_one_that_is_not(train, tmp_path, unbroken, seed):
     whole, moments = unbroken
-    rng = random.Random(seed)
-    trainer = Trainer(repository, tiny, tmp_path / "run")
-    killed = [trainer.train(rng.randrange(1, moments))[0] for _ in range(2)]
+    rng, run = random.Random(seed), tmp_path / "run"
+    killed = [train(run, rng.randrange(1, moments))[0] for _ in range(2)]
     assert killed[0] == -signal.SIGKILL and set(killed) <= {-signal.SIGKILL, 0}
-    status, _ = trainer.train(0)
-    said = trainer.close()
-    assert status == 0, said
-    assert "damaged" not in said and "Traceback" not in said
-    assert digests(trainer.folder) == digests(whole)
-    assert rows_without_speed(trainer.folder) == rows_without_speed(whole)
-    names = [sorted(path.name for path in folder.rglob("*")) for folder in (trainer.folder, whole)]
-    known = [{name for name in each if len(name) < 30 and "tfevents" not in name} for each in names]
-    assert known[0] == known[1]  # nothing is left over
+    assert train(run, 0)[0] == 0
+    assert digests(run) == digests(whole)
+    assert rows_without_speed(run) == rows_without_speed(whole)
+    for left in (*run.rglob(".*"), run / "lock.json", *run.glob("checkpoints/*[!0-9]*")):
+        assert not left.exists()  # half-written files and folders, the lock, and nothing was taken for damaged
