@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import pathlib
 import random
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from flax import nnx
 import attn
 from attn import cli, commands, experiment
 from attn.inspection import pictures
+from attn.tasks.examples import Questions, padded
 from attn.tasks.vocabulary import Pieces
 from attn.training import data, meshes
 from attn.training.flags import load_config
@@ -115,9 +117,28 @@ def test_what_is_no_utf8_is_answered_and_what_cannot_be_printed_is_shown(pairs_r
 
 
 def test_the_next_command_is_one_that_works(tmp_path):
-    for text in ("a b", "-5", "it's"):
-        [_, *words] = shlex.split(f"predict {experiment._quoted(tmp_path, text)}")
-        assert cli._parse(["predict", *words]).inputs == [text]
+    for folder in (tmp_path, pathlib.Path("-x"), pathlib.Path("~x/my run")):
+        for text in ("a b", "-5", "it's"):
+            # Of several samples the first that can be typed: no unknown piece, no control character.
+            words = experiment._next(folder, ["a\ufffdb", "a\x1b[2J", text, "c"])
+            arguments = cli._parse(shlex.split(shlex.join(words[words.index("predict") :])))
+            assert (arguments.inputs, pathlib.Path(arguments.run)) == ([text], folder)
+        words = experiment._next(folder, ["a\ufffdb"])
+        assert pathlib.Path(cli._parse(words[words.index("inspect") :]).run) == folder
+        go_on = shlex.split(experiment._go_on(Folder(folder)))[-1]
+        assert pathlib.Path(os.path.expanduser(go_on.removeprefix("--workdir="))) == folder
+
+
+def test_samples_are_those_that_can_be_asked_again():
+    vocabulary = Pieces(tuple("abc\x07"), "characters", "characters", ((4, 4),))
+    sources = ["a", "x", "ab", "a\x07", "abc", "axc", "abca", "xxxx"]
+    tokens = [[*vocabulary.encode(source), vocabulary.end] for source in sources]
+    lengths = np.array([len(source) for source in sources])
+    questions = Questions(padded(tokens), lengths, padded(tokens), np.arange(len(sources)))
+    rows = experiment._sample_rows(vocabulary, questions)
+    assert [sources[row] for row in rows] == ["ab", "abc", "abca"]
+    unknown = questions.chosen(np.array([1, 5]))
+    assert sorted(experiment._sample_rows(vocabulary, unknown)) == [0, 1]  # better than none
 
 
 def test_signs_of_mathematics_are_drawn_as_they_are(pairs_run, tmp_path):
@@ -132,7 +153,9 @@ def test_a_damaged_summary_is_one_line(pairs_run, tmp_path, capsys):
     shutil.copytree(pairs_run, tmp_path / "run")
     damaged = tmp_path / "run/summary.json"
     whole = json.loads(damaged.read_text())
+    inside = [{"samples": []}, {"samples": [{"input": 3}]}, {"seconds": {}}, {"lengths_evaluated": []}, {"beam": {}}]
     wrong = [json.dumps(whole | {name: None}) for name in ("steps", "exact_match", "lengths_evaluated", "samples")]
+    wrong += [json.dumps(whole | values) for values in inside]
     for text in ('{"exact', "[]", '{"steps": 1}', *wrong):
         damaged.write_text(text)
         assert cli.main(["inspect", str(tmp_path / "run")]) == 2
@@ -147,6 +170,8 @@ def test_a_damaged_vocabulary_is_one_line(pairs_run, tmp_path, capsys):
     damages = [
         (values | {"source": "letters"}, "vocabulary (source and target: got 'letters'"),
         (values | {"longest_targets": []}, "vocabulary (longest_targets: got none"),
+        (values | {"longest_targets": [[3, 3], [2, 3]]}, "vocabulary (longest_targets: got ((3, 3), (2, 3))"),
+        (values | {"pieces": [*values["pieces"], "a"]}, "vocabulary (pieces: got 'a' twice, must have each once"),
         (values | {"pieces": 5}, "vocabulary ("),
     ]
     for damaged, said in damages:

@@ -97,6 +97,10 @@ BAD_CALLS = {
     f"--print_config --workdir={'a' * 300}": ["aaa", "File name too long"],
     "--workdir=empty.py": ["empty.py", "file", "folder"],
     "--workdir=empty.py/run": ["empty.py", "file"],
+    "--workdir=gs://bucket/run": ["--workdir", "gs://bucket/run", "not a URL"],
+    "--resume --workdir=s3://bucket/run": ["--workdir", "s3://bucket/run", "not a URL"],
+    "--workdir=nameless": ["--workdir=nameless", "holds the checkpoints of a run, but no config.json"],
+    "--workdir=rows": ["--workdir=rows", "holds the metrics.jsonl of a run, but no config.json"],
     "--resume": ["runs", "--workdir"],
     "--resume --workdir=nowhere": ["nowhere", "no such folder"],
     "--resume --workdir=.": ["not a run's folder"],
@@ -107,6 +111,9 @@ BAD_CALLS = {
 def test_a_malformed_call_is_one_line_and_status_2(call, tmp_path, line):
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
+    (tmp_path / "nameless/checkpoints/00000400").mkdir(parents=True)
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows/metrics.jsonl").write_text("")
     before = sorted(tmp_path.rglob("*"))
     status, out, err = call(*line.split())
     assert status == 2
@@ -149,6 +156,7 @@ def test_help_names_every_flag(call):
     assert status == 0
     for name in ("--config", "--workdir", "resume", "--distributed", "print_config", "--config.SECTION.NAME"):
         assert name in out
+    assert experiment.DEFAULT_CONFIG in out
 
 
 def test_flags_reach_the_experiment(call, monkeypatch):

@@ -30,6 +30,7 @@ from attn.training.state import (
     State,
     batches_specs,
     build_dispatch,
+    dispatch_length,
     initial_state,
     learning_rate,
     model_structure,
@@ -214,7 +215,7 @@ def compile_steps(
     config: Config, data: Generated | Stored, mesh: Mesh, shapes: State
 ) -> Callable[[State, int, int], tuple[State, Report]]:
     """Steps from one to another, at most as many as a dispatch has, on the batches that (seed, step) decides."""
-    count, specs = config.training.steps_per_dispatch, batches_specs(data)
+    count, specs = dispatch_length(config.training), batches_specs(data)
     places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
     def batches(step: int, until: int) -> StackedBatches | None:

@@ -21,7 +21,7 @@ from attn.tasks.examples import PAD, Example, decoder_input, example_keys, lengt
 from attn.tasks.generated import Generated
 from attn.tasks.stored import StackedBatches, Stored
 from attn.tasks.vocabulary import Vocabulary
-from attn.training.config import Config, Optimizer, model_settings
+from attn.training.config import Config, Optimizer, Training, model_settings
 from attn.training.meshes import DATA
 from attn.training.metrics import Mean, cross_entropy
 
@@ -96,6 +96,11 @@ def example_loss(model: nnx.Module, begin: int, example: Example, key: Array | N
     return Report(loss, jnp.sum(example.source != PAD) + loss.count)
 
 
+def dispatch_length(training: Training) -> int:
+    """Return how many steps a dispatch has at most: one ends at every evaluation, checkpoint and at the last step."""
+    return min(training.steps_per_dispatch, training.evaluate_every, training.checkpoint_every, training.steps)
+
+
 def build_dispatch(config: Config, data: Generated | Stored, mesh: Mesh) -> Callable:
     """Make `(state, until, batches) -> (state, report)`: up to `steps_per_dispatch` steps, none beyond step `until`.
 
@@ -120,7 +125,7 @@ def build_dispatch(config: Config, data: Generated | Stored, mesh: Mesh) -> Call
         def step(state, batch):
             return jax.lax.cond(state.step < until, advance, lambda state, _: (state, nothing), state, batch)
 
-        state, reports = jax.lax.scan(step, state, batches, length=config.training.steps_per_dispatch)
+        state, reports = jax.lax.scan(step, state, batches, length=dispatch_length(config.training))
         return state, jax.tree.map(jnp.sum, reports)
 
     everywhere, of_batches = PartitionSpec(), batches_specs(data)

@@ -211,6 +211,10 @@ BAD_FILES = {
     "more tokens than may be allowed": (b"a\t" + b"b" * 100_001, ["line 1 has a target of 100,001 characters, more"]),
     "no source": (b"a\tb\n\tc\n", ["line 2", "empty source"]),
     "no target": (b"a\t \n", ["line 1", "empty target"]),
+    "UTF-16 without a mark": ("a\tb\nc\td\n".encode("utf-16-le"), ["line 1 has a NUL character", "UTF-8, not UTF-16"]),
+    "UTF-16 of other letters": ("ж\tб\n".encode("utf-16-be"), ["line 1"]),
+    "UTF-32 without a mark": ("a\tb\n".encode("utf-32-le"), ["line 1 has a NUL character"]),
+    "NUL in a line": (b"a\tb\nc\0\td\n", ["line 2 has a NUL character"]),
     "invalid UTF-8": (b"a\tb\nc\t\xe9\n", ["invalid UTF-8", "byte 6", "line 2"]),
     "invalid UTF-8 after a byte-order mark": (b"\xef\xbb\xbfa\tb\nc\t\xe9\n", ["byte 9", "line 2"]),
     "a long target": (

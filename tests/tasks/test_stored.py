@@ -110,3 +110,22 @@ def test_stacked_batches_are_those_of_the_steps_shared_out_over_devices(devices)
             np.testing.assert_array_equal(flat[: len(tokens), : tokens.shape[1]], tokens)
             assert (flat[len(tokens) :] == PAD).all() and (flat[:, tokens.shape[1] :] == PAD).all()
     assert all((room[13:] == PAD).all() for room in stacked.examples)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_a_dispatch_is_no_larger_than_the_examples(devices):
+    """However large a batch may be: rows are those of the largest batch, filled up to the devices."""
+    buckets, _ = numbered(108)
+    batches = Batches(buckets, 100_000, seed=0)
+    stacked = batches.stacked(0, 5, 7, devices)
+    rows = stacked.examples.source.shape[1]
+    assert 0 <= rows - max(len(bucket.source) for bucket in buckets) < devices and rows % devices == 0
+    for place in range(5):
+        number, expected = batches.at(place)
+        each = -(-len(expected.source) // devices)
+        by_device = stacked.examples.source[place].reshape(devices, rows // devices, -1)
+        found = by_device[:, :each].reshape(devices * each, -1)
+        width = expected.source.shape[1]
+        np.testing.assert_array_equal(found[: len(expected.source), :width], expected.source)
+        assert stacked.bucket[place] == number and (found[len(expected.source) :] == PAD).all()
+        assert (by_device[:, each:] == PAD).all()

@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 
 import pytest
+
+from attn.training import meshes
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,44 @@ def test_a_batch_that_hosts_cannot_share_is_refused(command, tmp_path):
         assert "config.training.batch_size: got 31" in err
         assert "Traceback" not in err
     assert not (tmp_path / "odd").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("JAX_NUM_PROCESSES", "²"), ("JAX_NUM_PROCESSES", "0"), ("JAX_PROCESS_ID", "-1")]
+)
+def test_what_is_no_count_is_named(monkeypatch, name, text):
+    monkeypatch.setenv(name, text)
+    with pytest.raises(meshes.DistributedError, match=f"^{name}: got {text!r}, must be a whole number from"):
+        meshes.start_hosts("auto")
+
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
+
+
+@pytest.mark.parametrize("number", ["0", "1"])
+def test_a_process_whose_others_do_not_come_says_so_and_leaves(command, tmp_path, number):
+    """The first waits for the others to join, the others for the first to answer."""
+    _, script, *flags = command
+    impatient = "import runpy, sys; from attn.training import meshes; meshes._PATIENCE = 2; del sys.argv[0]; "
+    program = impatient + f"runpy.run_path({script!r}, run_name='__main__')"
+    cluster = SLURM | {"SLURM_PROCID": number, "JAX_COORDINATOR_PORT": str(free_port())}
+    process = start([sys.executable, "-c", program, script, *flags], tmp_path / "run", 1, **cluster)
+    out, err = process.communicate(timeout=300)
+    waiting, failed = err.splitlines()
+    assert (process.returncode, out) == (2, "")
+    assert waiting.startswith("waiting for the other processes of the cluster (") and "SLURM_NTASKS=2" in waiting
+    assert "Ctrl-C stops, --distributed=off trains without them" in waiting
+    assert failed.startswith("error: --distributed=auto: not all processes of the cluster came within 2 s")
+    assert not (tmp_path / "run").exists()
+
+
+def test_interrupted_while_it_waits_for_others_it_leaves_at_once(command, tmp_path):
+    cluster = SLURM | {"SLURM_PROCID": "0", "JAX_COORDINATOR_PORT": str(free_port())}
+    process = start(command, tmp_path / "run", 1, **cluster)
+    assert process.stderr.readline().startswith("waiting for the other processes")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)  # it would wait 300 s
+    assert (process.returncode, err) == (130, "stopped before the run began\n")
 
 
 @pytest.mark.parametrize("mode", ["on", "auto"])

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from event_rows import in_float32, rows_of_events
 from flax import nnx
 
 import attn
@@ -289,6 +290,11 @@ def test_a_finished_run_is_never_lost(repository, tiny, copy_run, capsys):
     changed = experiment.Request(None, {"model.width": "64"}, str(copy_run), True, "off")
     assert experiment.run(changed) == 2
     assert "config.model.width: got 64, must stay 32" in capsys.readouterr().err
+    fewer = experiment.Request(None, {"training.steps": "399"}, str(copy_run), True, "off")
+    assert experiment.run(fewer) == 2
+    out, err = capsys.readouterr()
+    said = f"config.training.steps: got 399, must be at least 400, the steps that {copy_run} has done already"
+    assert (out, err) == ("", f"error: {said}\n")
     assert {path: path.read_bytes() for path in copy_run.rglob("*") if path.is_file()} == before
 
 
@@ -310,6 +316,9 @@ def test_a_run_folder_holds_what_it_promises(copy_run):
     assert json.loads((copy_run / "config.json").read_text()) == to_mapping(Folder(copy_run).config())
     rows = [json.loads(row) for row in (copy_run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [100, 200, 300, 400]
+    rate = learning_rate(Folder(copy_run).config().optimizer, 400)
+    assert [row["learning_rate"] for row in rows] == [float(rate(step - 1)) for step in (100, 200, 300, 400)]
+    assert rows_of_events(copy_run) == in_float32(rows)
     assert rows[-1]["loss"] < 0.1 < rows[0]["loss"]
     assert list(copy_run.glob("events.out.tfevents.*"))
     assert (copy_run / "attention.png").stat().st_size > 10_000
