@@ -77,8 +77,9 @@ def _leave_on_interrupt(reader: int, words: str):
     """Wait for the number of a signal; leave if it is SIGINT's."""
     while number := os.read(reader, 1):
         if number[0] == signal.SIGINT:
+            shown = "\x1b[?25h" if os.isatty(2) else ""  # a progress bar may have hidden the cursor
             with contextlib.suppress(OSError):  # nobody reads
-                os.write(2, f"{words}\n".encode())
+                os.write(2, f"{shown}{words}\n".encode())
             os._exit(130)
     os.close(reader)
 

@@ -43,6 +43,15 @@ def steps(folder: pathlib.Path) -> list[int]:
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
+def newest_step(folder: pathlib.Path) -> int | None:
+    """Return the newest step whose checkpoint says that it is of this step, not verified otherwise."""
+    for step in reversed(steps(folder)):
+        with contextlib.suppress(CheckpointError):
+            if _read_digests(_place(folder, step))["step"] == step:
+                return step
+    return None
+
+
 def sweep(folder: pathlib.Path):
     """Remove what a killed process left half-written or half-deleted; only for the holder of the run's lock."""
     for pattern in _UNFINISHED:

@@ -173,7 +173,7 @@ class Folder:
 
     def newest_step(self) -> int | None:
         """The step of the newest checkpoint, not verified; None if there is none."""
-        return max(checkpoints.steps(self.checkpoints), default=None)
+        return checkpoints.newest_step(self.checkpoints)
 
     def summary(self) -> dict | None:
         """What came out, if the run is finished.
