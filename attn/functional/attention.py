@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Num
 
-from attn.functional import mods, reference
+from attn.functional import closures, mods, reference, tiles
 from attn.functional.dropout import Dropout
 from attn.functional.implementations import Call, choose
 from attn.functional.masks import Mask, PerHeadMask, as_mask
@@ -65,15 +65,16 @@ def attention(
     Source: Vaswani et al. 2017, equation 1.
     """
     query, key, value = _check_arrays(("T H", query), ("S H", key), ("S Hv", value))
-    mask, score = _without_marks(as_mask(mask)), _without_marks(as_score(score))
+    mask, score = _without_marks(as_mask(mask)), mods.widened(_without_marks(as_score(score)))
     scale = _check_scale(scale, query.shape[-1])
     _check_dropout(dropout)
+    key, value = tiles.gathered(key), tiles.gathered(value)
     call = Call(query, key, value, mask, score, scale, dropout, return_logsumexp)
     attend = choose(implementation, call).attend
     mask, score = _at(mask, score, query.shape[0], key.shape[0])
-    out, logsumexp = attend(query, key, value, mask=mask, score=score, scale=scale, dropout=dropout)
+    out, normalizer = attend(query, key, value, mask=mask, score=score, scale=scale, dropout=dropout)
     out = out.astype(value.dtype)
-    return (out, logsumexp) if return_logsumexp else out
+    return (out, normalizer.logsumexp()) if return_logsumexp else out
 
 
 def attention_weights(
@@ -100,10 +101,11 @@ def attention_weights(
     Source: Vaswani et al. 2017, equation 1, without the values.
     """
     query, key = _check_arrays(("T H", query), ("S H", key))
-    mask, score = _without_marks(as_mask(mask)), _without_marks(as_score(score))
+    mask, score = _without_marks(as_mask(mask)), mods.widened(_without_marks(as_score(score)))
     scale = _check_scale(scale, query.shape[-1])
     mask, score = _at(mask, score, query.shape[0], key.shape[0])
     rows = _check_rows(rows, query.shape[0])
+    query, key = tiles.gathered(query), tiles.gathered(key)
     return reference.weights(query[rows], key, rows, mask=mask, score=score, scale=scale)
 
 
@@ -141,7 +143,7 @@ def multi_head_attention(
     query, key, value = _check_arrays(("T N H", query), ("S K H", key), ("S K Hv", value))
     scale = _check_scale(scale, query.shape[-1])
     _check_dropout(dropout)
-    mask, score = as_mask(mask), as_score(score)
+    mask, score = as_mask(mask), mods.widened(as_score(score))
     (one_mask, one_score), _ = mods.split_heads((mask, score), query.shape[1])
     one = as_mask(one_mask), as_score(one_score)
     chosen = choose(implementation, Call(query, key, value, *one, scale, dropout, return_logsumexp))
@@ -193,7 +195,7 @@ def multi_head_attention_weights(
     def one_head(query, mask, score, dropout, key):
         return attention_weights(query, key, mask=mask, score=score, scale=scale, rows=rows)
 
-    return _over_heads(one_head, query, (key,), as_mask(mask), as_score(score), None, axis=0)
+    return _over_heads(one_head, query, (key,), as_mask(mask), mods.widened(as_score(score)), None, axis=0)
 
 
 def per_head(mod):
@@ -235,9 +237,11 @@ def _over_heads(one_head, query, memory: tuple, mask, score, dropout, *, axis: i
     at_once = N if at_once is None else at_once
     bare, is_marked = mods.split_heads((mask, score), N)
     leaves, structure = jax.tree.flatten(bare)
+    dtypes = [x.dtype for x in memory]
 
     def one(of_head, memory):
         query, head, marked = of_head
+        memory = [x.astype(dtype) for x, dtype in zip(memory, dtypes)]
         marked = iter(marked)
         its_leaves = [next(marked) if m else leaf for m, leaf in zip(is_marked, leaves, strict=True)]
         its_dropout = None if dropout is None else dropout.for_head(head)
@@ -246,7 +250,8 @@ def _over_heads(one_head, query, memory: tuple, mask, score, dropout, *, axis: i
     marked = [leaf for m, leaf in zip(is_marked, leaves, strict=True) if m]
     heads = None if dropout is None else jnp.arange(N)
     of_heads = jnp.moveaxis(query, 1, 0), *_sharded_as(query, (heads, marked))
-    memory = [jnp.moveaxis(x, 1, 0) for x in memory]
+    # In 32 bits, since the gradient of what heads share is a sum over them.
+    memory = [jnp.moveaxis(x, 1, 0) for x in (memory if N == K else mods.widened(memory))]
     if N == K:
         results = _each(lambda both: one(*both), (of_heads, memory), at_once)
     else:  # the memory is there once for all heads of a group
@@ -269,7 +274,8 @@ def _each(function, xs, at_once: int):
         return jax.tree.map(lambda x: x[None], function(jax.tree.map(lambda x: x[0], xs)))
     if at_once == number:
         return jax.vmap(function)(xs)
-    return jax.lax.map(function, xs, batch_size=at_once if at_once > 1 else None)
+    converted, captured = closures.convert(function, jax.tree.map(lambda x: x[0], xs))
+    return jax.lax.map(lambda x: converted(captured, x), xs, batch_size=at_once if at_once > 1 else None)
 
 
 def _sharded_as(query: Array, tree):
@@ -331,7 +337,7 @@ def _check_scale(scale, width: int) -> float | Num[Array, ""]:
     mods.check_real("scale", scale)
     if jnp.shape(scale) != ():
         raise TypeError(f"scale must be a scalar, got shape {jnp.shape(scale)}; use score= for more")
-    return scale if isinstance(scale, (int, float)) else jnp.asarray(scale)
+    return scale if isinstance(scale, (int, float)) else mods.widened(jnp.asarray(scale))
 
 
 def _check_dropout(dropout):

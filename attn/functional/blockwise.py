@@ -6,20 +6,21 @@ The next block of keys, with scores s and values v, makes of them
     m' = max(m, max s),    l' = l exp(m - m') + sum exp(s - m'),    a' = a exp(m - m') + exp(s - m') v,
 
 and after the last one out = a / l and logsumexp = m + log l. The derivative goes over the blocks once more, with
-p = exp(s - logsumexp) computed anew:
+p = exp(s - m) / l computed again:
 
-    a = sum (p ds) v + p dv,    r = sum p ds,    d out = a - r out,    d logsumexp = r.
+    a = sum (p ds) v + p dv,    r = sum p ds,    d out = a - r out,    d logsumexp = d log l = r.
 
 It is linear in the tangents, and JAX transposes it into FlashAttention's backward pass; differentiating it again
 gives the second order. Blocks without a visible pair are passed over. docs/attention.md derives all of it.
 
 Source: Milakov & Gimelshein 2018 (online softmax); Rabe & Staats 2021 (memory); Dao et al. 2022, appendix B
-(recomputation from the logsumexp).
+(recomputation; there from the logsumexp, which rounds log l away where m is large).
 """
 
 import functools
 import math
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -30,8 +31,9 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from attn.functional import masks, mods, scores, tiles
+from attn.functional import closures, masks, mods, scores, tiles
 from attn.functional.dropout import Dropout
+from attn.functional.tiles import Normalizer
 
 BLOCK = 512  # at most so many queries, and so many keys, make a tile: 1 MiB of float32, which a core's cache holds
 WORTHWHILE = 600 * 600  # pairs of query and key; all at once is faster at 576 x 576, at 640 x 640 not always (on a CPU)
@@ -41,9 +43,19 @@ _BAND = 4  # at most so many blocks of keys make a narrow band
 class Positions(NamedTuple):
     """Positions of queries or of keys in blocks, the last one filled up, and what a tile must know of each."""
 
-    index: Int[Array, "*blocks n"]  # in range: what fills up repeats the last
-    tainted: Bool[Array, "*blocks n"]
-    real: Bool[Array, "*blocks n"] | None  # None where nothing was filled up
+    first: Int[Array, "*blocks"]
+    marks: Float[Array, "*blocks n"]  # to add to scores: NaN where a query or key was not finite, else 0
+
+    def index(self, length: int) -> Int[Array, "n"]:
+        """The positions of one block, in range: what fills up the last one repeats the last."""
+        return jnp.minimum(self._counted(), length - 1)
+
+    def real(self, length: int) -> Bool[Array, "n"] | None:
+        """Which positions of one block are not filling; None where there is none in any block."""
+        return None if length % self.marks.shape[-1] == 0 else self._counted() < length
+
+    def _counted(self) -> Int[Array, "n"]:
+        return self.first + jnp.arange(self.marks.shape[-1], dtype=self.first.dtype)
 
 
 class Fixed(NamedTuple):
@@ -54,7 +66,15 @@ class Fixed(NamedTuple):
     needed: Bool[Array | np.ndarray, "row_blocks column_blocks"] | None  # None for all of them
     captured_by_mask: list[Array]
     captured_by_dropout: list[Array]
-    headroom: Float[Array, ""]  # a power of two, by which any sum of weighted values stays in range
+
+
+class Tile(NamedTuple):
+    """What is done to one tile; the first argument of each function is what it captures."""
+
+    scores: Callable  # (captured, query, key, i, j) -> s
+    masked: Callable  # (captured, s, i, j) -> s, -inf where hidden
+    dropped: Callable  # (captured, p, i, j) -> p
+    hides: bool  # whether a pair of the keys may be hidden
 
 
 def attend(
@@ -66,44 +86,51 @@ def attend(
     score: scores.Score | None,
     scale: float | Num[Array, ""],
     dropout: Dropout | None,
-) -> tuple[Float[Array, "T Hv"], Float[Array, "T"]]:
+) -> tuple[Float[Array, "T Hv"], Normalizer]:
     """Weigh the values as `reference.attend` does, without its T x S scores."""
     # Outside of any jit, equal shapes and structure compile once. Not with a function of the user's: the cache would
-    # not notice that what it reads has changed, and would keep that alive, the values of a finished trace among it.
-    run = _attend if mods.holds_function(mask) or mods.holds_function(score) else _attend_compiled
-    return run(query, key, value, mask=mask, score=score, scale=scale, dropout=dropout)
+    # not notice that what it reads has changed. Its program is thrown away after the call, with what it has captured.
+    changes = dict(mask=mask, score=score, scale=scale, dropout=dropout)
+    if mods.holds_function(mask) or mods.holds_function(score):
+        return jax.jit(lambda *arrays: _attend(*arrays, **changes))(query, key, value)
+    return _attend_compiled(query, key, value, **changes)
 
 
 def _attend(query, key, value, *, mask, score, scale, dropout):
+    (axes, *_) = jax.typeof(query).sharding.spec
+    query = tiles.gathered(query)  # blocks cannot be cut out of rows that lie on several devices
     T, S = len(query), len(key)
-    wide = jnp.promote_types(query.dtype, jnp.float32)
+    wide = mods.wide_dtype(query.dtype)
     scale = jnp.asarray(scale, wide)
     query, key, value, scale, mask, score = _varying_alike((query, key, value, scale, mask, score))
-    (query, bad_queries), (key, bad_keys), (value, bad_values) = map(tiles.set_aside, (query, key, value))
-    i, j = _positions(T, bad_queries), _positions(S, bad_keys | bad_values)
+    hides = mask is not None or score is not None
+    (query, bad_queries), (key, bad_keys) = tiles.zero_nonfinite_rows(query), tiles.zero_nonfinite_rows(key)
+    i, j = _positions(bad_queries, wide), _positions(bad_keys, wide)
     # Positions of keys and values come last, so that every product of a tile, transposed too, has a fast layout.
     queries = _in_blocks(query.astype(wide))
     keys = _in_blocks(key.astype(wide)).swapaxes(1, 2)
-    values = _in_blocks(value.astype(jnp.promote_types(value.dtype, wide))).swapaxes(1, 2)
+    values = _in_blocks(value.astype(mods.wide_dtype(value.dtype, wide))).swapaxes(1, 2)
 
     def scores_of(query, key, i: Positions, j: Positions):
         s = scale * jnp.matmul(query, key)
-        return s if score is None else scores.evaluate(score, s, i.index[:, None], j.index[None, :])
+        return s if score is None else scores.evaluate(score, s, i.index(T)[:, None], j.index(S)[None, :])
 
     def masked(s, i: Positions, j: Positions):
-        tainted = i.tainted[:, None] | j.tainted[None, :]
-        real = None if j.real is None else j.real[None, :]
-        return tiles.masked(s, i.index[:, None], j.index[None, :], tainted, mask, real)
+        visible = None if j.real(S) is None else j.real(S)[None, :]
+        if hides:
+            seen = None if score is None else s
+            visible = tiles.visible_pairs(seen, i.index(T)[:, None], j.index(S)[None, :], mask, visible)
+        s = s + i.marks[:, None] + j.marks[None, :]
+        return s if visible is None else jnp.where(visible, s, -jnp.inf)
 
     def dropped(p, i: Positions, j: Positions):
-        return p if dropout is None else dropout(p, i.index[:, None], j.index[None, :])
+        return p if dropout is None else dropout(p, i.index(T)[:, None], j.index(S)[None, :])
 
     query, key, first_i, first_j = jax.tree.map(lambda x: x[0], (queries, keys, i, j))
-    scores_of, captured = _explicit(scores_of, query, key, first_i, first_j)
-    s = scores_of(captured, query, key, first_i, first_j)
-    masked, captured_by_mask = _explicit(masked, s, first_i, first_j)
-    s = masked(captured_by_mask, s, first_i, first_j)
-    dropped, captured_by_dropout = _explicit(dropped, s, first_i, first_j)
+    scores_of, captured = closures.convert(scores_of, query, key, first_i, first_j)
+    s = scores_of(captured, query, key, first_i, first_j)  # an example, which nothing reads
+    masked, captured_by_mask = closures.convert(masked, s, first_i, first_j)
+    dropped, captured_by_dropout = closures.convert(dropped, s, first_i, first_j)
     needed = None if mask is None else survey(mask, T, S)
     if isinstance(needed, np.ndarray) and needed.all():
         needed = None
@@ -111,11 +138,14 @@ def _attend(query, key, value, *, mask, score, scale, dropout):
         needed, (keys, values, j) = _banded(needed, (keys, values, j))
     elif needed is not None:
         needed = _any_of_batch(_any_of_devices(needed, (queries, keys, values, captured)))
-    sum_of_weights = math.prod(j.index.shape[-2:]) / (1 - (0 if dropout is None else dropout.rate))  # at most
-    headroom = jnp.asarray(2.0 ** -math.ceil(math.log2(sum_of_weights)), values.dtype)
-    fixed = Fixed(i, j, needed, captured_by_mask, captured_by_dropout, headroom)
-    out, logsumexp = _online(scores_of, masked, dropped, queries, keys, values, captured, fixed)
-    return out.reshape(-1, out.shape[-1])[:T], logsumexp.reshape(-1)[:T]
+    fixed = Fixed(i, j, needed, captured_by_mask, captured_by_dropout)
+    tile = Tile(scores_of, masked, dropped, hides)
+    # Weights, each at most 1, are summed before they are divided, so that their sum times a value may leave the range.
+    # So values are made smaller by a power of two, which is exact.
+    sum_of_weights = math.prod(j.marks.shape[-2:]) / (1 - (0 if dropout is None else dropout.rate))  # at most
+    headroom = 2.0 ** -math.ceil(math.log2(sum_of_weights))
+    out, normalizer = _online(tile, headroom, queries, keys, values, captured, fixed)
+    return jax.tree.map(lambda x: tiles.sharded_along(x.reshape(-1, *x.shape[2:])[:T], axes), (out, normalizer))
 
 
 _attend_compiled = jax.jit(_attend)
@@ -152,20 +182,18 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _online(scores_of, masked, dropped, queries, keys, values, captured, fixed):
-    """Output and logsumexp of every block of queries: the first recurrence above.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _online(tile: Tile, headroom: float, queries, keys, values, captured, fixed: Fixed):
+    """Output and normaliser of every block of queries: the first recurrence above.
 
     Args:
-      scores_of, masked, dropped: `(captured, query, key, i, j) -> s`, `(captured, s, i, j) -> s` and
-        `(captured, p, i, j) -> p` of one tile.
+      tile: what is done to one tile.
+      headroom: a power of two, by which any sum of weighted values stays in range.
       queries, keys, values: `[row_blocks r H]`, `[column_blocks H c]`, `[column_blocks Hv c]`; keys and values with
         another leading axis, row_blocks, where they are banded.
       captured: the arrays of the score, and the scale, which may be differentiated.
+      fixed: the rest.
     """
-    # a / l may be in range where a is not: then all values are made smaller, by a power of two, which is exact.
-    is_large = jnp.abs(values).max() > jnp.finfo(values.dtype).max * fixed.headroom
-    small = jnp.where(is_large, fixed.headroom, 1)
 
     def row(queries, blocks):
         query, i, needed = queries
@@ -173,57 +201,58 @@ def _online(scores_of, masked, dropped, queries, keys, values, captured, fixed):
         def step(carry, block):
             largest, total, weighted = carry
             key, value, j = block
-            s = masked(fixed.captured_by_mask, scores_of(captured, query, key, i, j), i, j)
+            s = tile.masked(fixed.captured_by_mask, tile.scores(captured, query, key, i, j), i, j)
             new = jnp.maximum(largest, s.max(axis=1))
             finite = jnp.where(new == -jnp.inf, 0, new)  # -inf - -inf would be NaN
             p, shrink = jnp.exp(s - finite[:, None]), jnp.exp(largest - finite)
             total = total * shrink + p.sum(axis=1)
-            p = dropped(fixed.captured_by_dropout, p, i, j)
-            return new, total, weighted * shrink[:, None] + _times(p, value)
+            p = tile.dropped(fixed.captured_by_dropout, p, i, j)
+            return new, total, weighted * shrink[:, None] + _weighted_sum(p, _seen(tile, s, value))
 
         zeros = jnp.zeros(len(query), query.dtype)
         start = zeros - jnp.inf, zeros, jnp.zeros((len(query), values.shape[-2]), values.dtype)
         largest, total, weighted = _fold(step, start, blocks, needed)
-        empty = total == 0
-        total = jnp.where(empty, 1, total)
-        return weighted / (total * small)[:, None], jnp.where(empty, -jnp.inf, largest + jnp.log(total))
+        normalizer = Normalizer(jnp.where(total == 0, 0, largest), total)
+        return weighted * (normalizer.inverse() / headroom)[:, None], normalizer
 
-    return _over_rows(row, (queries, fixed.i, fixed.needed), (keys, values * small, fixed.j))
+    return _over_rows(row, (queries, fixed.i, fixed.needed), (keys, values * headroom, fixed.j))
 
 
 @functools.partial(_online.defjvp, symbolic_zeros=True)
-def _online_jvp(scores_of, masked, dropped, primals, tangents):
+def _online_jvp(tile: Tile, headroom: float, primals, tangents):
     """The second recurrence above. A tangent is None where it is known to be zero."""
     queries, keys, values, captured, fixed = primals
     tangents = jax.tree.map(lambda t: None if isinstance(t, SymbolicZero) else t, tangents[:4], is_leaf=_is_symbolic)
     dqueries, dkeys, dvalues, dcaptured = tangents
-    outs, logsumexps = _online(scores_of, masked, dropped, *primals)
+    outs, normalizers = _online(tile, headroom, *primals)
 
     def row(queries, blocks):
-        query, dquery, out, logsumexp, i, needed = queries
-        finite = jnp.where(logsumexp == -jnp.inf, 0, logsumexp)
+        query, dquery, out, normalizer, i, needed = queries
+        inverse = normalizer.inverse()
 
         def step(carry, block):
             a, r = carry
             key, dkey, value, dvalue, j = block
 
-            def of_tile(captured, query, key):
-                return scores_of(captured, query, key, i, j)
+            def scores_of(captured, query, key):
+                return tile.scores(captured, query, key, i, j)
 
-            s, ds = _jvp(of_tile, (captured, query, key), (dcaptured, dquery, dkey))
+            s, ds = _jvp(scores_of, (captured, query, key), (dcaptured, dquery, dkey))
             # Where hidden, p is 0 whatever ds is: the mask need not be differentiated.
-            p = jnp.exp(masked(fixed.captured_by_mask, s, i, j) - finite[:, None])
-            kept = dropped(fixed.captured_by_dropout, p, i, j)
+            s = tile.masked(fixed.captured_by_mask, s, i, j)
+            p = jnp.exp(s - normalizer.peak[:, None]) * inverse[:, None]
+            kept = tile.dropped(fixed.captured_by_dropout, p, i, j)
             if ds is not None:
-                a, r = a + _times(kept * ds, value), r + (p * ds).sum(axis=1)
-            return (a if dvalue is None else a + _times(kept, dvalue)), r
+                a, r = a + _weighted_sum(kept * ds, _seen(tile, s, value)), r + (p * ds).sum(axis=1)
+            return (a if dvalue is None else a + _weighted_sum(kept, _seen(tile, s, dvalue))), r
 
-        start = jnp.zeros_like(out), jnp.zeros_like(logsumexp)
+        start = jnp.zeros_like(out), jnp.zeros_like(inverse)
         a, r = _fold(step, start, blocks, needed)
-        return a - r[:, None] * out, r
+        # The peak stands still: only the product total * exp(peak) has a meaning, and it moves by r.
+        return a - r[:, None] * out, Normalizer(jnp.zeros_like(r), normalizer.total * r)
 
-    rows = queries, dqueries, outs, logsumexps, fixed.i, fixed.needed
-    return (outs, logsumexps), _over_rows(row, rows, (keys, dkeys, values, dvalues, fixed.j))
+    rows = queries, dqueries, outs, normalizers, fixed.i, fixed.needed
+    return (outs, normalizers), _over_rows(row, rows, (keys, dkeys, values, dvalues, fixed.j))
 
 
 def _over_rows(row, queries, blocks):
@@ -231,7 +260,7 @@ def _over_rows(row, queries, blocks):
     # Reverse over reverse would otherwise keep what every row carries from block to block.
     row = jax.checkpoint(row, prevent_cse=False)
     *_, j = blocks
-    if j.index.ndim == 2:
+    if j.first.ndim == 1:
         return lax.map(lambda queries: row(queries, blocks), queries)
     return lax.map(lambda both: row(*both), (queries, blocks))
 
@@ -255,8 +284,13 @@ def _fold(step, start, blocks, needed):
     return lax.scan(jax.checkpoint(body, prevent_cse=False), start, (blocks, needed), unroll=2)[0]
 
 
-def _times(p: Float[Array, "r c"], value: Float[Array, "Hv c"]) -> Float[Array, "r Hv"]:
+def _weighted_sum(p: Float[Array, "r c"], value: Float[Array, "Hv c"]) -> Float[Array, "r Hv"]:
     return lax.dot_general(p.astype(value.dtype), value, (((1,), (1,)), ((), ())))
+
+
+def _seen(tile: Tile, s: Float[Array, "r c"], value: Float[Array, "Hv c"]) -> Float[Array, "Hv c"]:
+    """The values, 0 in place of those that no query of the tile sees."""
+    return tiles.zero_hidden_values(value.T, s != -jnp.inf).T if tile.hides else value
 
 
 def survey(mask: masks.Mask, T: int, S: int) -> Bool[Array | np.ndarray, "row_blocks column_blocks"]:
@@ -324,24 +358,6 @@ def _varying_over(tree) -> frozenset[str]:
     return frozenset().union(*(jax.typeof(x).mat.varying for x in jax.tree.leaves(tree) if mods.is_array(x)))
 
 
-def _explicit(function, *examples):
-    """`function` with everything that it captures as an argument of its own: custom derivatives need it so.
-
-    `jax.closure_convert` would leave captured integers and bools where they are.
-
-    Returns:
-      (function of (captured, *arguments), captured).
-    """
-    closed = jax.make_jaxpr(function)(*examples)
-    jaxpr, captured = closed.jaxpr, closed.consts
-
-    def explicit(captured, *arguments):
-        [result] = jax.core.eval_jaxpr(jaxpr, captured, *jax.tree.leaves(arguments))
-        return result
-
-    return explicit, captured
-
-
 def _is_symbolic(tangent) -> bool:
     return isinstance(tangent, SymbolicZero)
 
@@ -370,10 +386,9 @@ def _indices(length: int) -> Int[np.ndarray, "blocks n"]:
     return np.minimum(np.arange(count * size, dtype=np.int32), length - 1).reshape(count, size)
 
 
-def _positions(length: int, tainted: Bool[Array, "n"]) -> Positions:
-    index = _indices(length)
-    real = np.arange(index.size).reshape(index.shape) < length
-    return Positions(jnp.asarray(index), _in_blocks(tainted), None if real.all() else jnp.asarray(real))
+def _positions(nonfinite: Bool[Array, "n"], dtype) -> Positions:
+    first = jnp.asarray(_indices(len(nonfinite))[:, 0])
+    return Positions(first, _in_blocks(jnp.where(nonfinite, jnp.nan, jnp.zeros((), dtype))))
 
 
 def _in_blocks(x: Array) -> Array:

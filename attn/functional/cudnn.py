@@ -6,6 +6,7 @@ is set right around it: a query that may attend to nothing gets 0, and what lies
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from attn.functional import masks, mods
@@ -21,7 +22,7 @@ def attend(
     scale: float,
     dropout: None,
 ) -> tuple[Float[Array, "T Hv"], None]:
-    """Weigh the values as `reference.attend` does; without the logsumexp, of which the kernel has no derivative."""
+    """Weigh the values as `reference.attend` does; without the normaliser, of which the kernel has no derivative."""
     options = _named(mask, query.shape[0], key.shape[0])
     length = options.pop("length", None)
     if length is not None:
@@ -52,7 +53,12 @@ def refuses(call) -> str | None:
 
 def _same(left, right) -> bool:
     """Whether two arguments are known to be equal."""
-    return left is right or (not mods.is_array(left) and not mods.is_array(right) and left == right)
+    return left is right or (_is_constant(left) and _is_constant(right) and np.array_equal(left, right))
+
+
+def _is_constant(value) -> bool:
+    """Whether a value can be told to the kernel when it is built: a number, not an array of JAX."""
+    return not isinstance(value, jax.Array) and mods.known(value) is not None
 
 
 def _named(mask: masks.Mask | None, T: int, S: int) -> dict | None:
@@ -68,14 +74,10 @@ def _named(mask: masks.Mask | None, T: int, S: int) -> dict | None:
         return None if {"length", "local_window_size"} <= named.keys() else named
     if isinstance(mask, masks.padding):
         return {"length": mask.length}
-    offset = getattr(mask, "offset", None)
-    aligned = T == S and (offset is None or (isinstance(offset, int) and offset == 0))
+    aligned = T == S and (getattr(mask, "offset", None) is None or _same(mask.offset, 0))
     if isinstance(mask, masks.causal) and aligned:
         return {"is_causal": True}
-    if isinstance(mask, masks.sliding_window) and aligned and isinstance(mask.left, int) and mask.left >= 0:
-        return (
-            {"is_causal": True, "local_window_size": (mask.left, 0)}
-            if isinstance(mask.right, int) and mask.right == 0
-            else None
-        )
-    return None
+    if not isinstance(mask, masks.sliding_window) or not aligned or not _same(mask.right, 0):
+        return None
+    has_left = _is_constant(mask.left) and mask.left >= 0
+    return {"is_causal": True, "local_window_size": (int(mask.left), 0)} if has_left else None

@@ -34,13 +34,14 @@ class Dropout:
     Source: Srivastava et al. 2014; on attention weights as in Vaswani et al. 2017, section 5.4.
     """
 
-    rate: float
+    rate: float | np.floating
     key: Array | None = None
     head: int | Array = 0
 
     def __post_init__(self):
         if isinstance(self.rate, bool) or not isinstance(self.rate, numbers.Real):
             raise TypeError(f"Dropout: rate must be a Python number, got {self.rate!r}")
+        object.__setattr__(self, "rate", float(self.rate))  # NumPy's would decide the dtype of the weights
         if not 0 <= self.rate < 1:
             raise ValueError(f"Dropout: rate must lie in [0, 1), got {self.rate}")
         if self.rate > 0 and self.key is None:

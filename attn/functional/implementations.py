@@ -57,7 +57,8 @@ class Implementation:
     """What an implementation is.
 
     Attributes:
-      attend: attention for one head of one sequence, as `reference.attend`.
+      attend: attention for one head of one sequence, as `reference.attend`; None for the normaliser where
+        "logsumexp" is not among the features.
       features: those of `FEATURES` that it serves.
       derivatives: those of `DERIVATIVES` that it has.
       backends: those of `jax.default_backend()` that it runs on; None for all.

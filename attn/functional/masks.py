@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
+from jaxtyping import Integer as Integers
 
 from attn.functional import mods
-from attn.functional.mods import Mod, PerHead, register
+from attn.functional.mods import Integer, Mod, PerHead, register
 
 Positions = Int[Array, "..."] | Int[np.ndarray, "..."] | int
 Bounds = Bool[Array, "..."] | bool | np.bool_ | Bool[np.ndarray, "..."]
@@ -119,6 +120,24 @@ def over_blocks(reduce: Callable, array: Bool[Array, "T_or_1 S_or_1"], rows, col
 
 def _bounds(mask, rows, columns):
     return as_mask(mask).bounds(rows, columns)
+
+
+def _in_32_bits(query_ids, key_ids) -> tuple:
+    """Ids as given or, where 32 bits cannot hold those of NumPy, their ranks.
+
+    Raises:
+      ValueError: ids beyond 32 bits beside ids that are arrays of JAX.
+    """
+    both = query_ids, key_ids
+    limits = np.iinfo(np.int32)
+    known = [ids for ids in both if isinstance(ids, np.ndarray) and ids.size]
+    if all(limits.min <= ids.min() and ids.max() <= limits.max for ids in known):
+        return both
+    if len(known) < 2:
+        raise ValueError("segments: ids beyond 32 bits must be NumPy arrays, both query_ids and key_ids")
+    # As objects: NumPy has no integers that hold both int64 and uint64, and would make them floats.
+    distinct = np.unique(np.concatenate([np.ravel(ids).astype(object) for ids in both]))
+    return tuple(np.searchsorted(distinct, ids.astype(object)).astype(np.int32) for ids in both)
 
 
 def _ends(rows, columns):
@@ -227,17 +246,17 @@ class causal(Mask):
     Source: Vaswani et al. 2017, section 3.2.3.
     """
 
-    offset: int | Array | None = None
+    offset: Integer | None = None
 
     def __post_init__(self):
         mods.check_integer_or_none("causal: offset", self.offset)
-        object.__setattr__(self, "offset", mods.within_reach(self.offset))
+        mods.clamp_known(self, "offset")
 
     def _at(self, T, S):
         return causal(mods.resolve_offset("causal", self.offset, T, S))
 
     def __call__(self, i: Positions, j: Positions):
-        return j - i <= (0 if self.offset is None else self.offset)  # in this form a large offset cannot overflow
+        return j - i <= (0 if self.offset is None else mods.clamped(self.offset))
 
     def bounds(self, rows, columns):
         first_i, last_i, first_j, last_j = _ends(rows, columns)
@@ -253,22 +272,22 @@ class padding(Mask):
       length: number of real keys; integer, may be traced.
     """
 
-    length: int | Array
+    length: Integer
 
     def __post_init__(self):
         mods.check_integer(f"{type(self).__name__}: length", self.length)
-        object.__setattr__(self, "length", mods.within_reach(self.length))
+        mods.clamp_known(self, "length")
 
     def _at(self, T, S):
         mods.check_scalar(f"{type(self).__name__}: length", self.length)
         return self
 
     def __call__(self, i: Positions, j: Positions):
-        return j < self.length
+        return j < mods.clamped(self.length)
 
     def bounds(self, rows, columns):
         _, _, first_j, last_j = _ends(rows, columns)
-        return first_j < self.length, last_j < self.length
+        return self(0, first_j), self(0, last_j)
 
 
 @register
@@ -295,16 +314,15 @@ class sliding_window(Mask):
     Source: Beltagy et al. 2020 (Longformer), section 3.1.
     """
 
-    left: int | Array
-    right: int | Array
-    offset: int | Array | None = None
+    left: Integer
+    right: Integer
+    offset: Integer | None = None
 
     def __post_init__(self):
         for name in ("left", "right"):
             mods.check_integer(f"sliding_window: {name}", getattr(self, name))
         mods.check_integer_or_none("sliding_window: offset", self.offset)
-        for name in ("left", "right", "offset"):
-            object.__setattr__(self, name, mods.within_reach(getattr(self, name)))
+        mods.clamp_known(self, "left", "right", "offset")
 
     def _at(self, T, S):
         for name in ("left", "right"):
@@ -313,14 +331,16 @@ class sliding_window(Mask):
 
     def __call__(self, i: Positions, j: Positions):
         distance = j - mods.place(i, self.offset)
-        # Not distance >= -left: an unsigned left would wrap around. Nor distance + left >= 0: a large one would.
-        return (-distance <= self.left) & (distance <= self.right)
+        return self._holds(distance, distance)
 
     def bounds(self, rows, columns):
         first_i, last_i, first_j, last_j = _ends(rows, columns)
         nearest, farthest = first_j - mods.place(last_i, self.offset), last_j - mods.place(first_i, self.offset)
-        some = (-farthest <= self.left) & (nearest <= self.right)
-        return some, (-nearest <= self.left) & (farthest <= self.right)
+        return self._holds(farthest, nearest), self._holds(nearest, farthest)
+
+    def _holds(self, to_the_left, to_the_right):
+        """Whether the one distance j - (i + offset) is at least -left, and the other at most right."""
+        return (to_the_left >= -mods.clamped(self.left)) & (to_the_right <= mods.clamped(self.right))
 
 
 @register
@@ -335,12 +355,14 @@ class segments(Mask):
     Source: Raffel et al. 2020, section 2.1 (packing); Krell et al. 2021.
     """
 
-    query_ids: Int[Array | np.ndarray, "*heads T"]
-    key_ids: Int[Array | np.ndarray, "*heads S"]
+    query_ids: Integers[Array | np.ndarray, "*heads T"]
+    key_ids: Integers[Array | np.ndarray, "*heads S"]
 
     def __post_init__(self):
         for name in ("query_ids", "key_ids"):
             mods.check_array(f"segments: {name}", getattr(self, name), jnp.integer)
+        for name, ids in zip(("query_ids", "key_ids"), _in_32_bits(self.query_ids, self.key_ids)):
+            object.__setattr__(self, name, ids)
 
     def _at(self, T, S):
         mods.check_shape("segments: query_ids", self.query_ids, (T,))
@@ -348,13 +370,20 @@ class segments(Mask):
         return self
 
     def __call__(self, i: Positions, j: Positions):
-        return jnp.asarray(self.query_ids)[i] == jnp.asarray(self.key_ids)[j]
+        query_ids, key_ids = self._of_one_dtype()
+        return query_ids[i] == key_ids[j]
 
     def bounds(self, rows, columns):
-        queries, keys = jnp.asarray(self.query_ids)[rows], jnp.asarray(self.key_ids)[columns]
+        query_ids, key_ids = self._of_one_dtype()
+        queries, keys = query_ids[rows], key_ids[columns]
         low, high = queries.min(axis=1)[:, None], queries.max(axis=1)[:, None]
         least, most = keys.min(axis=1)[None, :], keys.max(axis=1)[None, :]
         return (low <= most) & (least <= high), (low == most) & (least == high)
+
+    def _of_one_dtype(self) -> tuple[Array, Array]:
+        query_ids, key_ids = jnp.asarray(self.query_ids), jnp.asarray(self.key_ids)
+        dtype = jax.dtypes.canonicalize_dtype(np.promote_types(query_ids.dtype, key_ids.dtype))
+        return query_ids.astype(dtype), key_ids.astype(dtype)
 
     def _picture_shape(self):
         return self.query_ids.shape[0], self.key_ids.shape[0]

@@ -10,9 +10,16 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import GetAttrKey, all_leaves, register_pytree_with_keys
+from jaxtyping import Array, Float
+from jaxtyping import Integer as Integers
 
-_FAR = 2**30  # farther than any position
+# Numbers, and arrays of them: of Python, of NumPy or of JAX.
+Integer = int | np.integer | Integers[Array | np.ndarray, "..."]
+Real = float | np.floating | Float[Array | np.ndarray, "..."] | Integer
+
+_FAR = 2**30  # farther than any position; a sum of two such integers still fits into 32 bits
 
 
 def is_array(x) -> bool:
@@ -176,7 +183,16 @@ def returned(kind: str, mod, *arguments):
     Raises:
       TypeError: neither an array nor a number.
     """
-    value = mod(*arguments)
+    try:
+        value = mod(*arguments)
+    except jax.dtypes.TypePromotionError as error:
+        given = ", ".join(
+            f"{name} {argument.dtype}" for name, argument in zip("ij" if kind == "mask" else "sij", arguments)
+        )
+        raise TypeError(
+            f"{kind} {describe(mod)} mixes dtypes, which jax_numpy_dtype_promotion='strict' forbids: convert what it "
+            f"reads to the dtypes that it is given ({given})"
+        ) from error
     if not is_array(value) and not isinstance(value, (bool, int, float)):
         raise TypeError(f"{kind} {describe(mod)} must return an array, got {type(value).__name__}")
     return value
@@ -218,7 +234,7 @@ def resolve_offset(name: str, offset, T: int, S: int):
     """
     if offset is not None:
         check_scalar(f"{name}: offset", offset)
-        return offset
+        return int(offset) if isinstance(offset, (np.ndarray, np.generic)) else offset
     if T == S:
         return 0
     raise ValueError(
@@ -229,7 +245,7 @@ def resolve_offset(name: str, offset, T: int, S: int):
 
 def place(i, offset):
     """Query positions among the keys; an unset offset means 0."""
-    return i if offset is None else i + offset
+    return i if offset is None else i + clamped(offset)
 
 
 @register
@@ -273,9 +289,59 @@ def holds_function(mod) -> bool:
     return callable(mod)
 
 
-def within_reach(value):
-    """A Python integer no larger than any sum of positions in 32 bits needs; arrays and None as they are."""
-    return max(-_FAR, min(value, _FAR)) if isinstance(value, int) else value
+def clamped(value):
+    """An integer, or integers, clamped to -2^30..2^30, so that no sum with positions leaves 32 bits.
+
+    No sequence is that long, so that what a mask shows does not change. Python integers stay Python integers and arrays
+    become int32; None stays None.
+    """
+    if isinstance(value, int):
+        return max(-_FAR, min(value, _FAR))
+    if isinstance(value, (np.ndarray, np.generic)):
+        return np.asarray(np.clip(np.asarray(value, object), -_FAR, _FAR), np.int32)
+    if isinstance(value, jax.Array):
+        limits = jnp.iinfo(value.dtype)  # of a narrow or unsigned dtype, which the bounds themselves may not fit into
+        value = jnp.minimum(value, _FAR) if limits.max > _FAR else value
+        value = jnp.maximum(value, -_FAR) if limits.min < -_FAR else value
+        return value.astype(jnp.int32)
+    return value
+
+
+def clamp_known(mod, *fields: str):
+    """Clamp those of the fields that are known while tracing, when a mod is built.
+
+    JAX would take a NumPy integer beyond 32 bits for another number, without a word. Arrays of JAX are clamped where
+    they are used, so that they stay the caller's own.
+    """
+    for field in fields:
+        if not isinstance(value := getattr(mod, field), jax.Array):
+            object.__setattr__(mod, field, clamped(value))
+
+
+def known(value) -> np.ndarray | None:
+    """A number, or numbers, whose values are known while tracing; None of what is traced."""
+    if isinstance(value, (int, float, np.ndarray, np.generic)):
+        return np.asarray(value)
+    is_concrete = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+    return np.asarray(value) if is_concrete and value.is_fully_addressable else None
+
+
+def widened(tree):
+    """The same tree with arrays of 16-bit floats as float32.
+
+    What is read many times gets a gradient that is a sum, and such a sum must not be rounded to 16 bits at each step.
+    """
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if is_half(x) else x, tree)
+
+
+def wide_dtype(*dtypes) -> np.dtype:
+    """The dtype to sum in: float64 where one of the dtypes is, else float32."""
+    return np.dtype("float64" if any(dtype == np.float64 for dtype in dtypes) else "float32")
+
+
+def is_half(x) -> bool:
+    """Whether `x` is an array of floats of 16 bits or fewer."""
+    return is_array(x) and jnp.issubdtype(x.dtype, jnp.floating) and jnp.dtype(x.dtype).itemsize < 4
 
 
 def parts(mod) -> list:

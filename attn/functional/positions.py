@@ -5,9 +5,15 @@ Additive encodings return rows to add to embeddings; `rotary` turns queries and 
 `none`. Positions are integers (or reals), in tokens.
 """
 
+import math
+import operator
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Num
+
+from attn.functional import mods
 
 
 def sinusoidal(positions: Num[Array, "T"], width: int, *, base: float = 10_000.0) -> Float[Array, "T D"]:
@@ -31,7 +37,7 @@ def sinusoidal(positions: Num[Array, "T"], width: int, *, base: float = 10_000.0
     positions = _check_positions(positions)
     if width < 1:
         raise ValueError(f"sinusoidal: width must be at least 1, got {width}")
-    angles = positions[:, None] * _frequencies(width, base)[None, :]
+    angles = _angles(positions, width, base)
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(len(positions), -1)[:, :width]
 
 
@@ -93,19 +99,22 @@ def rotary(
         raise ValueError(f"rotary: x {tuple(x.shape)} and positions {tuple(positions.shape)} differ in length")
     if not 0 < fraction <= 1:
         raise ValueError(f"rotary: fraction must lie in (0, 1], got {fraction}")
-    if isinstance(scale, (int, float)) and not scale > 0:
+    known = mods.known(scale)
+    if known is not None and not (known > 0).all():
         raise ValueError(f"rotary: scale must be positive, got {scale}")
-    turned = int(x.shape[-1] * fraction) // 2 * 2
-    angles = (positions / scale)[:, None] * _frequencies(turned, base)[None, :]
+    # A product that is a whole number may come out just below it, as 50 * 0.58 does.
+    turned = math.floor(round(x.shape[-1] * fraction, 6)) // 2 * 2
+    angles = _angles(positions, turned, base, scale)
     angles = jnp.expand_dims(angles, tuple(range(1, x.ndim - 1)))
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     left, right, rest = jnp.split(x, (turned // 2, turned), axis=-1)
+    left, right = left.astype(angles.dtype), right.astype(angles.dtype)
     rotated = [left * cos - right * sin, left * sin + right * cos]
     return jnp.concatenate([half.astype(x.dtype) for half in rotated] + [rest], axis=-1)
 
 
 def relative_buckets(
-    distance: Int[Array, "..."], *, num_buckets: int = 32, max_distance: int = 128, bidirectional: bool = True
+    distance: mods.Integer, *, num_buckets: int = 32, max_distance: int = 128, bidirectional: bool = True
 ) -> Int[Array, "..."]:
     """Which learned bias a distance j - i shares: exact when near, logarithmic up to `max_distance`, then one.
 
@@ -123,6 +132,8 @@ def relative_buckets(
 
     Source: Raffel et al. 2020, section 2.1.
     """
+    # NumPy's integers would overflow in the powers below.
+    num_buckets, max_distance = operator.index(num_buckets), operator.index(max_distance)
     each = num_buckets // 2 if bidirectional else num_buckets
     exact = each // 2
     if exact < 1 or max_distance <= exact:
@@ -130,24 +141,46 @@ def relative_buckets(
             f"relative_buckets: num_buckets {num_buckets} and max_distance {max_distance} leave no exact buckets "
             "or no distances beyond them"
         )
+    distance = jnp.asarray(mods.clamped(distance))
     ahead = jnp.where(distance > 0, each, 0) if bidirectional else 0
     far = jnp.abs(distance) if bidirectional else jnp.maximum(-distance, 0)
-    ratio = jnp.log(jnp.maximum(far, exact) / exact) / jnp.log(max_distance / exact)
-    logarithmic = jnp.minimum(exact + (ratio * (each - exact)).astype(far.dtype), each - 1)
+    starts = jnp.asarray(_logarithmic_starts(exact, each, max_distance), far.dtype)
+    logarithmic = exact - 1 + jnp.searchsorted(starts, far, side="right", method="compare_all").astype(far.dtype)
     return ahead + jnp.where(far < exact, far, logarithmic)
 
 
-def alibi_slopes(num_heads: int) -> Float[Array, "N"]:
+def _logarithmic_starts(exact: int, each: int, max_distance: int) -> list[int]:
+    """The first distance of each logarithmic bucket.
+
+    Bucket exact + m holds the distances d with floor(log(d / exact) / log(max_distance / exact) * (each - exact)) = m.
+    In integers, since the quotient of the logarithms may come out just below a whole number:
+    d^(each - exact) >= max_distance^m exact^(each - exact - m).
+    """
+    count, starts = each - exact, [exact]
+    for m in range(1, count):
+        bound = max_distance**m * exact ** (count - m)
+        start = math.floor((max_distance / exact) ** (m / count) * exact)
+        while start**count >= bound:
+            start -= 1
+        while start**count < bound:
+            start += 1
+        starts.append(start)
+    return starts
+
+
+def alibi_slopes(num_heads: int | np.integer) -> Float[Array, "N"]:
     """Slopes for `scores.alibi`, one a head: 2^(-8 n / N) for n = 1..N.
 
     Raises:
-      TypeError: no integer.
+      TypeError: not an integer.
       ValueError: fewer than one head.
 
     Source: Press et al. 2022, section 3 (the geometric sequence also where N is no power of 2).
     """
-    if not isinstance(num_heads, int):
-        raise TypeError(f"alibi_slopes: num_heads must be an integer, got {num_heads!r}")
+    try:
+        num_heads = operator.index(num_heads)
+    except TypeError:
+        raise TypeError(f"alibi_slopes: num_heads must be an integer, got {num_heads!r}") from None
     if num_heads < 1:
         raise ValueError(f"alibi_slopes: num_heads must be at least 1, got {num_heads}")
     return 2.0 ** (-8.0 * jnp.arange(1, num_heads + 1) / num_heads)
@@ -183,13 +216,27 @@ def randomized(
     return jnp.where(jnp.arange(length) < wanted, drawn, last)
 
 
-def _frequencies(width: int, base: float) -> Float[Array, "pairs"]:
-    """base^(-2m/D) for m = 0 .. ceil(D/2) - 1."""
-    return base ** (-jnp.arange(0, width, 2) / width)
+def _angles(positions: Num[Array, "T"], width: int, base: float, scale=1.0) -> Float[Array, "T pairs"]:
+    """t / (scale base^(2m/D)) for m = 0 .. ceil(D/2) - 1."""
+    frequencies = base ** (-jnp.arange(0.0, width, 2) / width)
+    return (positions.astype(frequencies.dtype) / scale)[:, None] * frequencies[None, :]
 
 
 def _check_positions(positions) -> Array:
-    positions = jnp.asarray(positions)
-    if positions.ndim != 1:
-        raise ValueError(f"positions must have shape [T], got {positions.shape}")
-    return positions
+    """Positions as an array of JAX.
+
+    Raises:
+      TypeError: floats of 16 bits, which tell whole numbers apart only up to 256 (bfloat16) or 2,048 (float16).
+      ValueError: wrong rank, or integers that JAX would wrap around.
+    """
+    if mods.is_half(positions):
+        raise TypeError(
+            f"positions must be integers or floats of 32 bits or more, got {positions.dtype}, which rounds whole "
+            "numbers: convert them before they grow"
+        )
+    array = jnp.asarray(positions)
+    if array.ndim != 1:
+        raise ValueError(f"positions must have shape [T], got {array.shape}")
+    if isinstance(positions, np.ndarray) and positions.dtype.kind in "iu" and (np.asarray(array) != positions).any():
+        raise ValueError(f"positions must fit into {array.dtype}, got {positions[np.asarray(array) != positions][0]}")
+    return array

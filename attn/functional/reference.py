@@ -5,10 +5,11 @@ Source: Vaswani et al. 2017, equation 1.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
-from attn.functional import masks, scores, tiles
+from attn.functional import masks, mods, scores, tiles
 from attn.functional.dropout import Dropout
+from attn.functional.tiles import Normalizer
 
 
 def attend(
@@ -20,18 +21,17 @@ def attend(
     score: scores.Score | None,
     scale: float | Num[Array, ""],
     dropout: Dropout | None,
-) -> tuple[Float[Array, "T Hv"], Float[Array, "T"]]:
-    """Weigh the values: out = softmax(scores) value, and logsumexp(scores)."""
+) -> tuple[Float[Array, "T Hv"], Normalizer]:
+    """Weigh the values: out = softmax(scores) value, and the sum that normalises the softmax."""
     i, j = jnp.arange(query.shape[0]), jnp.arange(key.shape[0])
-    if mask is None and score is None:  # nothing is hidden, so that everybody sees a NaN
-        tainted = None
-    else:
-        value, tainted = tiles.set_aside(value)
-    p, logsumexp = softmax(masked_scores(query, key, i, tainted, mask, score, scale))
+    s, visible = scores_of(query, key, i, mask, score, scale)
+    p, normalizer = softmax(s, visible)
     if dropout is not None:
         p = dropout(p, i[:, None], j[None, :])
-    out = jnp.matmul(p, value.astype(jnp.promote_types(value.dtype, p.dtype)))
-    return out, logsumexp
+    if visible is not None:
+        value = tiles.zero_hidden_values(value, visible)
+    wide = mods.wide_dtype(value.dtype, p.dtype)
+    return jnp.matmul(p.astype(wide), value.astype(wide)), normalizer
 
 
 def weights(
@@ -44,43 +44,47 @@ def weights(
     scale: float | Num[Array, ""],
 ) -> Float[Array, "R S"]:
     """What each query, at position `rows`, gives to each key: softmax(scores)."""
-    return softmax(masked_scores(query, key, rows, jnp.zeros(key.shape[0], bool), mask, score, scale))[0]
+    return softmax(*scores_of(query, key, rows, mask, score, scale))[0]
 
 
-def masked_scores(query, key, rows, tainted_values, mask, score, scale) -> Float[Array, "R S"]:
-    """The scores of the queries at positions `rows`: -inf where masked."""
-    if mask is None and score is None:
-        return _scaled_products(query, key, scale)
-    (query, tainted_queries), (key, tainted_keys) = tiles.set_aside(query), tiles.set_aside(key)
+def scores_of(query, key, rows, mask, score, scale) -> tuple[Float[Array, "R S"], Bool[Array, "R S"] | None]:
+    """The scores of the queries at positions `rows`, and which pairs are visible; None where nothing is hidden."""
+    if mask is None and score is None:  # every query attends to every key, so NaNs may propagate
+        return _scaled_products(query, key, scale), None
+    (query, bad_queries), (key, bad_keys) = tiles.zero_nonfinite_rows(query), tiles.zero_nonfinite_rows(key)
     s = _scaled_products(query, key, scale)
-    tainted = tainted_queries[:, None] | (tainted_keys | tainted_values)[None, :]
     i, j = rows[:, None], jnp.arange(key.shape[0])[None, :]
     s = s if score is None else scores.evaluate(score, s, i, j)
-    return tiles.masked(s, i, j, tainted, mask)
+    visible = tiles.visible_pairs(None if score is None else s, i, j, mask)
+    return tiles.mark_nonfinite(s, visible, bad_queries[:, None] | bad_keys[None, :]), visible
 
 
 def _scaled_products(query, key, scale) -> Float[Array, "R S"]:
-    wide = jnp.promote_types(query.dtype, jnp.float32)
+    wide = mods.wide_dtype(query.dtype)
     return jnp.matmul(query, key.T, preferred_element_type=wide) * jnp.asarray(scale, wide)
 
 
 @jax.custom_jvp
-def softmax(s: Float[Array, "R S"]) -> tuple[Float[Array, "R S"], Float[Array, "R"]]:
-    """Softmax and logsumexp of each row; 0 and -inf where a row is -inf throughout."""
-    peak = s.max(axis=-1, keepdims=True)
+def _softmax(s: Float[Array, "R S"], visible: Bool[Array, "R S"] | None) -> tuple[Float[Array, "R S"], Normalizer]:
+    """Softmax of each row over its visible keys, and the sum that normalises it; 0 where a row sees nothing."""
+    s = s if visible is None else jnp.where(visible, s, -jnp.inf)
+    peak = s.max(axis=-1)
     peak = jnp.where(peak == -jnp.inf, 0, peak)  # -inf - -inf would be NaN
-    e = jnp.exp(s - peak)
-    total = e.sum(axis=-1, keepdims=True)
-    empty = total == 0
-    p = e * (1 / jnp.where(empty, 1, total))
-    return p, jnp.where(empty, -jnp.inf, jnp.log(total) + peak)[:, 0]
+    e = jnp.exp(s - peak[:, None])
+    normalizer = Normalizer(peak, e.sum(axis=-1))
+    return e * normalizer.inverse()[:, None], normalizer
 
 
-@softmax.defjvp
+# Compiled as one, so that the -inf inside is no error under jax_debug_infs.
+softmax = jax.jit(_softmax)
+
+
+@_softmax.defjvp
 def _softmax_jvp(primals, tangents):
-    """With r = sum p ds: dp = p (ds - r) and d logsumexp = r, from p alone instead of back through exp and sum."""
-    (s,), (ds,) = primals, tangents
-    p, logsumexp = softmax(s)
+    """With r = sum p ds: dp = p (ds - r), and d log total = r beside a peak that stands still."""
+    ds, _ = tangents
+    p, normalizer = softmax(*primals)
     # Not (p * ds).sum(axis=1): jaxlib 0.10 compiles that wrongly for a CPU where ds is batched and p is not.
     r = jnp.einsum("ij,ij->i", p, ds, precision="highest")
-    return (p, logsumexp), (p * (ds - r[:, None]), r)
+    moved = Normalizer(jnp.zeros_like(normalizer.peak), normalizer.total * r)
+    return (p, normalizer), (p * (ds - r[:, None]), moved)

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from attn.functional import mods
+from attn.functional import closures, mods
 from attn.functional.masks import Positions
-from attn.functional.mods import Mod, PerHead, register
+from attn.functional.mods import Integer, Mod, PerHead, Real, register
 
 
 class Score(Mod):
@@ -50,10 +50,14 @@ def evaluate(score: Score, s: Float[Array, "T S"], i, j) -> Float[Array, "T S"]:
       TypeError: the score returns anything but real floats.
       ValueError: what it returns does not broadcast to the tile.
     """
-    changed = mods.returned("score", score, s, i, j)
-    if not jnp.issubdtype(jnp.result_type(changed), jnp.floating):
-        raise TypeError(f"score {mods.describe(score)} must return real floats, got {jnp.result_type(changed)}")
-    return jnp.broadcast_to(mods.as_tile("score", score, changed, i, j), s.shape).astype(s.dtype)
+
+    def changed(s, i, j):
+        value = mods.returned("score", score, s, i, j)
+        if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            raise TypeError(f"score {mods.describe(score)} must return real floats, got {jnp.result_type(value)}")
+        return jnp.broadcast_to(mods.as_tile("score", score, value, i, j), s.shape).astype(s.dtype)
+
+    return closures.call(changed, s, i, j) if mods.holds_function(score) else changed(s, i, j)
 
 
 @register
@@ -104,11 +108,12 @@ class softcap(Score):
     Source: Gemma Team 2024 (Gemma 2), section 2.
     """
 
-    cap: float | Array
+    cap: Real
 
     def __post_init__(self):
         mods.check_real("softcap: cap", self.cap)
-        if isinstance(self.cap, (int, float)) and not 0 < self.cap < float("inf"):
+        known = mods.known(self.cap)
+        if known is not None and not ((known > 0) & (known < np.inf)).all():
             raise ValueError(f"softcap: cap must be positive and finite, got {self.cap}")
 
     def _at(self, T, S):
@@ -116,7 +121,8 @@ class softcap(Score):
         return self
 
     def __call__(self, s: Array, i: Positions, j: Positions):
-        return self.cap * jnp.tanh(s / self.cap)
+        cap = jnp.asarray(self.cap, jnp.result_type(s))
+        return cap * jnp.tanh(s / cap)
 
 
 @register
@@ -131,12 +137,13 @@ class alibi(Score):
     Source: Press et al. 2022, section 3 (the distance taken absolutely, so that it serves encoders too).
     """
 
-    slope: float | Array
-    offset: int | Array | None = None
+    slope: Real
+    offset: Integer | None = None
 
     def __post_init__(self):
         mods.check_real("alibi: slope", self.slope)
         mods.check_integer_or_none("alibi: offset", self.offset)
+        _check_reach("alibi", self.offset)
 
     def _at(self, T, S):
         mods.check_scalar("alibi: slope", self.slope)
@@ -144,7 +151,7 @@ class alibi(Score):
 
     def __call__(self, s: Array, i: Positions, j: Positions):
         distance = jnp.abs(mods.place(i, self.offset) - j)
-        return s - self.slope * distance.astype(s.dtype)
+        return s - jnp.asarray(self.slope, s.dtype) * jnp.asarray(distance, s.dtype)
 
 
 @register
@@ -166,23 +173,25 @@ class relative_bias(Score):
     """
 
     table: Float[Array | np.ndarray, "*heads R"]
-    offset: int | Array | None = None
+    offset: Integer | None = None
     num_queries: int | None = None
 
     def __post_init__(self):
         mods.check_array("relative_bias: table", self.table, jnp.floating)
         mods.check_integer_or_none("relative_bias: offset", self.offset)
+        _check_reach("relative_bias", self.offset)
 
     def _at(self, T, S):
         if len(self.table.shape) != 1:
             raise ValueError(f"relative_bias: table must have one axis here, got {tuple(self.table.shape)}")
         offset = mods.resolve_offset("relative_bias", self.offset, T, S)
-        first, last = -offset, S + T - 2 - offset
-        if isinstance(offset, int) and not 0 <= first <= last < self.table.shape[0]:
-            raise ValueError(
-                f"relative_bias: T = {T} queries and S = {S} keys with offset {offset} read the entries {first} "
-                f"to {last} of a table of {self.table.shape[0]}"
-            )
+        if (known := mods.known(offset)) is not None:
+            first, last = -int(known), S + T - 2 - int(known)
+            if not 0 <= first <= last < self.table.shape[0]:
+                raise ValueError(
+                    f"relative_bias: T = {T} queries and S = {S} keys with offset {known} read the entries {first} "
+                    f"to {last} of a table of {self.table.shape[0]}"
+                )
         return dataclasses.replace(self, offset=offset, num_queries=T)
 
     def __call__(self, s: Array, i: Positions, j: Positions):
@@ -190,7 +199,7 @@ class relative_bias(Score):
         entry = j - mods.place(i, self.offset) + zero
         # A distance outside the table, by a traced offset, shows as NaN and not as some other distance's bias.
         bias = jnp.asarray(self.table).at[entry].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-        return s + bias
+        return s + bias.astype(s.dtype)
 
 
 @register
@@ -212,4 +221,15 @@ class dense(Score):
         return self
 
     def __call__(self, s: Array, i: Positions, j: Positions):
-        return s + jnp.asarray(self.bias)[i, j]
+        return s + jnp.asarray(self.bias)[i, j].astype(s.dtype)
+
+
+def _check_reach(name: str, offset):
+    """Check an offset that is known: distances from it must fit into 32 bits.
+
+    Raises:
+      ValueError: it is farther than any position.
+    """
+    known = mods.known(offset)
+    if known is not None and (known != np.asarray(mods.clamped(offset))).any():
+        raise ValueError(f"{name}: offset must lie within 2^30 of 0, got {offset}")

@@ -32,6 +32,22 @@ def as_array(name: str, value) -> Array:
         raise TypeError(f"{name} must be an array, got {type(value).__name__}") from error
 
 
+def check_lengths(name: str, array: Array, axes: str, *, batch: int):
+    """Check that no axis behind the batch axes has length 0.
+
+    Args:
+      name: of the argument.
+      array: as it was given.
+      axes: of its shape, in words.
+      batch: number of batch axes.
+
+    Raises:
+      ValueError: one has.
+    """
+    if 0 in array.shape[batch:]:
+        raise ValueError(f"{name} must have shape {axes} with no axis of length 0, got {array.shape}")
+
+
 def as_flag(name: str, value) -> bool:
     """Take a switch, which must be known while tracing.
 
@@ -57,8 +73,8 @@ def as_bias(value, axes: str, shape: tuple[int, ...]) -> Array | None:
         raise TypeError("bias must be real numbers to add to the scores, got bool: bools belong in mask")
     if not jnp.issubdtype(bias.dtype, jnp.floating) and not jnp.issubdtype(bias.dtype, jnp.integer):
         raise TypeError(f"bias must be real numbers to add to the scores, got {bias.dtype}")
-    if jnp.issubdtype(bias.dtype, jnp.integer):
-        bias = bias.astype(jnp.float32)
+    # Also of 16 bits: the gradient of what examples and heads share is a sum over them.
+    bias = bias.astype(mods.wide_dtype(bias.dtype))
     return fit("bias", bias, axes, shape)
 
 
@@ -162,10 +178,10 @@ class query_padding(Mask):
       length: number of real queries; integer, may be traced.
     """
 
-    length: int | Array
+    length: mods.Integer
 
     def __call__(self, i: Positions, j: Positions):
-        return i < self.length
+        return i < mods.clamped(self.length)
 
     def bounds(self, rows, columns):
-        return rows[:, :1] < self.length, rows[:, -1:] < self.length
+        return self(rows[:, :1], 0), self(rows[:, -1:], 0)

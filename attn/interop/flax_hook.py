@@ -135,6 +135,7 @@ def _promote(query, key, value, dtype, promote_dtype) -> tuple[Array, Array, Arr
     for name, array in zip(named, found, strict=True):
         if array.ndim < 3:
             raise ValueError(f"{name} must have shape [batch... length heads width], got {array.shape}")
+        arrays.check_lengths(name, array, "[batch... length heads width]", batch=array.ndim - 3)
     if len({array.shape[:-3] for array in found}) > 1:
         shapes = ", ".join(str(array.shape) for array in found)
         raise ValueError(f"query, key and value must agree on their batch axes, got {shapes}")

@@ -103,6 +103,7 @@ def _with_batch_axis(*given) -> list[Array]:
     for (name, axes), array in zip(_AXES.items(), found, strict=True):
         if array.ndim not in (3, 4):
             raise ValueError(f"{name} must have shape [B {axes}] or [{axes}], got {array.shape}")
+        arrays.check_lengths(name, array, f"[B {axes}] or [{axes}]", batch=array.ndim - 3)
         if array.dtype != found[0].dtype:
             raise TypeError(f"{name} must have the query's dtype {found[0].dtype}, got {array.dtype}")
     found = [array if array.ndim == 4 else array[None] for array in found]

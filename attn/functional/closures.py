@@ -1,0 +1,91 @@
+"""Closure conversion: what a function captures becomes an argument, and 16-bit floats are summed in float32.
+
+A derivative with respect to a captured array is a sum over everything that reads it: pairs of positions, tiles, heads.
+In bfloat16 a sum of ones stops at 256. So what is captured in 16 bits is held in float32, which changes no value, and
+is moved about (indexed, sliced, broadcast) in float32, so that the transposes of these, which are sums, are too.
+Arithmetic stays in the dtype that the function asks for.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+
+from attn.functional import mods
+
+# Primitives that copy numbers and compute none.
+_MOVES = frozenset(
+    (
+        *("broadcast_in_dim", "reshape", "squeeze", "transpose", "rev", "copy", "pad", "concatenate"),
+        *("slice", "dynamic_slice", "gather", "select_n"),
+    )
+)
+_CALLS = frozenset(("jit", "pjit", "closed_call"))
+
+
+def convert(function: Callable, *examples) -> tuple[Callable, list]:
+    """Make what `function` captures an argument, as custom derivatives and loops require.
+
+    `jax.closure_convert` would leave captured integers and bools where they are.
+
+    Args:
+      function: of arrays, or trees of them, that returns the like.
+      examples: arguments, or abstract ones (`jax.ShapeDtypeStruct`), of the shapes to convert for.
+
+    Returns:
+      (function of (captured, *arguments), captured), 16-bit floats among the captured as float32.
+    """
+    structure = None
+
+    def flat(*arguments):
+        nonlocal structure
+        results, structure = jax.tree.flatten(function(*arguments))
+        return results
+
+    closed = jax.make_jaxpr(flat)(*examples)
+
+    def converted(captured, *arguments):
+        return structure.unflatten(_evaluate(closed.jaxpr, captured, jax.tree.leaves(arguments)))
+
+    return converted, mods.widened(closed.consts)
+
+
+def call(function: Callable, *arguments):
+    """Call a function of arrays so that what it captures in 16 bits gets its derivatives summed in float32."""
+    converted, captured = convert(function, *arguments)
+    return converted(captured, *arguments)
+
+
+def _evaluate(jaxpr, captured: Sequence, arguments: Sequence) -> list:
+    """Evaluate a jaxpr; a 16-bit float is held in float32 from where it is captured to where it is computed with."""
+    if not any(map(mods.is_half, [variable.aval for variable in _variables(jaxpr)])):
+        return jax.core.eval_jaxpr(jaxpr, captured, *arguments)
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*captured, *arguments), strict=True))
+
+    def held(variable):
+        return variable.val if isinstance(variable, Literal) else values[variable]
+
+    def exact(variable):
+        value = held(variable)
+        return jnp.asarray(value, variable.aval.dtype) if mods.is_half(variable.aval) else value
+
+    for equation in jaxpr.eqns:
+        name, parameters, inputs = equation.primitive.name, equation.params, equation.invars
+        if name in _CALLS:
+            inner = parameters["jaxpr"]
+            results = _evaluate(inner.jaxpr, inner.consts, [held(variable) for variable in inputs])
+        elif name == "convert_element_type":
+            results = [jax.lax.convert_element_type(held(inputs[0]), parameters["new_dtype"])]
+        else:
+            named = list(dict.fromkeys(variable for variable in inputs if not isinstance(variable, Literal)))
+            given = mods.widened([held(v) for v in named]) if name in _MOVES else [exact(v) for v in named]
+            alone = jaxpr.replace(constvars=[], invars=named, eqns=[equation], outvars=equation.outvars)
+            results = jax.core.eval_jaxpr(alone, (), *given)
+        values.update(zip(equation.outvars, results, strict=True))
+    return [exact(variable) for variable in jaxpr.outvars]
+
+
+def _variables(jaxpr) -> list:
+    inside = (variable for equation in jaxpr.eqns for variable in (*equation.invars, *equation.outvars))
+    return [*jaxpr.constvars, *jaxpr.invars, *inside]
