@@ -248,7 +248,7 @@ def load(run: str | os.PathLike) -> Run:
         state = checkpoints.restore(folder.checkpoints, step, jax.eval_shape(lambda: initial_state(config, vocabulary)))
     except checkpoints.CheckpointError as error:
         raise RunError(str(error)) from None
-    return Run(folder.path, config, vocabulary, graphdef, jax.tree.map(jnp.asarray, state.params), step)
+    return Run(folder.path, config, vocabulary, graphdef, jax.tree.map(jnp.asarray, state.kept), step)
 
 
 def _power_of_two(number: int) -> int:

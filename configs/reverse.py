@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """One layer a stack, sinusoidal positions at the bottom of both, AdamW."""
+    """One layer per stack, sinusoidal positions at the bottom of both, Muon, until the answers are exact."""
     config = ConfigDict()
     config.task = dict(name="reverse", symbols=16, min_length=1, max_length=32)
     config.data = dict(source="generated", folder=None)  # source="tfds": the data set, in TFDS's folder or in `folder`
@@ -30,20 +30,26 @@ def get_config() -> ConfigDict:
         dtype="float32",
     )
     config.optimizer = dict(
-        learning_rate=3e-3,
-        warmup_fraction=0.1,
-        decay="cosine",
+        name="muon",
+        learning_rate=0.01,  # of the matrices between hidden layers
+        rest_learning_rate=0.01,  # of embeddings, norms, biases and logits
+        momentum=0.95,
+        warmup_fraction=0.1,  # of the most steps; then the rates fall as 1 / step
+        decay="inverse",
         beta1=0.9,
         beta2=0.95,
-        weight_decay=0.0,
+        weight_decay=0.3,
         clip_norm=10.0,
+        averaging=0.1,  # evaluated and kept is an average over about the last tenth of the steps
     )
     config.training = dict(
         seed=0,
-        steps=2_000,
+        steps=2_500,  # at most
+        stop_when_exact=5_000,  # validation strings, at two intermediate evaluations in a row
+        replaced_tokens=0.2,  # of those that the decoder reads: it learns to look at the source instead
         batch_size=32,
         steps_per_dispatch=100,
-        evaluate_every=500,
+        evaluate_every=100,
         checkpoint_every=1_000,
     )
     config.evaluation = dict(examples=10_000, examples_on_the_way=500, batch_size=500, beam_width=1, seed=0)

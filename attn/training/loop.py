@@ -24,6 +24,7 @@ from attn.training.config import Config
 from attn.training.folders import Folder
 from attn.training.judging import Judgement, build_answer, judge, judging_batches
 from attn.training.meshes import replicate, tokens_like
+from attn.training.optimizers import learning_rate
 from attn.training.progress import Clock, Display, Row, readable
 from attn.training.state import (
     Report,
@@ -31,9 +32,9 @@ from attn.training.state import (
     batches_specs,
     build_dispatch,
     initial_state,
-    learning_rate,
     model_structure,
 )
+from attn.training.stopping import Watch
 
 
 class TrainingError(RuntimeError):
@@ -45,12 +46,16 @@ class Interrupted(RuntimeError):
 
 
 class Outcome(NamedTuple):
-    """What a finished training run leaves in memory; `beam` where a beam was asked for besides."""
+    """What a finished training run leaves in memory; `beam` where a beam was asked for besides.
+
+    `exact_on` is how many validation sources were all answered exactly, if that ended training.
+    """
 
     state: State
     questions: Questions
     judgement: Judgement
     beam: Judgement | None
+    exact_on: int | None
 
 
 class Programs(NamedTuple):
@@ -103,22 +108,22 @@ def train(
             state = replicate(checkpoints.restore(folder.checkpoints, newest, state), mesh)
             display.say(f"resumed at step {newest:,}")
         settings = config.evaluation
-        on_the_way = data.questions("validation", settings.examples_on_the_way, settings.seed)
-        state = _run(config, state, programs, on_the_way, writes, display, clock, stop, on_checkpoint)
+        watch = Watch(config, data, programs.judge, mesh)
+        state = _run(config, state, programs, watch, writes, display, clock, stop, on_checkpoint)
     with clock.phase("evaluate"):
         questions = data.questions("test", settings.examples, settings.seed)
-        judgement = programs.judge(state.params, questions)
-        beam = programs.judge_beam and programs.judge_beam(state.params, questions)
-    return Outcome(state, questions, judgement, beam)
+        judgement = programs.judge(state.kept, questions)
+        beam = programs.judge_beam and programs.judge_beam(state.kept, questions)
+    return Outcome(state, questions, judgement, beam, watch.exact_on(state))
 
 
-def _run(config, state, programs, on_the_way, folder, display, clock, stop, on_checkpoint) -> State:
+def _run(config, state, programs, watch, folder, display, clock, stop, on_checkpoint) -> State:
     """From the state's step to the last."""
     training = config.training
     rate = learning_rate(config.optimizer, training.steps)
     step = int(state.step)
     display.begin()
-    while step < training.steps:
+    while step < training.steps and not watch.is_over(state):
         every = (training.evaluate_every, training.checkpoint_every, training.steps_per_dispatch)
         until = min(training.steps, *(step - step % n + n for n in every))
         before = clock.seconds["train"]
@@ -138,16 +143,19 @@ def _run(config, state, programs, on_the_way, folder, display, clock, stop, on_c
         row = Row(step, loss, float(report.tokens) / (clock.seconds["train"] - before), float(rate(step)))
         if step % training.evaluate_every == 0 and step < training.steps:
             with clock.phase("evaluate"):
-                scores = programs.judge(state.params, on_the_way).scores.overall()
-            row = row._replace(**scores.values())
+                state, values = watch.look(state)
+            row = row._replace(**values)
         display.show(row)
         stopping = stop.is_set()
-        if folder and (step % training.checkpoint_every == 0 or step == training.steps or stopping):
+        ended = step == training.steps or watch.is_over(state)
+        if folder and (step % training.checkpoint_every == 0 or ended or stopping):
             if on_checkpoint is not None:
                 on_checkpoint(state)
             checkpoints.save(folder.checkpoints, state)
         if stopping:
             raise Interrupted(f"stopped at step {step:,}, which is saved")
+    for line in watch.describe(state):
+        display.say(line)
     return state
 
 
