@@ -86,11 +86,10 @@ def run(request: Request) -> int:
     except KeyboardInterrupt:
         return fail(_NOTHING_WRITTEN, 130)
     try:
-        if finished and (finished["steps"] >= config.training.steps or finished.get("exact_on")):
+        if finished and (finished["steps"] >= config.training.steps or finished.get("stopped_when_exact")):
             _note_moved_data(folder, config)
-            exact_on = finished.get("exact_on")
-            more = "; more steps: --config.training.steps=N"
-            print(f"{folder.path} is finished already{f': exact on {exact_on:,} sources' if exact_on else more}")
+            more = "; more steps: --config.training.steps=N" if finished["steps"] >= config.training.steps else ""
+            print(f"{folder.path} is finished already{more or ', as its answers were exact'}")
             report(finished, folder)
             return 0
         with _stopped_by_sigterm():
@@ -211,7 +210,7 @@ def summarise(config: Config, data: Generated | Stored, folder: Folder, outcome:
         "examples_evaluated": int(scores.overall().exact_match.count),
         "lengths_evaluated": [length for length, _ in scores.by_length()],
         "beam": _beam(config, outcome.beam),
-        "exact_on": outcome.exact_on,  # validation sources, where that ended training
+        "stopped_when_exact": outcome.exact,
         "steps": int(outcome.state.step),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(outcome.state.params)),
         "seed": config.training.seed,

@@ -245,11 +245,16 @@ def longest_input(model: Model, room: Callable[[int], int]) -> int | None:
 
 
 def _check_data(config: Config):
-    """Settings that mean nothing for the source of the data must be left alone."""
+    """Settings that mean nothing for the source of the data, or for the model, must be left alone."""
     if config.training.one_length and config.data.source != "generated":
         raise ConfigError(
             f"config.training.one_length: got True, but config.data.source is {config.data.source!r}; only 'generated' "
             "draws lengths"
+        )
+    if config.training.replaced_tokens and not MODELS[config.model.name].reads_target:
+        raise ConfigError(
+            f"config.training.replaced_tokens: got {config.training.replaced_tokens}, means nothing for "
+            f"config.model.name = {config.model.name!r}, which reads no target"
         )
     data, default = config.data, Data()
     readers = {name: "pairs" for name in ("path", "tokens", "validation", "test", "longest")} | {"folder": "tfds"}

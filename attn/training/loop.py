@@ -34,7 +34,7 @@ from attn.training.state import (
     initial_state,
     model_structure,
 )
-from attn.training.stopping import Watch
+from attn.training.stopping import compile_is_exact
 
 
 class TrainingError(RuntimeError):
@@ -48,14 +48,14 @@ class Interrupted(RuntimeError):
 class Outcome(NamedTuple):
     """What a finished training run leaves in memory; `beam` where a beam was asked for besides.
 
-    `exact_on` is how many validation sources were all answered exactly, if that ended training.
+    `exact` says whether it ended because the answers were exact.
     """
 
     state: State
     questions: Questions
     judgement: Judgement
     beam: Judgement | None
-    exact_on: int | None
+    exact: bool
 
 
 class Programs(NamedTuple):
@@ -65,6 +65,7 @@ class Programs(NamedTuple):
     advance: Callable[[State, int, int], tuple[State, Report]]  # (state, its step, until) -> (state, report)
     judge: Callable[[nnx.State, Questions], Judgement]  # greedily
     judge_beam: Callable[[nnx.State, Questions], Judgement] | None
+    is_exact: Callable[[nnx.State], bool] | None  # where training stops when it is
 
 
 def train(
@@ -108,22 +109,25 @@ def train(
             state = replicate(checkpoints.restore(folder.checkpoints, newest, state), mesh)
             display.say(f"resumed at step {newest:,}")
         settings = config.evaluation
-        watch = Watch(config, data, programs.judge, mesh)
-        state = _run(config, state, programs, watch, writes, display, clock, stop, on_checkpoint)
+        on_the_way = data.questions("validation", settings.examples_on_the_way, settings.seed)
+        state, exact = _run(config, state, programs, on_the_way, writes, display, clock, stop, on_checkpoint)
     with clock.phase("evaluate"):
         questions = data.questions("test", settings.examples, settings.seed)
         judgement = programs.judge(state.kept, questions)
         beam = programs.judge_beam and programs.judge_beam(state.kept, questions)
-    return Outcome(state, questions, judgement, beam, watch.exact_on(state))
+    return Outcome(state, questions, judgement, beam, exact)
 
 
-def _run(config, state, programs, watch, folder, display, clock, stop, on_checkpoint) -> State:
-    """From the state's step to the last."""
+def _run(config, state, programs, on_the_way, folder, display, clock, stop, on_checkpoint) -> tuple[State, bool]:
+    """From the state's step to the last, or to that at which the answers are exact, and whether they are."""
     training = config.training
     rate = learning_rate(config.optimizer, training.steps)
     step = int(state.step)
     display.begin()
-    while step < training.steps and not watch.is_over(state):
+    # A run that is resumed may have been ended between finding that it is exact and saying so.
+    again = programs.is_exact is not None and step > 0 and step % training.evaluate_every == 0
+    exact = again and _evaluate(programs, state, on_the_way, clock)[1]
+    while step < training.steps and not exact:
         every = (training.evaluate_every, training.checkpoint_every, training.steps_per_dispatch)
         until = min(training.steps, *(step - step % n + n for n in every))
         before = clock.seconds["train"]
@@ -142,21 +146,30 @@ def _run(config, state, programs, watch, folder, display, clock, stop, on_checkp
             )
         row = Row(step, loss, float(report.tokens) / (clock.seconds["train"] - before), float(rate(step)))
         if step % training.evaluate_every == 0 and step < training.steps:
-            with clock.phase("evaluate"):
-                state, values = watch.look(state)
+            values, exact = _evaluate(programs, state, on_the_way, clock)
             row = row._replace(**values)
         display.show(row)
         stopping = stop.is_set()
-        ended = step == training.steps or watch.is_over(state)
-        if folder and (step % training.checkpoint_every == 0 or ended or stopping):
+        if folder and (step % training.checkpoint_every == 0 or step == training.steps or exact or stopping):
             if on_checkpoint is not None:
                 on_checkpoint(state)
             checkpoints.save(folder.checkpoints, state)
         if stopping:
             raise Interrupted(f"stopped at step {step:,}, which is saved")
-    for line in watch.describe(state):
-        display.say(line)
-    return state
+    if many := training.stop_when_exact:
+        said = f"exact on {many:,} validation sources at step {step:,}: stopped"
+        display.say(said if exact else f"not yet exact on {many:,} validation sources at step {step:,}, the last one")
+    return state, exact
+
+
+def _evaluate(programs: Programs, state: State, questions: Questions, clock: Clock) -> tuple[dict[str, float], bool]:
+    """The metrics of some validation sources by name, none where there are no sources; and whether training is over."""
+    if not len(questions.lengths):
+        return {}, False
+    with clock.phase("evaluate"):
+        scores = programs.judge(state.kept, questions).scores.overall()
+        right = programs.is_exact is not None and scores.exact_match.value() == 1.0
+        return scores.values(), right and programs.is_exact(state.kept)
 
 
 def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Programs:
@@ -179,9 +192,12 @@ def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Pr
     with ThreadPoolExecutor(1 if jax.process_count() > 1 else None) as pool:
         advance = pool.submit(compile_steps, config, data, mesh, shapes)
         state = pool.submit(start)
+        is_exact = config.training.stop_when_exact and pool.submit(compile_is_exact, config, data, mesh, shapes.params)
         judges = [pool.submit(compile_judge, config, data, mesh, shapes.params, width) for width in beams]
     greedy, *beam = (judge.result() for judge in judges)
-    programs = Programs(state.result(), advance.result(), greedy, beam[0] if beam else None)
+    programs = Programs(
+        state.result(), advance.result(), greedy, beam[0] if beam else None, is_exact.result() if is_exact else None
+    )
     _give_memory_back()
     return programs
 

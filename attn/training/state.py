@@ -39,7 +39,6 @@ class State(NamedTuple):
     optimizer: optax.OptState
     step: Int[Array, ""]
     average: nnx.State | None = None
-    exact: Int[Array, ""] | None = None  # intermediate evaluations in a row, the last among them, that were exact
 
     @property
     def kept(self) -> nnx.State:
@@ -71,8 +70,7 @@ def initial_state(config: Config, vocabulary: Vocabulary) -> State:
     packed = packing(config.optimizer, params).pack(params)
     average = params if config.optimizer.averaging else None
     optimizer_state = optimizer(config.optimizer, config.training.steps).init(packed)
-    none = jnp.zeros((), jnp.int32)
-    return State(params, optimizer_state, none, average, none if config.training.stop_when_exact else None)
+    return State(params, optimizer_state, jnp.zeros((), jnp.int32), average)
 
 
 def example_loss(
@@ -115,7 +113,7 @@ def build_dispatch(config: Config, data: Generated | Stored, mesh: Mesh) -> Call
         # At step t the newest counts 1 / (1 + a t): the average spans a part of the steps so far.
         weight = 1 / (1 + averaging * state.step)
         average = jax.tree.map(lambda mean, new: mean + (new - mean) * weight, state.average, params)
-        return State(params, optimizer_state, state.step + 1, average, state.exact), report
+        return State(params, optimizer_state, state.step + 1, average), report
 
     def dispatch(state: State, until: Int[Array, ""], batches) -> tuple[State, Report]:
         nothing = Report(Mean(jnp.zeros(()), jnp.zeros(())), jnp.zeros(()))

@@ -1,7 +1,8 @@
-"""Intermediate evaluations, and the end of training once enough validation sources are all answered exactly."""
+"""The end of training as soon as its answers are exact, with a margin."""
 
 from collections.abc import Callable
 
+import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -10,75 +11,50 @@ from attn.tasks.examples import Questions
 from attn.tasks.generated import Generated
 from attn.tasks.stored import Stored
 from attn.training.config import Config
-from attn.training.judging import Judgement
-from attn.training.meshes import replicate
-from attn.training.state import State
+from attn.training.decoding import margins
+from attn.training.judging import judging_batches, share_out, widened
+from attn.training.meshes import share, tokens_like
+from attn.training.state import model_structure
 
-# Exact once may be luck: the error rate falls from one evaluation to the next, but a few wrong of 10,000 can be missed.
-_IN_A_ROW = 2
+# How far the logit of every right token must be above all others, on every validation source. That the answers are
+# right alone would not do: at 0 errors in 5,000 some of 10,000 others are still wrong. Two more nats, of which the
+# smallest of 5,000 margins and of 10,000 differ by a few tenths, leave room.
+_MARGIN = 2.0
 
 
-class Watch:
-    """The intermediate evaluations of a run, on validation sources, of which none is in the test.
+def compile_is_exact(
+    config: Config, data: Generated | Stored, mesh: Mesh, params: nnx.State
+) -> Callable[[nnx.State], bool]:
+    """Make `params -> bool`: whether `stop_when_exact` validation sources are all answered right, with a margin.
 
-    Whether to stop follows from the state alone, which counts the exact evaluations: a run that resumes stops where an
-    unbroken one does.
+    It hangs on the parameters alone, so that a run that resumes stops where an unbroken one does.
 
     Args:
       config: of the run.
-      data: for its validation part.
-      evaluate: `(params, questions) -> Judgement`.
-      mesh: of the state.
+      data: for its validation part, of which no source is in the test.
+      mesh: over which batches are shared out.
+      params: shapes of the parameters.
     """
+    vocabulary, graphdef = data.vocabulary, model_structure(config, data.vocabulary)[0]
+    questions = data.questions("validation", config.training.stop_when_exact, config.evaluation.seed)
+    widths = questions.sources.shape[1], questions.targets.shape[1]
+    size = judging_batches(config, vocabulary, max(widths), config.evaluation.batch_size, mesh)[max(widths)]
+    program = share_out(lambda model, batch: margins(model, vocabulary, *batch), graphdef, mesh)
+    program = program.lower(params, tuple(tokens_like(size, width, mesh) for width in widths)).compile()
 
-    def __init__(
-        self,
-        config: Config,
-        data: Generated | Stored,
-        evaluate: Callable[[nnx.State, Questions], Judgement],
-        mesh: Mesh,
-    ):
-        settings, many = config.evaluation, config.training.stop_when_exact
-        self._few = data.questions("validation", settings.examples_on_the_way, settings.seed)
-        self._many = data.questions("validation", many, settings.seed) if many else None
-        self._evaluate, self._at_a_time, self._mesh = evaluate, settings.batch_size, mesh
+    def lowest(params: nnx.State, part: Questions) -> float:
+        """The lowest margin of some sources; of one that has several accepted answers, the surest counts."""
+        found = []
+        for first in range(0, len(part.asked), size):
+            rows = slice(first, first + size)
+            batch = part.sources[part.asked[rows]], part.targets[rows]
+            filled = tuple(widened(tokens, width, size) for tokens, width in zip(batch, widths))
+            found.append(jax.device_get(program(params, share(filled, mesh)))[: len(batch[0])])
+        best = np.full(len(part.lengths), -np.inf)
+        np.maximum.at(best, part.asked, np.concatenate(found))
+        return float(best.min())
 
-    def look(self, state: State) -> tuple[State, dict[str, float]]:
-        """Evaluate on a few sources and, where those are exact and it may end training, on many.
-
-        Returns:
-          The state, which counts exact evaluations, and the metrics of the few by name; none without such sources.
-        """
-        if not len(self._few.lengths):
-            return state, {}
-        values = self._evaluate(state.kept, self._few).scores.overall().values()
-        if self._many is not None:
-            exact = values["exact_match"] == 1.0 and self._all_exact(state.kept, self._many)
-            in_a_row = int(state.exact) + 1 if exact else 0
-            state = state._replace(exact=replicate(np.int32(in_a_row), self._mesh))
-        return state, values
-
-    def is_over(self, state: State) -> bool:
-        """Whether training has become exact."""
-        return self._many is not None and int(state.exact) >= _IN_A_ROW
-
-    def exact_on(self, state: State) -> int | None:
-        """How many validation sources were all answered exactly, if that has ended training."""
-        return len(self._many.lengths) if self.is_over(state) else None
-
-    def describe(self, state: State) -> list[str]:
-        """How training ended, in lines for people."""
-        if self._many is None:
-            return []
-        many, step = f"{len(self._many.lengths):,} validation sources", f"step {int(state.step):,}"
-        if self.is_over(state):
-            return [f"exact on {many} {_IN_A_ROW} times in a row, at {step}: stopped"]
-        return [f"not exact on {many} {_IN_A_ROW} times in a row by {step}, the last that config.training.steps allows"]
-
-    def _all_exact(self, params: nnx.State, questions: Questions) -> bool:
-        """Whether all are answered exactly; the first batch with a wrong answer ends it."""
-        total = len(questions.lengths)
-        parts = -(-total // self._at_a_time)
-        # Sources come in ascending order of length: every part has them of all lengths.
-        some = (questions.chosen(np.arange(first, total, parts)) for first in range(parts))
-        return all(self._evaluate(params, part).scores.overall().exact_match.value() == 1.0 for part in some)
+    # Sources come in ascending order of length: every part has them of all lengths, and the first low one ends it.
+    total = len(questions.lengths)
+    parts = [questions.chosen(np.arange(k, total, -(-total // size))) for k in range(-(-total // size))]
+    return lambda params: all(lowest(params, part) >= _MARGIN for part in parts)
