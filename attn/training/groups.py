@@ -56,10 +56,10 @@ class Model:
 class Optimizer:
     """Which optimizer, and its settings: see `attn.training.optimizers`.
 
-    Muon has `learning_rate` and `momentum` for the matrices between hidden layers; for the other parameters it has
-    `rest_learning_rate`, and AdamW's settings. AdamW has neither of the two and must leave them alone.
-    With `averaging` = a > 0 the parameters that are evaluated and kept are an average of those of all steps so far, of
-    which the last a-th part counts most; 0 is the last step's.
+    Muon has `learning_rate`, `momentum` and `weight_decay` for the matrices between hidden layers, and
+    `rest_learning_rate`, `beta1` and `beta2` for the other parameters. With `averaging` = a > 0 the parameters that are
+    evaluated and kept are an average over the steps so far, of which the last part, a of them, counts most; 0 keeps
+    those of the last step.
     """
 
     name: str = "adamw"

@@ -61,19 +61,21 @@ def _schedule(peak: float, settings: Optimizer, steps: int) -> optax.Schedule:
 def optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformation:
     """Return the optimizer of packed parameters: clipping by the global norm, then AdamW or Muon.
 
+    Weight decay is that of all parameters in AdamW, of the matrices alone in Muon.
+
     Source: Loshchilov and Hutter 2019; Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
     """
     rate = learning_rate(settings, steps)
-    adam = dict(b1=settings.beta1, b2=settings.beta2, weight_decay=settings.weight_decay)
     if settings.name == "adamw":
-        update = optax.adamw(rate, **adam)
+        update = optax.adamw(rate, b1=settings.beta1, b2=settings.beta2, weight_decay=settings.weight_decay)
     else:
         update = muon(
             rate,
             beta=settings.momentum,
             weight_decay=settings.weight_decay,
             adam_learning_rate=_schedule(settings.rest_learning_rate, settings, steps),
-            **{f"adam_{name}": value for name, value in adam.items()},
+            adam_b1=settings.beta1,
+            adam_b2=settings.beta2,
             muon_weight_dimension_numbers=Matrices(MuonDimensionNumbers(1, 2), None),
         )
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), update)
