@@ -64,7 +64,7 @@ class Optimizer:
 
     name: str = "adamw"
     learning_rate: float = 3e-3
-    rest_learning_rate: float = 1e-2
+    rest_learning_rate: float = 2e-2
     momentum: float = 0.95
     warmup_fraction: float = 0.1
     decay: str = "cosine"

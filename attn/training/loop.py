@@ -23,7 +23,7 @@ from attn.training import checkpoints
 from attn.training.config import Config
 from attn.training.folders import Folder
 from attn.training.judging import Judgement, build_answer, judge, judging_batches
-from attn.training.meshes import replicate, tokens_like
+from attn.training.meshes import compile_quickly, replicate, tokens_like
 from attn.training.optimizers import learning_rate
 from attn.training.progress import Clock, Display, Row, readable
 from attn.training.state import (
@@ -180,9 +180,8 @@ def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Pr
         return initial_state(config, data.vocabulary)
 
     def start() -> State:
-        # It runs once: on a CPU, compiling it thoroughly would cost more than it saves.
-        quickly = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
-        return jax.jit(initial, out_shardings=everywhere, compiler_options=quickly)()
+        # It runs once: compiling it thoroughly would cost more than it saves.
+        return jax.jit(initial, out_shardings=everywhere, compiler_options=compile_quickly(mesh, 0))()
 
     shapes = jax.eval_shape(initial)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
@@ -222,7 +221,7 @@ def compile_steps(
 
     like = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), batches(0, 0), places)
     until = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-    dispatch = build_dispatch(config, data, mesh).lower(shapes, until, like).compile()
+    dispatch = build_dispatch(config, data, mesh).lower(shapes, until, like).compile(compile_quickly(mesh))
 
     def advance(state, step, until):
         given = jax.device_put(batches(step, until), places)

@@ -18,6 +18,8 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from attn.training.config import Optimizer
 
+_NEWTON_SCHULZ, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5  # as published
+
 
 class Matrices(NamedTuple):
     """Parameters as Muon holds them.
@@ -71,6 +73,8 @@ def optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformation:
     else:
         update = muon(
             rate,
+            ns_coeffs=(_NEWTON_SCHULZ,) * _ITERATIONS,  # of each: a loop, where one for all would be unrolled
+            ns_steps=_ITERATIONS,
             beta=settings.momentum,
             weight_decay=settings.weight_decay,
             adam_learning_rate=_schedule(settings.rest_learning_rate, settings, steps),
