@@ -34,7 +34,7 @@ from attn.training.state import (
     initial_state,
     model_structure,
 )
-from attn.training.stopping import compile_is_exact
+from attn.training.stopping import Exactness, compile_exactness
 
 
 class TrainingError(RuntimeError):
@@ -65,7 +65,7 @@ class Programs(NamedTuple):
     advance: Callable[[State, int, int], tuple[State, Report]]  # (state, its step, until) -> (state, report)
     judge: Callable[[nnx.State, Questions], Judgement]  # greedily
     judge_beam: Callable[[nnx.State, Questions], Judgement] | None
-    is_exact: Callable[[nnx.State], bool] | None  # where training stops when it is
+    exactness: Exactness | None  # at which training stops
 
 
 def train(
@@ -125,7 +125,7 @@ def _run(config, state, programs, on_the_way, folder, display, clock, stop, on_c
     step = int(state.step)
     display.begin()
     # A run that is resumed may have been ended between finding that it is exact and saying so.
-    again = programs.is_exact is not None and step > 0 and step % training.evaluate_every == 0
+    again = programs.exactness is not None and step > 0 and step % training.evaluate_every == 0
     exact = again and _evaluate(programs, state, on_the_way, clock)[1]
     while step < training.steps and not exact:
         every = (training.evaluate_every, training.checkpoint_every, training.steps_per_dispatch)
@@ -156,9 +156,9 @@ def _run(config, state, programs, on_the_way, folder, display, clock, stop, on_c
             checkpoints.save(folder.checkpoints, state)
         if stopping:
             raise Interrupted(f"stopped at step {step:,}, which is saved")
-    if many := training.stop_when_exact:
-        said = f"exact on {many:,} validation sources at step {step:,}: stopped"
-        display.say(said if exact else f"not yet exact on {many:,} validation sources at step {step:,}, the last one")
+    if programs.exactness is not None:
+        on = f"exact on {programs.exactness.count:,} validation sources"
+        display.say(f"{on} at step {step:,}: stopped" if exact else f"not yet {on} at step {step:,}, the last one")
     return state, exact
 
 
@@ -168,8 +168,8 @@ def _evaluate(programs: Programs, state: State, questions: Questions, clock: Clo
         return {}, False
     with clock.phase("evaluate"):
         scores = programs.judge(state.kept, questions).scores.overall()
-        right = programs.is_exact is not None and scores.exact_match.value() == 1.0
-        return scores.values(), right and programs.is_exact(state.kept)
+        right = programs.exactness is not None and scores.exact_match.value() == 1.0
+        return scores.values(), right and programs.exactness.holds(state.kept)
 
 
 def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Programs:
@@ -191,11 +191,12 @@ def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Pr
     with ThreadPoolExecutor(1 if jax.process_count() > 1 else None) as pool:
         advance = pool.submit(compile_steps, config, data, mesh, shapes)
         state = pool.submit(start)
-        is_exact = config.training.stop_when_exact and pool.submit(compile_is_exact, config, data, mesh, shapes.params)
+        stops = config.training.stop_when_exact > 0
+        exactness = pool.submit(compile_exactness, config, data, mesh, shapes.params) if stops else None
         judges = [pool.submit(compile_judge, config, data, mesh, shapes.params, width) for width in beams]
     greedy, *beam = (judge.result() for judge in judges)
     programs = Programs(
-        state.result(), advance.result(), greedy, beam[0] if beam else None, is_exact.result() if is_exact else None
+        state.result(), advance.result(), greedy, beam[0] if beam else None, exactness and exactness.result()
     )
     _give_memory_back()
     return programs

@@ -1,6 +1,7 @@
 """The end of training as soon as its answers are exact, with a margin."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,10 +23,15 @@ from attn.training.state import model_structure
 _MARGIN = 3.0
 
 
-def compile_is_exact(
-    config: Config, data: Generated | Stored, mesh: Mesh, params: nnx.State
-) -> Callable[[nnx.State], bool]:
-    """Make `params -> bool`: whether `stop_when_exact` validation sources are all answered right, with a margin.
+class Exactness(NamedTuple):
+    """The condition for stopping: `holds(params)` says whether `count` validation sources are answered exactly."""
+
+    count: int
+    holds: Callable[[nnx.State], bool]
+
+
+def compile_exactness(config: Config, data: Generated | Stored, mesh: Mesh, params: nnx.State) -> Exactness:
+    """Make the condition that up to `stop_when_exact` validation sources are all answered right, with a margin.
 
     It hangs on the parameters alone, so that a run that resumes stops where an unbroken one does.
 
@@ -59,4 +65,4 @@ def compile_is_exact(
     # Sources come in ascending order of length: every part has them of all lengths, and the first low one ends it.
     total = len(questions.lengths)
     parts = [questions.chosen(np.arange(k, total, -(-total // size))) for k in range(-(-total // size))]
-    return lambda params: all(lowest(params, part) >= _MARGIN for part in parts)
+    return Exactness(total, lambda params: all(lowest(params, part) >= _MARGIN for part in parts))
