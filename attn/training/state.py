@@ -110,10 +110,12 @@ def build_dispatch(config: Config, data: Generated | Stored, mesh: Mesh) -> Call
         gradients = jax.tree.map(lambda x: x / report.loss.count, gradients)
         updates, optimizer_state = optimise.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
+        return State(params, optimizer_state, state.step + 1, averaged(state, params)), report
+
+    def averaged(state: State, new):
         # At step t the newest counts 1 / (1 + a t): the average spans a part of the steps so far.
         weight = 1 / (1 + averaging * state.step)
-        average = jax.tree.map(lambda mean, new: mean + (new - mean) * weight, state.average, params)
-        return State(params, optimizer_state, state.step + 1, average), report
+        return jax.tree.map(lambda mean, new: mean + (new - mean) * weight, state.average, new) if averaging else None
 
     def dispatch(state: State, until: Int[Array, ""], batches) -> tuple[State, Report]:
         nothing = Report(Mean(jnp.zeros(()), jnp.zeros(())), jnp.zeros(()))
