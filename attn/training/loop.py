@@ -242,7 +242,8 @@ def compile_judge(
     graphdef, _ = model_structure(config, vocabulary)
     answer = build_answer(vocabulary, graphdef, mesh, beam_width)
     of_width = {
-        width: answer.lower(params, tokens_like(size, width, mesh)).compile() for width, size in batches.items()
+        width: answer.lower(params, tokens_like(size, width, mesh)).compile(compile_quickly(mesh))
+        for width, size in batches.items()
     }
 
     def compiled(params, sources):

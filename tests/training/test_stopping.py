@@ -52,7 +52,7 @@ def test_what_is_kept_is_what_was_evaluated(copy_run):
         np.testing.assert_array_equal(kept, average)
         assert (np.asarray(kept) != np.asarray(last)).any()
     questions = Generated(run.config.task).questions("validation", 10_000, run.config.evaluation.seed)
-    lowest = margins(run.model, run.vocabulary, questions.sources, questions.targets).min()
+    lowest = margins(run.model, run.vocabulary, *map(jnp.asarray, (questions.sources, questions.targets))).min()
     assert lowest >= 2.99  # 3, but for the rounding of another program
     scores = run.evaluate(examples=50)
     assert scores.overall().exact_match.value() == 1.0
@@ -101,8 +101,8 @@ def test_margins_are_those_of_the_logits_and_positive_where_the_answer_is_writte
     run = attn.load(copy_run)
     # Longer than trained on, so that some answers are wrong.
     questions = Generated(run.config.task).questions_of_each_length("test", [5, 9], 20, seed=0)
-    found = margins(run.model, run.vocabulary, questions.sources, questions.targets)
-    right = confirmed(run.model, run.vocabulary, questions.sources, questions.targets)
+    asked = [jnp.asarray(tokens) for tokens in (questions.sources, questions.targets)]
+    found, right = (check(run.model, run.vocabulary, *asked) for check in (margins, confirmed))
     np.testing.assert_array_equal(found > 0, right)
     assert 0 < right.sum() < len(right)
     for source, target, margin in zip(questions.sources[::7], questions.targets[::7], found[::7]):
