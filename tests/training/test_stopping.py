@@ -108,7 +108,7 @@ def test_margins_are_those_of_the_logits_and_positive_where_the_answer_is_writte
     for source, target, margin in zip(questions.sources[::7], questions.targets[::7], found[::7]):
         length = int((target != 0).sum())
         read = jnp.array([run.vocabulary.begin, *target[: length - 1]])
-        logits = np.asarray(run.model(source, read), np.float64)[:, 1:]  # padding is never written
+        logits = np.asarray(run.model(jnp.asarray(source), read), np.float64)[:, 1:]  # padding is never written
         leads = [row[token - 1] - np.delete(row, token - 1).max() for row, token in zip(logits, target[:length])]
         assert float(margin) == pytest.approx(min(leads), abs=1e-3)
 
