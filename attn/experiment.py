@@ -83,9 +83,10 @@ def run(request: Request) -> int:
     except KeyboardInterrupt:
         return fail(NOTHING_WRITTEN, 130)
     try:
-        if finished and finished["steps"] >= config.training.steps:
+        if finished and (finished["steps"] >= config.training.steps or finished.get("stopped_when_exact")):
             _note_moved_data(folder, config)
-            print(f"{folder.path} is finished already; more steps: --config.training.steps=N")
+            more = "; more steps: --config.training.steps=N" if finished["steps"] >= config.training.steps else ""
+            print(f"{folder.path} is finished already{more or ', as its answers were exact'}")
             report(finished, folder)
             return 0
         with stopped_by_sigterm():
@@ -207,6 +208,7 @@ def summarise(config: Config, data: Generated | Stored, folder: Folder, outcome:
         "examples_evaluated": int(scores.overall().exact_match.count),
         "lengths_evaluated": [length for length, _ in scores.by_length()],
         "beam": _beam(config, outcome.beam),
+        "stopped_when_exact": outcome.exact,
         "steps": int(outcome.state.step),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(outcome.state.params)),
         "seed": config.training.seed,
@@ -223,7 +225,7 @@ def draw(config: Config, data: Generated | Stored, folder: Folder, outcome: Outc
     """Draw what the model looks at while it answers the longest of the samples."""
     *_, row = _sample_rows(data.vocabulary, outcome.questions)
     graphdef, _ = model_structure(config, data.vocabulary)
-    params = jax.device_get(outcome.state.params)
+    params = jax.device_get(outcome.state.kept)
     run = Run(folder.path, config, data.vocabulary, graphdef, params, int(outcome.state.step))
     source = outcome.questions.sources[row][: outcome.questions.lengths[row]]
     run.draw(capture(run.model, data.vocabulary, source, outcome.judgement.answers[row]), folder.picture)

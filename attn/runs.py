@@ -254,7 +254,7 @@ def load(run: str | os.PathLike, warn: Callable[[str], None] = warnings.warn) ->
     if state is None:
         first = min(config.training.checkpoint_every, config.training.steps)
         raise RunError(f"{folder.path}: has no checkpoint yet (the first comes at step {first:,})")
-    return Run(folder.path, config, vocabulary, graphdef, jax.tree.map(jnp.asarray, state.params), int(state.step))
+    return Run(folder.path, config, vocabulary, graphdef, jax.tree.map(jnp.asarray, state.kept), int(state.step))
 
 
 def _power_of_two(number: int) -> int:

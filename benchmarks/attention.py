@@ -40,12 +40,12 @@ from importlib import metadata
 
 import psutil
 from attention_peers import CONTESTANTS, DIFFERENCES, LARGEST_DIFFERENCE, MASKS, SECTIONS, Job, say
-from copy_task import busy_share, cpu_name, positive
+from copy_task import busy_share, positive
+from machine import describe as describe_machine
 from rich.console import Console
 from rich.table import Table
 
 from attn.functional.implementations import IMPLEMENTATIONS
-from attn.training import meshes
 
 CHILD = pathlib.Path(__file__).with_name("attention_peers.py")
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -432,12 +432,12 @@ def main() -> int:
         return 2
     busy = None if args.quick else busy_share()
     measured = measure(jobs(args, kind))
-    machine = {"cpu": cpu_name(), "cores": meshes.cores(), "device": found["device"], "busy_before": busy}
+    machine = describe_machine() | {"device": found["device"], "busy_before": busy}
     summary = {
         "figures": figures(measured),
         "platform": kind,
         "differences": DIFFERENCES,
-        "machine": machine | {"system": platform.platform()},
+        "machine": machine,
         "versions": versions(),
         "seconds": round(time.time() - started),
         **measured,

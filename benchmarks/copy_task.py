@@ -27,6 +27,7 @@ import jax
 import numpy as np
 import psutil
 from jax.sharding import NamedSharding, PartitionSpec
+from machine import describe as describe_machine
 
 from attn.tasks.generated import Generated, ask, distinct_strings
 from attn.tasks.sequences import is_held_out
@@ -265,7 +266,7 @@ def summarise(
         "ratio": round(theirs / ours, 3),
         "results": results,
         "differences": DIFFERENCES,
-        "machine": {"cpu": cpu_name(), "cores": meshes.cores(), "busy_before": busy, "system": platform.platform()},
+        "machine": describe_machine() | {"busy_before": busy},
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
     }
 
@@ -283,14 +284,6 @@ def table(summary: dict) -> str:
         )
     rows.append(f"a step of attn is {summary['ratio']:.2f} times as fast")
     return "\n".join(rows)
-
-
-def cpu_name() -> str:
-    """What the processor calls itself."""
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def busy_share() -> float:

@@ -1,57 +1,121 @@
 """What `make train` reaches: the default config for several seeds, and the same with the task set to copy.
 
     python benchmarks/default_run.py
+    python benchmarks/default_run.py --seeds 0 1 2 3 4 5 6 7 8 9 --roundings usual one_device
+    python benchmarks/default_run.py --seeds --against ../attn-before        # only the seconds, beside another checkout
 
 Each run is a process of its own, timed from its start to its final line, imports, compilation and evaluation
-included. Writes benchmarks/results/default_run.json; the picture of the first run goes to docs/attention.png.
+included. "one_device" computes on one CPU device instead of one per core: sums are rounded otherwise, as on another
+processor. Against another checkout the two take turns, the default config with one seed after another.
+
+Writes benchmarks/results/default_run.json after every run; what it holds already of the same code and machine is not
+done again. The picture of the first run goes to docs/attention.png.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import pathlib
-import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
+from machine import describe as describe_machine
+
 ROOT = pathlib.Path(__file__).parent.parent
+ROUNDINGS = {"usual": {}, "one_device": {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}}
+KEPT = ("exact_match", "token_accuracy", "examples_evaluated", "steps", "stopped_when_exact", "parameters", "seed")
 
 
 def main():
-    """Run, print a table, write the results."""
+    """Run what is missing, print a table, write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run (%(default)s)")
-    parser.add_argument("--tasks", nargs="+", default=["reverse", "copy"], help="tasks to run (%(default)s)")
-    parser.add_argument("--output", type=pathlib.Path, default=ROOT / "benchmarks/results/default_run.json")
+    add = parser.add_argument
+    add("--seeds", type=int, nargs="*", default=[0, 1, 2], help="Seeds to run (%(default)s).")
+    add("--tasks", nargs="+", default=["reverse", "copy"], help="Tasks to run (%(default)s).")
+    add("--roundings", nargs="+", default=["usual"], choices=ROUNDINGS, help="How to round (%(default)s).")
+    add("--against", type=pathlib.Path, help="Another checkout, to compare the seconds of whole runs with.")
+    add("--pairs", type=int, default=5, help="Pairs of runs to compare seconds by (%(default)s).")
+    add(
+        "--output", type=pathlib.Path, default=ROOT / "benchmarks/results/default_run.json", help="File of the results."
+    )
     arguments = parser.parse_args()
-    rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for task in arguments.tasks:
+    results = previous(arguments.output)
+    done = {(row["task"], row["rounding"], row["seed"]) for row in results["runs"]}
+    for task in arguments.tasks:
+        for rounding in arguments.roundings:
             for seed in arguments.seeds:
-                folder = pathlib.Path(scratch) / f"{task}-{seed}"
-                rows.append(run(task, seed, folder))
-                print_row(rows[-1])
-                if len(rows) == 1:
-                    shutil.copy(folder / "attention.png", ROOT / "docs/attention.png")
-    machine = {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
-    arguments.output.write_text(json.dumps({"machine": machine, "runs": rows}, indent=2) + "\n")
-    print(f"wrote {arguments.output}")
+                if (task, rounding, seed) not in done:
+                    picture = ROOT / "docs/attention.png" if not results["runs"] else None
+                    results["runs"].append(run(task, seed, rounding, picture))
+                    write(results, arguments.output)
+    for row in results["runs"]:
+        print_row(row)
+    if arguments.against:
+        results["against"] = compare(arguments.against, arguments.pairs)
+        write(results, arguments.output)
 
 
-def run(task: str, seed: int, folder: pathlib.Path) -> dict:
+def previous(output: pathlib.Path) -> dict:
+    """The results that a file holds, if they are of this code and machine; else empty ones."""
+    files = [*sorted(ROOT.glob("attn/**/*.py")), *sorted(ROOT.glob("configs/*.py")), ROOT / "train.py"]
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    fresh = {"machine": describe_machine(), "code": code, "runs": []}
+    held = json.loads(output.read_text()) if output.exists() else {}
+    same = all(held.get(name) == fresh[name] for name in ("machine", "code"))
+    return held if same else fresh
+
+
+def write(results: dict, output: pathlib.Path):
+    """Write all results so far."""
+    output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def run(task: str, seed: int, rounding: str, picture: pathlib.Path | None) -> dict:
     """Train once; the summary of the run, and the seconds that the whole process took."""
-    words = [f"--config.task.name={task}", f"--config.training.seed={seed}", f"--workdir={folder}"]
-    start = time.time()
-    subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    wall = time.time() - start
-    summary = json.loads((folder / "summary.json").read_text())
-    kept = ("exact_match", "token_accuracy", "examples_evaluated", "steps", "parameters", "seed", "seconds", "jax")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch) / "run"
+        seconds = timed(
+            ROOT, folder, ROUNDINGS[rounding], f"--config.task.name={task}", f"--config.training.seed={seed}"
+        )
+        summary = json.loads((folder / "summary.json").read_text())
+        if picture:
+            shutil.copy(folder / "attention.png", picture)
     lengths = summary["lengths_evaluated"]
     span = {"lengths": [min(lengths), max(lengths)], "every_length": len(lengths) == max(lengths) - min(lengths) + 1}
-    return {"task": task, "process_seconds": round(wall, 2), **span, **{key: summary[key] for key in kept}}
+    kept = {key: summary[key] for key in (*KEPT, "seconds", "jax")}
+    row = {"task": task, "rounding": rounding, "process_seconds": seconds, **span, **kept}
+    print_row(row)
+    return row
+
+
+def timed(checkout: pathlib.Path, folder: pathlib.Path, environment: dict[str, str], *words: str) -> float:
+    """The seconds of a whole training process of a checkout."""
+    environment = os.environ | {"PYTHONPATH": str(checkout.resolve())} | environment
+    command = [sys.executable, "train.py", *words, f"--workdir={folder}"]
+    start = time.perf_counter()
+    subprocess.run(command, cwd=checkout, env=environment, check=True, stdout=subprocess.DEVNULL)
+    return round(time.perf_counter() - start, 2)
+
+
+def compare(other: pathlib.Path, pairs: int) -> dict:
+    """The seconds of whole runs of two checkouts that take turns, and the ratio of their medians."""
+    seconds = {"this": [], "other": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in range(pairs):
+            checkouts = [("other", other), ("this", ROOT)][:: 1 if seed % 2 == 0 else -1]
+            for name, checkout in checkouts:
+                folder = pathlib.Path(scratch) / f"{name}-{seed}"
+                seconds[name].append(timed(checkout, folder, {}, f"--config.training.seed={seed}"))
+            print(f"seed {seed}: other {seconds['other'][-1]:.1f} s, this {seconds['this'][-1]:.1f} s", flush=True)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    ratio = round(medians["this"] / medians["other"], 3)
+    print(f"medians: other {medians['other']:.1f} s, this {medians['this']:.1f} s: {ratio:.2f} of it")
+    return {"seconds": seconds, "medians": medians, "ratio": ratio}
 
 
 def print_row(row: dict):
@@ -59,7 +123,8 @@ def print_row(row: dict):
     seconds = "  ".join(f"{name} {row['seconds'][name]:5.1f}" for name in ("import", "compile", "train", "evaluate"))
     wrong = round((1 - row["exact_match"]) * row["examples_evaluated"])
     print(
-        f"{row['task']:>9} seed {row['seed']}  process {row['process_seconds']:5.1f} s  ({seconds})  "
+        f"{row['task']:>9} seed {row['seed']} {row['rounding']:>10}  {row['steps']:5,} steps  "
+        f"process {row['process_seconds']:5.1f} s  ({seconds})  "
         f"exact match {100 * row['exact_match']:.2f} % of {row['examples_evaluated']:,} ({wrong} wrong)",
         flush=True,
     )

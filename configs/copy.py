@@ -2,8 +2,8 @@
 
 python train.py --config=configs/copy.py
 
-On two CPU cores: 19 seconds from start to final line, exact match 100.00 % of 10,000 held-out strings
-(seeds 0, 1 and 2; benchmarks/results/default_run.json).
+Training ends once the answers to 10,000 validation strings are exact with a margin, after some hundred steps. How many
+of 10,000 other held-out strings are then right: benchmarks/results/default_run.json.
 """
 
 from ml_collections import ConfigDict

@@ -12,8 +12,8 @@ from configs import reverse
 
 
 def get_config() -> ConfigDict:
-    """Two layers a stack, some dropout, batches of 64, and a beam beside greedy answers."""
-    config = reverse.get_config()
+    """Two layers per stack, some dropout, batches of 64, a fixed number of steps, and a beam beside greedy answers."""
+    config = reverse.with_fixed_steps(reverse.get_config(), 10_000, learning_rate=2e-3, weight_decay=0.01)
     del config.task
     config.data = dict(
         source="pairs",
@@ -24,7 +24,6 @@ def get_config() -> ConfigDict:
         longest=1_024,  # tokens of a source or a target; a longer one is refused
     )
     config.model.update(width=128, num_encoder_layers=2, num_decoder_layers=2, feed_forward_width=256, dropout=0.1)
-    config.optimizer.update(learning_rate=2e-3, weight_decay=0.01)
-    config.training.update(steps=10_000, batch_size=64, evaluate_every=1_000)
+    config.training.update(batch_size=64, evaluate_every=1_000)
     config.evaluation.update(beam_width=4)
     return config

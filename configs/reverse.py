@@ -2,15 +2,15 @@
 
 python train.py --config=configs/reverse.py
 
-On two CPU cores: 19 to 22 seconds from start to final line, exact match 100.00 % of 10,000 held-out strings
-(seeds 0, 1 and 2; benchmarks/results/default_run.json).
+Training ends once the answers to 10,000 validation strings are exact with a margin, after 600 to 1,000 steps.
+How many of 10,000 other held-out strings are then right: benchmarks/results/default_run.json.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """One layer a stack, sinusoidal positions at the bottom of both, AdamW."""
+    """One layer per stack, sinusoidal positions at the bottom of both, Muon, until the answers are exact."""
     config = ConfigDict()
     config.task = dict(name="reverse", symbols=16, min_length=1, max_length=32)
     config.data = dict(source="generated", folder=None)  # source="tfds": the data set, in TFDS's folder or in `folder`
@@ -30,21 +30,35 @@ def get_config() -> ConfigDict:
         dtype="float32",
     )
     config.optimizer = dict(
-        learning_rate=3e-3,
-        warmup_fraction=0.1,
-        decay="cosine",
+        name="muon",
+        learning_rate=0.02,  # of the matrices between hidden layers
+        rest_learning_rate=0.02,  # of embeddings, norms, biases and logits
+        momentum=0.95,
+        warmup_fraction=0.05,  # of the most steps; then the rates fall as 1 / step
+        decay="inverse",
         beta1=0.9,
         beta2=0.95,
-        weight_decay=0.0,
+        weight_decay=0.3,
         clip_norm=10.0,
+        averaging=0.2,  # evaluated and kept is an average over about the last fifth of the steps
     )
     config.training = dict(
         seed=0,
-        steps=2_000,
+        steps=2_000,  # at most
+        stop_when_exact=10_000,  # validation strings, answered right with a margin
+        replaced_tokens=0.2,  # of those that the decoder reads: it learns to look at the source instead
         batch_size=32,
         steps_per_dispatch=100,
-        evaluate_every=500,
+        evaluate_every=100,
         checkpoint_every=1_000,
     )
     config.evaluation = dict(examples=10_000, examples_on_the_way=500, batch_size=500, beam_width=1, seed=0)
+    return config
+
+
+def with_fixed_steps(config: ConfigDict, steps: int, **optimizer) -> ConfigDict:
+    """Change it to AdamW and a cosine over a fixed number of steps, for what does not become exact."""
+    plain = dict(learning_rate=3e-3, warmup_fraction=0.1, decay="cosine", beta1=0.9, beta2=0.95, weight_decay=0.0)
+    config.optimizer = dict(name="adamw", **(plain | optimizer), clip_norm=10.0)
+    config.training.update(steps=steps, stop_when_exact=0, replaced_tokens=0.0, evaluate_every=steps // 4)
     return config

@@ -19,8 +19,8 @@ from attn.runs import Run
 from attn.tasks.examples import PAD, Questions
 from attn.tasks.generated import Generated, ask
 from attn.training import meshes
-from attn.training.config import Config, Training
 from attn.training.decoding import confirmed, greedy
+from attn.training.groups import Config, Training
 from attn.training.judging import share_out, widened
 from attn.training.state import model_structure
 

@@ -14,7 +14,7 @@ import jax
 
 from attn.lengths.asking import exact_at, examine
 from attn.lengths.table import Table, Training
-from attn.training.config import to_mapping
+from attn.training.config import from_mapping, to_mapping
 from attn.training.folders import RunError, write_whole
 from attn.walkthrough.bench import Bench, machine, share_programs
 
@@ -107,6 +107,11 @@ def _settings(table: Table, training: Training) -> dict[str, Any]:
     return json.loads(json.dumps(kept | drawn | {"budgets": budgets, "asked": vars(table.asked)}))
 
 
+def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a result; what was not yet a setting of the optimizer when it was measured has its default."""
+    return settings | {"optimizer": to_mapping(from_mapping({"optimizer": settings["optimizer"]}))["optimizer"]}
+
+
 def read(table: Table, name: str, folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     """What a folder holds of a row, by the names of its trainings.
 
@@ -118,7 +123,7 @@ def read(table: Table, name: str, folder: pathlib.Path) -> dict[str, dict[str, A
         held = _held(path)
         for each in held.values():  # also of seeds, and with ends, that this table does not ask
             training = Training(name, each["task"], each["symbols"], each["seed"])
-            if each["settings"] != _settings(table, training):
+            if _with_defaults(each["settings"]) != _settings(table, training):
                 raise RunError(f"{path}: of other settings; delete it to do it again, or give another --output")
         found = {each.name: held[each.name] for each in table.trainings(name) if _asked(table, each, held)}
         for each in found.values():

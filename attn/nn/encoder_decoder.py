@@ -57,13 +57,15 @@ class EncoderDecoder(nnx.Module):
     embeddings of the source, is something to differentiate by. `start` is given the `target_length` and the `key` that
     `encode` was.
 
-    `needs_length` says whether its kind must always be told the target's length.
+    `needs_length` says whether its kind must always be told the target's length, `reads_target` whether what it writes
+    next hangs on the target's tokens.
 
     Its `__init__` calls `add_embeddings` and `add_output`; with tied embeddings one matrix serves source, target and
     output.
     """
 
     needs_length = False
+    reads_target = True
 
     @staticmethod
     def places(source: int, target: int) -> int:

@@ -43,6 +43,7 @@ class Tape(EncoderDecoder):
     """
 
     needs_length = True
+    reads_target = False
 
     def __init__(
         self,

@@ -19,10 +19,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from attn.functional.hashing import mix
 from attn.tasks.examples import DataError, Questions, padded
 from attn.tasks.generated import ask, distinct_strings
-from attn.tasks.sequences import KINDS, Task, hash_of, is_held_out
+from attn.tasks.sequences import KINDS, Task, is_for_validation, is_held_out
 from attn.tasks.stored import Origin, Stored, in_buckets
 
 _SEED = 0  # of every draw; another one would be another version
@@ -49,16 +48,11 @@ class SequenceConfig(tfds.core.BuilderConfig):
         self.description = f"{self.symbols} symbols, strings of {self.min_length} to {self.max_length} of them"
 
 
-def _is_tested(strings: np.ndarray, num_symbols: int) -> np.ndarray:
-    """Which of the held-out strings are for the test; the others are for validation."""
-    return is_held_out(strings, num_symbols) & (mix(hash_of(strings)) % 2 == 0)
-
-
 # Of each split: how many strings at most, whether they are long, and which belong to it.
 _SPLITS: dict[str, tuple[int, bool, Callable]] = {
     "train": (100_000, False, lambda strings, v: ~is_held_out(strings, v)),
-    "validation": (5_000, False, lambda strings, v: is_held_out(strings, v) & ~_is_tested(strings, v)),
-    "test": (10_000, False, _is_tested),
+    "validation": (5_000, False, is_for_validation),
+    "test": (10_000, False, lambda strings, v: is_held_out(strings, v) & ~is_for_validation(strings, v)),
     "test_long": (5_000, True, is_held_out),
 }
 

@@ -68,6 +68,16 @@ def decoder_input(target: Int[Array, "T"], begin: int) -> Int[Array, "T"]:
     return jnp.concatenate([jnp.full((1,), begin, target.dtype), target[:-1]])
 
 
+def with_replaced(tokens: Int[Array, "T"], key: Array, share: float, vocabulary_size: int) -> Int[Array, "T"]:
+    """Return a decoder's input in which a share of the tokens, never the first, are random ones.
+
+    Source: Bengio et al. 2015, who replace them by the model's own answers, so that it does not rely on them.
+    """
+    which, what = jax.random.split(key)
+    chosen = jax.random.bernoulli(which, share, tokens.shape) & (jnp.arange(len(tokens)) > 0)
+    return jnp.where(chosen, jax.random.randint(what, tokens.shape, PAD + 1, vocabulary_size, tokens.dtype), tokens)
+
+
 def padded(rows: Sequence[Sequence[int] | np.ndarray]) -> Int[np.ndarray, "B T"]:
     """Rows of tokens as one array, filled up with padding to the longest."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))

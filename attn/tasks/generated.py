@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from attn.tasks.examples import Example, Questions, example_keys
-from attn.tasks.sequences import Task, is_held_out
+from attn.tasks.sequences import Task, is_for_validation, is_held_out
 from attn.tasks.settings import LENGTHS, SEED, between, checked
 from attn.tasks.vocabulary import InputError, Symbols
 
 _ENUMERABLE = 1 << 19  # strings of a length: up to here all are listed, beyond here they are drawn
 _DRAWN = 1 << 22  # symbols at a time
+_FEW = 100  # held-out strings of a length: fewer are not divided, and are all test
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Generated:
         """Held-out strings of all lengths of the task, shared out evenly.
 
         Args:
-          part: "test", or "validation" for another draw from the same strings: the two may overlap.
+          part: "test" or "validation". No string is in both, whatever the seeds. Lengths with few strings have none
+            for validation; if all lengths are so short, nothing comes back.
           total: how many; fewer come back where the lengths hold no more.
           seed: of the draw.
 
@@ -97,7 +99,7 @@ class Generated:
           InputError: no such part.
         """
         lengths = range(self.task.min_length, self.task.max_length + 1)
-        return ask(self.task, *distinct_strings(self.task, lengths, total, _seed_of(part, seed)))
+        return ask(self.task, *distinct_strings(self.task, lengths, total, seed, _rule_of(part)))
 
     @checked(lengths=LENGTHS, each=between(1), seed=SEED)
     def questions_of_each_length(self, part: str, lengths: Sequence[int], each: int, seed: int) -> Questions:
@@ -106,8 +108,8 @@ class Generated:
         Raises:
           InputError: no such part.
         """
-        widest, drawn = max(lengths), _seed_of(part, seed)
-        of_each = [distinct_strings(self.task, [length], each, drawn) for length in sorted(set(lengths))]
+        widest, belongs = max(lengths), _rule_of(part)
+        of_each = [distinct_strings(self.task, [length], each, seed, belongs) for length in sorted(set(lengths))]
         strings = [np.pad(strings, ((0, 0), (0, widest - strings.shape[1]))) for strings, _ in of_each]
         return ask(self.task, np.concatenate(strings), np.concatenate([lengths for _, lengths in of_each]))
 
@@ -117,12 +119,24 @@ class Generated:
         return [f"{task.name}: strings of {task.min_length} to {task.max_length} symbols, drawn as they are needed"]
 
 
-def _seed_of(part: str, seed: int) -> int:
-    """The seed of a part's draw from the held-out strings."""
-    parts = ["test", "validation"]
-    if part not in parts:
-        raise InputError(f"no part {part!r}; the parts are {', '.join(parts)}")
-    return seed + parts.index(part)
+def _rule_of(part: str) -> Callable[[np.ndarray, int], np.ndarray]:
+    """The rule by which strings `[k n]` of one length belong to a part."""
+    if part not in _RULES:
+        raise InputError(f"no part {part!r}; the parts are {', '.join(_RULES)}")
+    return _RULES[part]
+
+
+def _is_validation(strings: Int[np.ndarray, "k n"], num_symbols: int) -> Bool[np.ndarray, "k"]:
+    """A half of the held-out strings, but none of a length that has few."""
+    of_this_length = num_symbols ** min(strings.shape[-1], 20)  # 20 suffices, and longer powers are large numbers
+    return is_for_validation(strings, num_symbols) & (of_this_length >= _FEW * min(num_symbols, 10))
+
+
+def _is_test(strings: Int[np.ndarray, "k n"], num_symbols: int) -> Bool[np.ndarray, "k"]:
+    return is_held_out(strings, num_symbols) & ~_is_validation(strings, num_symbols)
+
+
+_RULES = {"test": _is_test, "validation": _is_validation}
 
 
 def ask(task: Task, strings: Int[np.ndarray, "B n"], lengths: Int[np.ndarray, "B"]) -> Questions:

@@ -138,6 +138,17 @@ def is_held_out(
     return (mix(hash_of(rest)) % modulus + first) % modulus == 0
 
 
+def is_for_validation(
+    symbols: Int[Array | np.ndarray, "*B n"], num_symbols: int
+) -> Bool[Array | np.ndarray | np.bool_, "*B"]:
+    """Whether a held-out string is for validation, by a further bit of its hash; the other held-out ones are test.
+
+    Args:
+      symbols, num_symbols: as of `is_held_out`.
+    """
+    return is_held_out(symbols, num_symbols) & (mix(hash_of(symbols)) % 2 == 1)
+
+
 def hash_of(symbols: Int[Array | np.ndarray, "*B n"]) -> UInt32[Array | np.ndarray | np.generic, "*B"]:
     """A hash of the symbols together with their places; padding does not matter."""
     symbols = symbols.astype(np.uint32)

@@ -1,4 +1,4 @@
-"""The settings of a run: frozen, validated dataclasses, and the table of rules that they must meet.
+"""From nested mappings to the settings of a run: the table of rules that they must meet, and the checks.
 
 Whatever is wrong is said in one line that names the key, what was given and what is allowed.
 """
@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable, Mapping
 
 from attn import tasks
-from attn.nn.encodings import ENCODINGS, Positions
+from attn.nn.encodings import ENCODINGS
 from attn.nn.models import MODELS, settings_of
 from attn.nn.recurrent import DECODERS
 from attn.nn.variants import VARIANTS
@@ -18,105 +18,11 @@ from attn.tasks.generated import Generated
 from attn.tasks.sequences import KINDS, Task
 from attn.tasks.settings import PATH, SEED, between, described, fault, kinds_of, nearest, one_of
 from attn.tasks.stored import Stored
+from attn.training.groups import Config, ConfigError, Data, Model, Optimizer
 
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message is one line for the user."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """Where examples come from: drawn as they are needed, from TFDS, or from a file of pairs.
-
-    See `attn.tasks.builders.load` for `folder` and `attn.tasks.pairs.load` for the rest.
-    """
-
-    source: str = "generated"
-    folder: str | None = None
-    path: str | None = None
-    tokens: str = "characters"
-    validation: str | None = None
-    test: str | None = None
-    longest: int = pairs.USUAL_LONGEST
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """Which model, and its settings: see the classes in `attn.nn.models.MODELS`.
-
-    A model reads the settings that it has; the others must be left alone.
-    """
-
-    name: str = "transformer"
-    width: int = 64
-    num_layers: int = 1
-    attention: str = "none"
-    num_heads: int = 4
-    head_width: int | None = None
-    num_encoder_layers: int = 1
-    num_decoder_layers: int = 1
-    feed_forward_width: int = 128
-    positions: Positions = dataclasses.field(default_factory=Positions)
-    max_length: int = 512
-    variant: str = "plain"
-    norm: str = "pre"
-    dropout: float = 0.0
-    tied_embeddings: bool = False
-    dtype: str = "float32"
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-    """AdamW with clipping, a linear warm-up and a decay to zero."""
-
-    learning_rate: float = 3e-3
-    warmup_fraction: float = 0.1
-    decay: str = "cosine"
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.0
-    clip_norm: float = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """How long and on how much; the seed decides parameters, batches and dropout.
-
-    With `one_length` all strings of a batch have one length, drawn anew at every step.
-    """
-
-    seed: int = 0
-    steps: int = 2_000
-    batch_size: int = 32
-    one_length: bool = False
-    steps_per_dispatch: int = 100
-    evaluate_every: int = 500
-    checkpoint_every: int = 1000
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Held-out examples: how many at the end, and how many for the figure on the way; a beam wider than 1 besides."""
-
-    examples: int = 10_000
-    examples_on_the_way: int = 500
-    batch_size: int = 500
-    beam_width: int = 1
-    seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Everything that decides a run."""
-
-    task: Task = dataclasses.field(default_factory=Task)
-    data: Data = dataclasses.field(default_factory=Data)
-    model: Model = dataclasses.field(default_factory=Model)
-    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
-    training: Training = dataclasses.field(default_factory=Training)
-    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
-
-
+_OF_MUON = ("rest_learning_rate", "momentum")
+_OF_ALL = [field.name for field in dataclasses.fields(Optimizer) if field.name not in ("name", *_OF_MUON)]
+OPTIMIZERS = {"adamw": _OF_ALL, "muon": [*_OF_ALL, *_OF_MUON]}  # and their settings
 _COUNT = between(1, 1_000_000_000)
 BEAM_WIDTH = between(1, 1_000)
 _SIZE = between(1, 65_536)
@@ -143,15 +49,20 @@ RULES = {
     "model.norm": one_of(("pre", "post")),
     "model.dropout": between(0, 1, open_high=True),
     "model.dtype": one_of(("float32", "bfloat16")),
-    "optimizer.learning_rate": between(0, 1e3, open_low=True),
+    "optimizer.name": one_of(OPTIMIZERS),
+    **dict.fromkeys(("optimizer.learning_rate", "optimizer.rest_learning_rate"), between(0, 1e3, open_low=True)),
+    "optimizer.momentum": between(0, 1, open_high=True),
     "optimizer.warmup_fraction": between(0, 1, open_high=True),
-    "optimizer.decay": one_of(("cosine", "none")),
+    "optimizer.decay": one_of(("cosine", "linear", "inverse", "none")),
     "optimizer.beta1": between(0, 1, open_high=True),
     "optimizer.beta2": between(0, 1, open_high=True),
     "optimizer.weight_decay": between(0),
     "optimizer.clip_norm": between(0, open_low=True),
+    "optimizer.averaging": between(0, 1, open_high=True),
     "training.seed": SEED,
     "training.steps": _COUNT,
+    "training.stop_when_exact": between(0, 1_000_000_000),
+    "training.replaced_tokens": between(0, 1),
     "training.batch_size": _COUNT,
     "training.steps_per_dispatch": _COUNT,
     "training.evaluate_every": _COUNT,
@@ -176,10 +87,12 @@ def from_mapping(values: Mapping) -> Config:
 
 
 def to_mapping(config: Config) -> dict:
-    """The config as nested dictionaries of plain values, of the model's settings those that it has."""
+    """The config as nested dictionaries of plain values; of model and optimizer the settings that they have."""
     values = dataclasses.asdict(config)
-    kept = ("name", *settings_of(config.model.name))
-    return values | {"model": {name: value for name, value in values["model"].items() if name in kept}}
+    for group in ("model", "optimizer"):
+        for name in _unread(getattr(config, group)):
+            del values[group][name]
+    return values
 
 
 def model_settings(model: Model) -> dict:
@@ -258,22 +171,36 @@ def _check_together(config: Config):
         raise ConfigError(
             f"config.task.min_length: got {task.min_length}, must be at most config.task.max_length = {task.max_length}"
         )
+    _check_unread("model", config.model)
+    _check_unread("optimizer", config.optimizer)
     _check_model(config.model)
     _check_data(config)
     if config.data.source != "pairs":
         check_fits(config, Generated(task))
 
 
-def _check_model(model: Model):
-    """Settings that the model does not have must be left alone, and the others must go together."""
-    for field in dataclasses.fields(Model):
-        given = getattr(model, field.name)
-        if field.name not in ("name", *settings_of(model.name)) and given != getattr(Model(), field.name):
-            having = " or ".join(repr(name) for name in MODELS if field.name in settings_of(name))
+def _unread(settings: Model | Optimizer) -> dict[str, list[str]]:
+    """The settings that the model or optimizer of that name does not have, and the names of those that have each."""
+    having = {name: settings_of(name) for name in MODELS} if isinstance(settings, Model) else OPTIMIZERS
+    others = [
+        field.name for field in dataclasses.fields(settings) if field.name not in ("name", *having[settings.name])
+    ]
+    return {other: [name for name in having if other in having[name]] for other in others}
+
+
+def _check_unread(group: str, settings: Model | Optimizer):
+    """Settings that what is named does not have must be left alone."""
+    for name, having in _unread(settings).items():
+        given = getattr(settings, name)
+        if given != getattr(type(settings)(), name):
             raise ConfigError(
-                f"config.model.{field.name}: got {given!r}, means nothing for config.model.name = {model.name!r}; "
-                f"only {having} has it"
+                f"config.{group}.{name}: got {given!r}, means nothing for config.{group}.name = {settings.name!r}; "
+                f"only {' or '.join(map(repr, having))} has it"
             )
+
+
+def _check_model(model: Model):
+    """The model's settings must go together."""
     if "num_heads" not in settings_of(model.name):
         return
     if model.head_width is None and model.width % model.num_heads:
@@ -318,11 +245,16 @@ def longest_input(model: Model, room: Callable[[int], int]) -> int | None:
 
 
 def _check_data(config: Config):
-    """Settings that mean nothing for the source of the data must be left alone."""
+    """Settings that mean nothing for the source of the data, or for the model, must be left alone."""
     if config.training.one_length and config.data.source != "generated":
         raise ConfigError(
             f"config.training.one_length: got True, but config.data.source is {config.data.source!r}; only 'generated' "
             "draws lengths"
+        )
+    if config.training.replaced_tokens and not MODELS[config.model.name].reads_target:
+        raise ConfigError(
+            f"config.training.replaced_tokens: got {config.training.replaced_tokens}, means nothing for "
+            f"config.model.name = {config.model.name!r}, which reads no target"
         )
     data, default = config.data, Data()
     readers = {name: "pairs" for name in ("path", "tokens", "validation", "test", "longest")} | {"folder": "tfds"}
@@ -356,10 +288,10 @@ def _check_data(config: Config):
 
 
 def check_fits(config: Config, data: Generated | Stored):
-    """Check that the model can encode the positions of the longest source and its answer.
+    """Check that the model can encode the longest source and its answer, and that there is what training needs.
 
     Raises:
-      ConfigError: it cannot.
+      ConfigError: it cannot, or there is not.
     """
     longest, most = data.longest_source, most_places(config.model)
     needed = MODELS[config.model.name].places(longest, data.vocabulary.room(longest - 1))
@@ -369,3 +301,11 @@ def check_fits(config: Config, data: Generated | Stored):
             f"config.model.{bound}: got {most}, must be at least {needed} for {data.name} with sources of "
             f"{longest - 1} tokens"
         )
+    many = config.training.stop_when_exact
+    if many and isinstance(data, Generated):
+        longest = data.task.max_length
+        if not len(data.questions_of_each_length("validation", [longest], 1, 0).lengths):
+            raise ConfigError(
+                f"config.training.stop_when_exact: got {many}, must be 0 for {data.name} with strings of up to "
+                f"{longest} symbols: too few of them are held out for a validation part"
+            )

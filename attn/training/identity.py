@@ -10,7 +10,8 @@ from attn.training.config import Config, to_mapping
 PATHS = ("path", "validation", "test", "folder")  # of the data; what lies there is checked by its own digest
 # Settings that may change when a run resumes: how long it trains, how often it reports, where its data lie.
 _MAY_CHANGE = (
-    *("training.steps", "training.steps_per_dispatch", "training.evaluate_every", "training.checkpoint_every"),
+    *("training.steps", "training.stop_when_exact", "training.steps_per_dispatch"),
+    *("training.evaluate_every", "training.checkpoint_every"),
     *(f"data.{name}" for name in PATHS),
 )
 

@@ -22,7 +22,8 @@ from attn.training.config import Config
 from attn.training.folders import Folder
 from attn.training.identity import digest_of
 from attn.training.judging import Judgement, build_answer, judge, judging_batches
-from attn.training.meshes import replicate, tokens_like
+from attn.training.meshes import compile_quickly, replicate, tokens_like
+from attn.training.optimizers import learning_rate
 from attn.training.progress import Clock, Display, Row, readable
 from attn.training.signals import stopped_by_sigterm, watch_signals
 from attn.training.state import (
@@ -32,9 +33,9 @@ from attn.training.state import (
     build_dispatch,
     dispatch_length,
     initial_state,
-    learning_rate,
     model_structure,
 )
+from attn.training.stopping import Exactness, compile_exactness
 
 
 class TrainingError(RuntimeError):
@@ -46,12 +47,16 @@ class Interrupted(RuntimeError):
 
 
 class Outcome(NamedTuple):
-    """What a finished training run leaves in memory; `beam` where a beam was asked for besides."""
+    """What a finished training run leaves in memory; `beam` where a beam was asked for besides.
+
+    `exact` says whether it ended because the answers were exact.
+    """
 
     state: State
     questions: Questions
     judgement: Judgement
     beam: Judgement | None
+    exact: bool
 
 
 class Programs(NamedTuple):
@@ -61,6 +66,7 @@ class Programs(NamedTuple):
     advance: Callable[[State, int, int], tuple[State, Report]]  # (state, its step, until) -> (state, report)
     judge: Callable[[nnx.State, Questions], Judgement]  # greedily
     judge_beam: Callable[[nnx.State, Questions], Judgement] | None
+    exactness: Exactness | None  # at which training stops
 
 
 def train(
@@ -108,12 +114,12 @@ def train(
         settings = config.evaluation
         on_the_way = data.questions("validation", settings.examples_on_the_way, settings.seed)
         with watch_signals() as stop:
-            state = _run(config, state, programs, on_the_way, writes, display, clock, stop, on_checkpoint)
+            state, exact = _run(config, state, programs, on_the_way, writes, display, clock, stop, on_checkpoint)
     with clock.phase("evaluate"):
         questions = data.questions("test", settings.examples, settings.seed)
-        judgement = programs.judge(state.params, questions)
-        beam = programs.judge_beam and programs.judge_beam(state.params, questions)
-    return Outcome(state, questions, judgement, beam)
+        judgement = programs.judge(state.kept, questions)
+        beam = programs.judge_beam and programs.judge_beam(state.kept, questions)
+    return Outcome(state, questions, judgement, beam, exact)
 
 
 def _restored(config: Config, data: Generated | Stored, folder: Folder, writes: Folder | None) -> State | None:
@@ -127,13 +133,16 @@ def _restored(config: Config, data: Generated | Stored, folder: Folder, writes: 
     return checkpoints.restore_newest(folder.checkpoints, like, digest_of(config), say, set_aside=writes is not None)
 
 
-def _run(config, state, programs, on_the_way, folder, display, clock, stop, on_checkpoint) -> State:
-    """From the state's step to the last."""
+def _run(config, state, programs, on_the_way, folder, display, clock, stop, on_checkpoint) -> tuple[State, bool]:
+    """From the state's step to the last, or to that at which the answers are exact, and whether they are."""
     training = config.training
     rate = learning_rate(config.optimizer, training.steps)
     step = int(state.step)
     display.begin()
-    while step < training.steps:
+    # A run that is resumed may have been ended between finding that it is exact and saying so.
+    again = programs.exactness is not None and step > 0 and step % training.evaluate_every == 0
+    exact = again and _evaluate(programs, state, on_the_way, clock)[1]
+    while step < training.steps and not exact:
         every = (training.evaluate_every, training.checkpoint_every, training.steps_per_dispatch)
         until = min(training.steps, *(step - step % n + n for n in every))
         before = clock.seconds["train"]
@@ -153,18 +162,30 @@ def _run(config, state, programs, on_the_way, folder, display, clock, stop, on_c
         # `rate(k)` is that of the update that leads from step k to k + 1.
         row = Row(step, loss, float(report.tokens) / (clock.seconds["train"] - before), float(rate(step - 1)))
         if step % training.evaluate_every == 0 and step < training.steps:
-            with clock.phase("evaluate"):
-                scores = programs.judge(state.params, on_the_way).scores.overall()
-            row = row._replace(**scores.values())
+            values, exact = _evaluate(programs, state, on_the_way, clock)
+            row = row._replace(**values)
         display.show(row)
         stopping = stop.is_set()
-        if folder and (step % training.checkpoint_every == 0 or step == training.steps or stopping):
+        if folder and (step % training.checkpoint_every == 0 or step == training.steps or exact or stopping):
             if on_checkpoint is not None:
                 on_checkpoint(state)
             checkpoints.save(folder.checkpoints, state, digest_of(config))
         if stopping:
             raise Interrupted(f"stopped at step {step:,}, which is saved")
-    return state
+    if programs.exactness is not None:
+        on = f"exact on {programs.exactness.count:,} validation sources"
+        display.say(f"{on} at step {step:,}: stopped" if exact else f"not yet {on} at step {step:,}, the last one")
+    return state, exact
+
+
+def _evaluate(programs: Programs, state: State, questions: Questions, clock: Clock) -> tuple[dict[str, float], bool]:
+    """The metrics of some validation sources by name, none where there are no sources; and whether training is over."""
+    if not len(questions.lengths):
+        return {}, False
+    with clock.phase("evaluate"):
+        scores = programs.judge(state.kept, questions).scores.overall()
+        right = programs.exactness is not None and scores.exact_match.value() == 1.0
+        return scores.values(), right and programs.exactness.holds(state.kept)
 
 
 def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Programs:
@@ -175,9 +196,8 @@ def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Pr
         return initial_state(config, data.vocabulary)
 
     def start() -> State:
-        # It runs once: on a CPU, compiling it thoroughly would cost more than it saves.
-        quickly = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
-        return jax.jit(initial, out_shardings=everywhere, compiler_options=quickly)()
+        # It runs once: compiling it thoroughly would cost more than it saves.
+        return jax.jit(initial, out_shardings=everywhere, compiler_options=compile_quickly(mesh, 0))()
 
     shapes = jax.eval_shape(initial)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
@@ -187,9 +207,12 @@ def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Pr
     with _abandoned_on_error(ThreadPoolExecutor(1 if jax.process_count() > 1 else None)) as pool:
         advance = pool.submit(compile_steps, config, data, mesh, shapes)
         state = pool.submit(start)
+        stops = config.training.stop_when_exact > 0
+        exactness = pool.submit(compile_exactness, config, data, mesh, shapes.params) if stops else None
         judges = [pool.submit(compile_judge, config, data, mesh, shapes.params, width) for width in beams]
         greedy, *beam = (judge.result() for judge in judges)
-        programs = Programs(state.result(), advance.result(), greedy, beam[0] if beam else None)
+        judge_beam = beam[0] if beam else None
+        programs = Programs(state.result(), advance.result(), greedy, judge_beam, exactness and exactness.result())
     _give_memory_back()
     return programs
 
@@ -225,7 +248,7 @@ def compile_steps(
 
     like = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), batches(0, 0), places)
     until = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-    dispatch = build_dispatch(config, data, mesh).lower(shapes, until, like).compile()
+    dispatch = build_dispatch(config, data, mesh).lower(shapes, until, like).compile(compile_quickly(mesh))
 
     def advance(state, step, until):
         given = jax.device_put(batches(step, until), places)
@@ -245,7 +268,8 @@ def compile_judge(
     graphdef, _ = model_structure(config, vocabulary)
     answer = build_answer(vocabulary, graphdef, mesh, beam_width)
     of_width = {
-        width: answer.lower(params, tokens_like(size, width, mesh)).compile() for width, size in batches.items()
+        width: answer.lower(params, tokens_like(size, width, mesh)).compile(compile_quickly(mesh))
+        for width, size in batches.items()
     }
 
     def compiled(params, sources):

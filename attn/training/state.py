@@ -1,10 +1,12 @@
 """The state of a run and the step that advances it.
 
-A state is (parameters, optimiser state, step). Everything random in a step is folded in from (seed, step, example),
-so a run that resumes, or that shares a batch out over other devices, goes on with the same examples.
+A state is (parameters, optimizer state, step, averaged parameters if there are any). Everything random in a step is
+folded in from (seed, step, example), so a run that resumes, or that shares a batch out over other devices, goes on with
+the same examples.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,21 +14,22 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from attn.nn.models import MODELS
-from attn.tasks.examples import PAD, Example, decoder_input, example_keys, length_key
+from attn.tasks.examples import PAD, Example, decoder_input, example_keys, length_key, with_replaced
 from attn.tasks.generated import Generated
 from attn.tasks.stored import StackedBatches, Stored
 from attn.tasks.vocabulary import Vocabulary
-from attn.training.config import Config, Optimizer, Training, model_settings
+from attn.training.config import Config, Training, model_settings
 from attn.training.meshes import DATA
 from attn.training.metrics import Mean, cross_entropy
+from attn.training.optimizers import optimizer, packing
 
 _WIDTHS = 4  # that batches of one length are padded to
 _PARAMETERS = 0  # what the run's key is folded with for them; see `example_keys`
+_REPLACED = 2**32 - 1  # what an example's key is folded with for its replaced tokens: the model splits it into fewer
 
 
 class State(NamedTuple):
@@ -35,6 +38,12 @@ class State(NamedTuple):
     params: nnx.State
     optimizer: optax.OptState
     step: Int[Array, ""]
+    average: nnx.State | None = None
+
+    @property
+    def kept(self) -> nnx.State:
+        """The parameters that are evaluated, kept and shown: the average where the run makes one."""
+        return self.params if self.average is None else self.average
 
 
 class Report(NamedTuple):
@@ -58,40 +67,26 @@ def initial_state(config: Config, vocabulary: Vocabulary) -> State:
     """The state before the first step, a pure function of the seed; to be jitted."""
     key = jax.random.fold_in(jax.random.key(config.training.seed), _PARAMETERS)
     params = nnx.state(build_model(config, vocabulary, nnx.Rngs(params=key)), nnx.Param)
-    return State(params, optimizer(config).init(ravel_pytree(params)[0]), jnp.zeros((), jnp.int32))
+    packed = packing(config.optimizer, params).pack(params)
+    average = params if config.optimizer.averaging else None
+    optimizer_state = optimizer(config.optimizer, config.training.steps).init(packed)
+    return State(params, optimizer_state, jnp.zeros((), jnp.int32), average)
 
 
-def learning_rate(settings: Optimizer, steps: int) -> optax.Schedule:
-    """Linear warm-up over a fraction of the steps, then cosine decay to zero, or none."""
-    warmup = round(settings.warmup_fraction * steps)
-    after = {
-        "cosine": optax.cosine_decay_schedule(settings.learning_rate, max(1, steps - warmup)),
-        "none": optax.constant_schedule(settings.learning_rate),
-    }[settings.decay]
-    return optax.join_schedules([optax.linear_schedule(0.0, settings.learning_rate, max(1, warmup)), after], [warmup])
+def example_loss(
+    model: nnx.Module, begin: int, example: Example, key: Array | None, replace: Callable | None = None
+) -> Report:
+    """Predict each token of a target from those before it and the source.
 
-
-def optimizer(config: Config) -> optax.GradientTransformation:
-    """AdamW after clipping by the global norm, on all parameters as one flat vector: fewer, larger operations.
-
-    Source: Loshchilov and Hutter 2019.
+    Args:
+      model, example, key: as of the model's call.
+      begin: the token before the first.
+      replace: `(decoder input, key) -> decoder input`, to train on another one than the target's own tokens.
     """
-    settings = config.optimizer
-    return optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm),
-        optax.adamw(
-            learning_rate(settings, config.training.steps),
-            b1=settings.beta1,
-            b2=settings.beta2,
-            weight_decay=settings.weight_decay,
-        ),
-    )
-
-
-def example_loss(model: nnx.Module, begin: int, example: Example, key: Array | None) -> Report:
-    """Predict each token of a target from those before it and the source."""
-    length = jnp.sum(example.target != PAD)
-    logits = model(example.source, decoder_input(example.target, begin), target_length=length, key=key)
+    length, inputs = jnp.sum(example.target != PAD), decoder_input(example.target, begin)
+    if replace is not None:
+        inputs = replace(inputs, jax.random.fold_in(key, _REPLACED))
+    logits = model(example.source, inputs, target_length=length, key=key)
     loss = cross_entropy(logits, example.target, PAD)
     return Report(loss, jnp.sum(example.source != PAD) + loss.count)
 
@@ -108,16 +103,24 @@ def build_dispatch(config: Config, data: Generated | Stored, mesh: Mesh) -> Call
     examples; the gradients are added up in one message. The state's memory is used again.
     """
     differentiate = _sampled(config, data) if isinstance(data, Generated) else _given(config, data)
-    optimise = optimizer(config)
+    pack, unpack = packing(config.optimizer, model_structure(config, data.vocabulary)[1])
+    optimise, averaging = optimizer(config.optimizer, config.training.steps), config.optimizer.averaging
 
     def advance(state: State, batch) -> tuple[State, Report]:
+        """One step of a state whose parameters are packed."""
         # Marked as differing by device, the parameters' gradients stay local until the one sum below.
-        params = jax.tree.map(lambda x: jax.lax.pcast(x, DATA, to="varying"), state.params)
+        params = jax.tree.map(lambda x: jax.lax.pcast(x, DATA, to="varying"), unpack(state.params))
         gradients, report = differentiate(params, state.step, batch)
-        gradients, report = jax.lax.psum((ravel_pytree(gradients)[0], report), DATA)
-        flat, unravel = ravel_pytree(state.params)
-        updates, optimizer_state = optimise.update(gradients / report.loss.count, state.optimizer, flat)
-        return State(unravel(optax.apply_updates(flat, updates)), optimizer_state, state.step + 1), report
+        gradients, report = jax.lax.psum((pack(gradients), report), DATA)
+        gradients = jax.tree.map(lambda x: x / report.loss.count, gradients)
+        updates, optimizer_state = optimise.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return State(params, optimizer_state, state.step + 1, averaged(state, params)), report
+
+    def averaged(state: State, new):
+        # At step t the newest counts 1 / (1 + a t): the average spans a part of the steps so far.
+        weight = 1 / (1 + averaging * state.step)
+        return jax.tree.map(lambda mean, new: mean + (new - mean) * weight, state.average, new) if averaging else None
 
     def dispatch(state: State, until: Int[Array, ""], batches) -> tuple[State, Report]:
         nothing = Report(Mean(jnp.zeros(()), jnp.zeros(())), jnp.zeros(()))
@@ -125,8 +128,13 @@ def build_dispatch(config: Config, data: Generated | Stored, mesh: Mesh) -> Call
         def step(state, batch):
             return jax.lax.cond(state.step < until, advance, lambda state, _: (state, nothing), state, batch)
 
+        state = in_form(pack, state)
         state, reports = jax.lax.scan(step, state, batches, length=dispatch_length(config.training))
-        return state, jax.tree.map(jnp.sum, reports)
+        return in_form(unpack, state), jax.tree.map(jnp.sum, reports)
+
+    def in_form(change: Callable, state: State) -> State:
+        average = None if state.average is None else change(state.average)
+        return state._replace(params=change(state.params), average=average)
 
     everywhere, of_batches = PartitionSpec(), batches_specs(data)
     mapped = jax.shard_map(
@@ -194,13 +202,16 @@ def _share_of(size: int) -> int:
 def _local_loss(config: Config, vocabulary: Vocabulary) -> Callable:
     """`(params, step, size, keys -> examples) -> (loss, report)` of one device's share of a batch."""
     graphdef, _ = model_structure(config, vocabulary)
+    share, replace = config.training.replaced_tokens, None
+    if share:
+        replace = functools.partial(with_replaced, share=share, vocabulary_size=vocabulary.size)
 
     def loss(params, step, size: int, examples: Callable[[Array], Example]):
         each = _share_of(size)
         numbers = jax.lax.axis_index(DATA) * each + jnp.arange(each)
         sample_keys, dropout_keys = example_keys(config.training.seed, step, numbers)
         model = nnx.merge(graphdef, params)
-        losses = jax.vmap(lambda example, key: example_loss(model, vocabulary.begin, example, key))
+        losses = jax.vmap(lambda example, key: example_loss(model, vocabulary.begin, example, key, replace))
         report = jax.tree.map(jnp.sum, losses(examples(sample_keys), dropout_keys))
         return report.loss.sum, report
 

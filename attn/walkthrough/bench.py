@@ -231,7 +231,7 @@ def _writer(config: Config, folder: Folder, watch: Callable[[Run], Any] | None) 
     graphdef, _ = model_structure(config, config.task.vocabulary)
 
     def write(state: State):
-        params = jax.tree.map(jnp.asarray, jax.device_get(state.params))
+        params = jax.tree.map(jnp.asarray, jax.device_get(state.kept))
         run = Run(folder.path, config, config.task.vocabulary, graphdef, params, int(state.step))
         path = _watched(folder.path, run.step)
         path.parent.mkdir(exist_ok=True)

@@ -140,6 +140,25 @@ def test_questions_ask_what_is_right(name):
     assert questions.asked.tolist() == list(range(100))
 
 
-def test_validation_is_another_draw_than_the_test():
-    one, other = (Generated(Task()).questions(part, 500, seed=0).sources for part in ("test", "validation"))
-    assert (one != other).any()
+@pytest.mark.parametrize("symbols", [2, 3, 6, 16])
+def test_validation_and_test_share_no_string_whatever_their_seeds(symbols):
+    data, drawn = Generated(Task(symbols=symbols, max_length=10)), {"test": set(), "validation": set()}
+    for part, strings in drawn.items():
+        for seed in (0, 1):
+            questions = data.questions(part, 3_000, seed)
+            strings |= {tuple(row[:n]) for row, n in zip(questions.sources.tolist(), questions.lengths)}
+        questions = data.questions_of_each_length(part, [8, 9, 30], 50, seed=2)  # also longer than in training
+        strings |= {tuple(row[:n]) for row, n in zip(questions.sources.tolist(), questions.lengths)}
+    assert drawn["test"].isdisjoint(drawn["validation"])
+    every = [np.array(list(itertools.product(range(1, symbols + 1), repeat=n))) for n in range(1, 4)]
+    held_out = {tuple(row) for strings in every for row in strings[is_held_out(strings, symbols)].tolist()}
+    # Short lengths have few held-out strings: all of them are test, and validation has none of theirs.
+    short = [n for n in (1, 2, 3) if symbols**n // min(symbols, 10) < 100]
+    assert {row for row in held_out if len(row) in short} <= drawn["test"]
+    assert {len(row) for row in drawn["validation"]}.isdisjoint(short)
+
+
+def test_a_task_of_short_strings_has_none_for_validation():
+    data = Generated(Task(symbols=2, max_length=7))
+    assert len(data.questions("validation", 100, seed=0).lengths) == 0
+    assert len(data.questions("test", 1_000, seed=0).lengths) == 2**7 - 1  # a half of the strings of 1 to 7

@@ -7,6 +7,7 @@ import pytest
 
 from attn.training.config import RULES, Config, ConfigError, from_mapping, parse, to_mapping
 from attn.training.flags import load_config, override, split_overrides
+from attn.training.groups import Optimizer, Training
 from attn.training.state import model_structure
 
 
@@ -68,8 +69,44 @@ def test_recurrent_configs_have_as_many_parameters_as_the_default(repository, na
     assert parameters(config) == pytest.approx(parameters(Config()), rel=0.01)
 
 
-def test_the_default_config_is_that_of_configs_reverse(repository):
-    assert load_config(str(repository / "configs/reverse.py")) == Config()
+def test_the_default_config_is_that_of_configs_reverse_for_a_fixed_number_of_steps(repository):
+    """Studies, whose budgets are fixed, build on the defaults; configs/reverse.py goes on until it is exact."""
+    reverse = load_config(str(repository / "configs/reverse.py"))
+    assert dataclasses.replace(reverse, optimizer=Optimizer(), training=Training()) == Config()
+    assert (Training().stop_when_exact, Optimizer().name, Optimizer().averaging) == (0, "adamw", 0)
+    assert reverse.training.stop_when_exact and reverse.optimizer.averaging
+
+
+@pytest.mark.parametrize("name", ["reverse", "copy"])
+def test_the_other_optimizer_is_one_setting_away(repository, name):
+    assert load_config(str(repository / f"configs/{name}.py"), {"optimizer.name": "adamw"}).optimizer.name == "adamw"
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "lstm_attention", "pairs", "tape"])
+def test_what_does_not_become_exact_trains_for_a_fixed_number_of_steps(repository, name):
+    config = load_config(str(repository / f"configs/{name}.py"), {"data.path": "p.tsv"} if name == "pairs" else {})
+    assert (config.training.stop_when_exact, config.optimizer.name) == (0, "adamw")
+
+
+def test_a_setting_of_another_optimizer_is_refused_and_not_shown():
+    said = (
+        r"config\.optimizer\.momentum: got 0.9, means nothing for config\.optimizer\.name = 'adamw'; only 'muon' has it"
+    )
+    with pytest.raises(ConfigError, match=said):
+        from_mapping({"optimizer": {"momentum": 0.9}})
+    assert "momentum" not in to_mapping(Config())["optimizer"]
+    config = from_mapping({"optimizer": {"name": "muon", "momentum": 0.9}})
+    assert to_mapping(config)["optimizer"]["momentum"] == 0.9
+    assert from_mapping(to_mapping(config)) == config
+
+
+def test_stopping_when_exact_needs_strings_for_validation():
+    short = {"task": {"symbols": 2, "max_length": 7}, "training": {"stop_when_exact": 10}}
+    with pytest.raises(
+        ConfigError, match=r"config\.training\.stop_when_exact: got 10, must be 0 for reverse with .* 7 symbols"
+    ):
+        from_mapping(short)
+    from_mapping(short | {"task": {"symbols": 2, "max_length": 8}})
 
 
 def test_seven_heads_do_not_divide_the_default_width():
@@ -95,6 +132,15 @@ def test_seven_heads_do_not_divide_the_default_width():
         ({"task": {"min_length": 9, "max_length": 8}}, ["config.task.min_length", "got 9", "max_length = 8"]),
         ({"training": {"steps": 0}}, ["config.training.steps", "got 0", "at least 1"]),
         ({"optimizer": {"learning_rate": float("nan")}}, ["config.optimizer.learning_rate", "nan"]),
+        ({"optimizer": {"name": "adam"}}, ["config.optimizer.name", "did you mean 'adamw'", "adamw, muon"]),
+        ({"optimizer": {"rest_learning_rate": 0.5}}, ["config.optimizer.rest_learning_rate", "only 'muon' has it"]),
+        ({"optimizer": {"averaging": 1}}, ["config.optimizer.averaging", "less than 1"]),
+        ({"training": {"replaced_tokens": 1.5}}, ["config.training.replaced_tokens", "at most 1"]),
+        (
+            {"model": {"name": "tape"}, "training": {"replaced_tokens": 0.5}},
+            ["config.training.replaced_tokens", "got 0.5", "'tape'", "reads no target"],
+        ),
+        ({"training": {"stop_when_exact": -1}}, ["config.training.stop_when_exact", "at least 0"]),
         ({"optimizer": {"learning_rate": 0}}, ["config.optimizer.learning_rate", "greater than 0"]),
         ({"model": {"dropout": 1.0}}, ["config.model.dropout", "less than 1"]),
         ({"model": {"positions": "learned", "max_length": 20}}, ["config.model.max_length", "at least 33"]),
