@@ -22,7 +22,8 @@ from attn.tasks.examples import PAD, Example, decoder_input, example_keys, lengt
 from attn.tasks.generated import Generated
 from attn.tasks.stored import StackedBatches, Stored
 from attn.tasks.vocabulary import Vocabulary
-from attn.training.config import Config, Training, model_settings
+from attn.training.config import Config, model_settings
+from attn.training.groups import Training
 from attn.training.meshes import DATA
 from attn.training.metrics import Mean, cross_entropy
 from attn.training.optimizers import optimizer, packing

@@ -26,6 +26,7 @@ from attn.training.groups import Optimizer
 from attn.training.identity import digest_of
 from attn.training.judging import build_answer, judge
 from attn.training.loop import compile_programs
+from attn.training.optimizers import learning_rate
 from attn.training.progress import Display
 from attn.training.state import build_dispatch, example_loss, initial_state, model_structure
 
