@@ -1,10 +1,14 @@
 """Shapes and dtypes of every annotated function are enforced while the tests run."""
 
+import fcntl
 import os
 import pathlib
 import tempfile
+from collections.abc import Callable
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the time is XLA's, which compiles twice as fast without LLVM's optimisations; `make nightly` leaves them on.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # A program that several tests compile, workers and subprocesses among them, is compiled once; new for every run.
     programs = tempfile.TemporaryDirectory(prefix="attn-programs-")
@@ -55,11 +59,40 @@ def tiny() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def copy_run(repository, tmp_path_factory) -> pathlib.Path:
-    """The folder of a finished run: a tiny model that has learnt to copy."""
+def once(tmp_path_factory) -> Callable[[str, Callable[[pathlib.Path], None]], pathlib.Path]:
+    """`once(name, make)`: call `make(folder)` in one worker only; return the folder, which no test may change."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all workers
+
+    def made(name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+        folder, done = root / "made" / name, root / "made" / f"{name}-done"
+        folder.parent.mkdir(exist_ok=True)
+        with folder.with_name(f"{name}-lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # others wait here until it is made; the lock ends with its file
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def trained(once) -> Callable[[str, str, dict[str, str]], pathlib.Path]:
+    """`trained(name, config, overrides)`: return the folder of a finished run, which one worker trains for all."""
     from attn import experiment
 
-    folder = tmp_path_factory.mktemp("runs") / "copy"
-    request = experiment.Request(str(repository / "configs/copy.py"), TINY, str(folder), False, "off")
-    assert experiment.run(request) == 0
-    return folder
+    def run(name: str, config: str, overrides: dict[str, str]) -> pathlib.Path:
+        def make(folder: pathlib.Path):
+            assert experiment.run(experiment.Request(config, overrides, str(folder), False, "off")) == 0
+
+        return once(name, make)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def copy_run(repository, trained) -> pathlib.Path:
+    """The folder of a finished run: a tiny model that has learned to copy."""
+    return trained("copy", str(repository / "configs/copy.py"), TINY)
