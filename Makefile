@@ -16,15 +16,17 @@ train: $(VENV)/installed
 test: $(VENV)/installed lint
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-# Everything, in an hour: the marked tests too, with all optimisations of the compiler, and thirty times as many cases
-# of value and gradient.
+# Everything, in about an hour: the tests marked `nightly` too, with all optimisations of the compiler, and three times
+# as many drawn cases of value and gradient.
 nightly: $(VENV)/installed
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n auto --dist worksteal -m "" \
 	  --hypothesis-profile=nightly $(ARGS)
 
-# The least that shows that an environment works: `make smoke VENV=.venv313 PYTHON=python3.13`.
+# In a minute, whether another Python with its own packages works: `make smoke VENV=.venv-3.13 PYTHON=python3.13`.
 smoke: $(VENV)/installed
-	$(BIN)/python -m pytest -m smoke $(ARGS)
+	$(BIN)/python -m pytest -n auto tests/functional/test_value_and_gradient.py tests/interop/test_jax_nn.py \
+	  tests/training/test_training.py::test_a_tiny_model_learns_to_copy_every_held_out_string \
+	  tests/test_cli.py::test_predict_prints_one_answer_an_input_in_order $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

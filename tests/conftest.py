@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Callable
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the time is XLA's, which compiles twice as fast without LLVM's optimisations; `make nightly` leaves them on.
+# Most of the time is XLA's, which compiles in half of it without LLVM's optimisations. Tests that are about what is
+# compiled ask for the fixture `optimized`; `make nightly` optimises everything.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # A program that several tests compile, workers and subprocesses among them, is compiled once; new for every run.
@@ -18,11 +19,22 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax
 import jaxtyping
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 2)  # before the backend starts, so that meshes are real ones
 
+settings.register_profile("nightly", max_examples=300)
 hook = install_import_hook("attn", "typechecker.check")
+
+
+@pytest.fixture
+def optimized():
+    """Compile as outside of the tests, with all optimisations."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

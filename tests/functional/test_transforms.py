@@ -160,6 +160,7 @@ def jacobian(query, key, value) -> np.ndarray:
     return np.einsum("ij,ijh,jd->ihd", p, centred, key) / np.sqrt(H)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("implementation", complete_implementations())
 def test_compiled_cotangents_may_be_batched_where_the_weights_are_not(implementation):
     query, key, value = cases.normal((LONG, H), (LONG, H), (LONG, HV))
@@ -176,6 +177,7 @@ def test_compiled_cotangents_may_be_batched_where_the_weights_are_not(implementa
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("implementation", complete_implementations())
 def test_a_compiled_hessian_is_the_same_in_three_modes(implementation):
     """Not in reverse over forward: XLA of jaxlib 0.10 compiles that wrongly for a CPU, without attention too."""

@@ -1,12 +1,15 @@
 """What docs/walkthrough.md and the README say of the full run is what its JSON files hold."""
 
+import html
 import json
 import pathlib
 import re
 import runpy
+import shutil
 
 import pytest
 
+from attn import cli
 from attn.walkthrough.claims import verdict
 from attn.walkthrough.registry import CLAIMS
 from attn.walkthrough.running import read, sizes_of
@@ -32,6 +35,13 @@ def test_the_document_lists_every_check_as_it_came_out(name):
     [section] = re.findall(rf"^## {CLAIMS[name].title}: {verdict(checks)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.M)
     assert [line for line in section.splitlines() if line.startswith("- ")] == [*map(BENCHMARK["line"], checks)]
     assert f"walkthrough/{name}.png" in section
+
+
+def test_every_claim_is_drawn_from_its_records_on_one_page(tmp_path):
+    shutil.copytree(RESULTS, tmp_path, dirs_exist_ok=True)
+    assert cli.main(["walkthrough", "--output", str(tmp_path)]) == 0  # all is measured already
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<img") > len(CLAIMS) and all(html.escape(claim.title) in page for claim in CLAIMS.values())
 
 
 def test_the_readme_gives_the_verdicts():
