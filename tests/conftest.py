@@ -31,7 +31,7 @@ hook = install_import_hook("attn", "typechecker.check")
 @pytest.fixture
 def optimized():
     """Compile as outside of the tests, with all optimisations."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
