@@ -236,6 +236,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(repository, tiny, tmp_path, caps
         (tmp_path / "pairs.tsv").write_text("".join(f"{line}\t{line}\n" for line in lines))
         tiny = {name: value for name, value in tiny.items() if not name.startswith("task.")}
         tiny |= {"data.path": str(tmp_path / "pairs.tsv"), "model.dropout": "0.1"}
+        tiny |= {"model.num_encoder_layers": "1", "model.num_decoder_layers": "1"}
     config = "pairs" if source == "pairs" else "copy"
     assert experiment.run(request(repository, tiny, whole, config=config)) == 0
     # Ask the second run to stop, as a terminal would, when it reports step 30.
