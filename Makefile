@@ -12,19 +12,22 @@ ARGS ?=
 train: $(VENV)/installed
 	$(BIN)/python train.py $(ARGS)
 
-# Each behaviour once, in a few minutes. Stealing leaves most tests of a file to one worker, which compiles for all.
+# A worker for each hardware thread; `auto` would be one on a core of two threads. Each takes up to 3 GB in the end.
+# Stealing leaves most tests of a file to one worker, so that its models and programs are made once.
+PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+
+# Each behaviour once, in minutes.
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # Everything, in about an hour: the tests marked `nightly` too, with all optimisations of the compiler, and three times
 # as many drawn cases of value and gradient.
 nightly: $(VENV)/installed
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n auto --dist worksteal -m "" \
-	  --hypothesis-profile=nightly $(ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m "" --hypothesis-profile=nightly $(ARGS)
 
 # In a minute, whether another Python with its own packages works: `make smoke VENV=.venv-3.13 PYTHON=python3.13`.
 smoke: $(VENV)/installed
-	$(BIN)/python -m pytest -n auto tests/functional/test_value_and_gradient.py tests/interop/test_jax_nn.py \
+	$(PYTEST) tests/functional/test_value_and_gradient.py tests/interop/test_jax_nn.py \
 	  tests/training/test_training.py::test_a_tiny_model_learns_to_copy_every_held_out_string \
 	  tests/test_cli.py::test_predict_prints_one_answer_an_input_in_order $(ARGS)
 
