@@ -2,32 +2,44 @@
 # The first of these that runs and is new enough; `make PYTHON=...` names another.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
   $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
-BIN := .venv/bin
+VENV := .venv
+BIN := $(VENV)/bin
 # What to train and how: `make train ARGS="--config=configs/copy.py --config.training.seed=1"`.
 ARGS ?=
 
-.PHONY: train test nightly lint lock notebooks clean
+.PHONY: train test nightly smoke lint lock notebooks clean
 
-train: .venv/installed
+train: $(VENV)/installed
 	$(BIN)/python train.py $(ARGS)
 
-# Stealing leaves most tests of a file to one worker, which then trains the file's models once.
-test: .venv/installed lint
-	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+# A worker for each hardware thread; `auto` would be one on a core of two threads. Each takes up to 3 GB in the end.
+# Stealing leaves most tests of a file to one worker, so that its models and programs are made once.
+PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
-# Three times as many cases of value and gradient, over a thousand an implementation.
-nightly: .venv/installed
-	$(BIN)/python -m pytest -n auto --dist worksteal tests/functional --hypothesis-profile=nightly $(ARGS)
+# Each behaviour once, in minutes.
+test: $(VENV)/installed lint
+	$(PYTEST) $(ARGS)
 
-lint: .venv/installed
+# Everything, in about an hour: the tests marked `nightly` too, with all optimisations of the compiler, and three times
+# as many drawn cases of value and gradient.
+nightly: $(VENV)/installed
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m "" --hypothesis-profile=nightly $(ARGS)
+
+# In a minute, whether another Python with its own packages works: `make smoke VENV=.venv-3.13 PYTHON=python3.13`.
+smoke: $(VENV)/installed
+	$(PYTEST) tests/functional/test_value_and_gradient.py tests/interop/test_jax_nn.py \
+	  tests/training/test_training.py::test_a_tiny_model_learns_to_copy_every_held_out_string \
+	  tests/test_cli.py::test_predict_prints_one_answer_an_input_in_order $(ARGS)
+
+lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
 # A hash of every package is pinned, so what is installed is what was tested; the project itself is installed last.
-.venv/installed: requirements.txt pyproject.toml
+$(VENV)/installed: requirements.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: attn needs Python 3.11 or newer; name one: make PYTHON=..." >&2; exit 2; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
@@ -38,8 +50,8 @@ lock:
 	  --custom-compile-command "make lock" --extra dev --output-file requirements.txt pyproject.toml
 
 # Notebooks are kept as scripts; this writes the .ipynb beside each.
-notebooks: .venv/installed
+notebooks: $(VENV)/installed
 	$(BIN)/jupytext --update --to ipynb notebooks/*.py
 
 clean:
-	rm -rf .venv
+	rm -rf $(VENV)

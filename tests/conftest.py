@@ -1,24 +1,41 @@
 """Shapes and dtypes of every annotated function are enforced while the tests run."""
 
+import fcntl
 import os
 import pathlib
 import tempfile
+from collections.abc import Callable
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the time is XLA's, which compiles in half of it without LLVM's optimisations. Tests that are about what is
+# compiled ask for the fixture `optimized`; `make nightly` optimises everything.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# A program that several tests compile, workers and subprocesses among them, is compiled once. The folder is new for
+# every run; with JAX_COMPILATION_CACHE_DIR one of your own is kept, and the next run is faster.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # A program that several tests compile, workers and subprocesses among them, is compiled once; new for every run.
     programs = tempfile.TemporaryDirectory(prefix="attn-programs-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs.name
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import jaxtyping
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 2)  # before the backend starts, so that meshes are real ones
 
+settings.register_profile("nightly", max_examples=300)
 hook = install_import_hook("attn", "typechecker.check")
+
+
+@pytest.fixture
+def optimized():
+    """Compile as outside of the tests, with all optimisations."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
@@ -55,11 +72,40 @@ def tiny() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def copy_run(repository, tmp_path_factory) -> pathlib.Path:
-    """The folder of a finished run: a tiny model that has learnt to copy."""
+def once(tmp_path_factory) -> Callable[[str, Callable[[pathlib.Path], None]], pathlib.Path]:
+    """`once(name, make)`: call `make(folder)` in one worker only; return the folder, which no test may change."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all workers
+
+    def made(name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+        folder, done = root / "made" / name, root / "made" / f"{name}-done"
+        folder.parent.mkdir(exist_ok=True)
+        with folder.with_name(f"{name}-lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # others wait here until it is made; the lock ends with its file
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def trained(once) -> Callable[[str, str, dict[str, str]], pathlib.Path]:
+    """`trained(name, config, overrides)`: return the folder of a finished run, which one worker trains for all."""
     from attn import experiment
 
-    folder = tmp_path_factory.mktemp("runs") / "copy"
-    request = experiment.Request(str(repository / "configs/copy.py"), TINY, str(folder), False, "off")
-    assert experiment.run(request) == 0
-    return folder
+    def run(name: str, config: str, overrides: dict[str, str]) -> pathlib.Path:
+        def make(folder: pathlib.Path):
+            assert experiment.run(experiment.Request(config, overrides, str(folder), False, "off")) == 0
+
+        return once(name, make)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def copy_run(repository, trained) -> pathlib.Path:
+    """The folder of a finished run: a tiny model that has learned to copy."""
+    return trained("copy", str(repository / "configs/copy.py"), TINY)

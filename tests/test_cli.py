@@ -11,8 +11,11 @@ import pytest
 from matplotlib.image import imread
 
 import attn
-from attn import cli, experiment
+from attn import cli
 from attn.tasks.vocabulary import InputError
+from attn.training.config import to_mapping
+from attn.training.flags import load_config
+from attn.walkthrough.bench import untrained
 
 
 def test_predict_prints_one_answer_an_input_in_order(copy_run, capsys):
@@ -134,13 +137,9 @@ def test_cross_attention_of_a_copy_is_the_diagonal(copy_run):
     assert max(np.diagonal(head)[:5].mean() for head in maps.weights.cross[0]) > 0.5
 
 
-def test_cross_attention_of_a_reversal_is_the_anti_diagonal(repository, tiny, tmp_path):
-    folder = tmp_path / "reverse"
-    request = experiment.Request(
-        str(repository / "configs/reverse.py"), tiny | {"training.steps": "800"}, str(folder), False, "off"
-    )
-    assert experiment.run(request) == 0
-    run = attn.load(folder)
+@pytest.mark.nightly  # by day a copy's diagonal
+def test_cross_attention_of_a_reversal_is_the_anti_diagonal(repository, tiny, trained):
+    run = attn.load(trained("reverse", str(repository / "configs/reverse.py"), tiny | {"training.steps": "800"}))
     assert run.predict(["3 1 4 1 5 2", "6 1"]) == ["2 5 1 4 1 3", "1 6"]
     cross = run.look("3 1 4 1 5 2").weights.cross[0]  # [N T S]
     anti = [np.mean([head[t, 5 - t] for t in range(6)]) for head in cross]
@@ -148,12 +147,9 @@ def test_cross_attention_of_a_reversal_is_the_anti_diagonal(repository, tiny, tm
     assert max(anti) > 0.5 > 2 * straight[int(np.argmax(anti))]
 
 
-def test_learned_positions_bound_the_input(repository, tiny, tmp_path):
-    learned = {"model.positions": "learned", "model.max_length": "9", "training.steps": "20"}
-    folder = tmp_path / "learned"
-    request = experiment.Request(str(repository / "configs/copy.py"), tiny | learned, str(folder), False, "off")
-    assert experiment.run(request) == 0
-    run = attn.load(folder)
+def test_learned_positions_bound_the_input(repository, tiny):
+    learned = {"model.positions": "learned", "model.max_length": "9"}
+    run = untrained(to_mapping(load_config(str(repository / "configs/copy.py"), tiny | learned)))
     assert len(run.predict(["1 2 3 4 5 6 1 2"])) == 1
     with pytest.raises(InputError, match=r"input 2: 9 tokens.*at most 8"):
         run.predict(["1", "1 2 3 4 5 6 1 2 3"])

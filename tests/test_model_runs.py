@@ -7,9 +7,12 @@ import pytest
 from matplotlib.image import imread
 
 import attn
-from attn import cli, experiment
+from attn import cli, commands
 from attn.inspection.influence import influence
 from attn.tasks.examples import decoder_input
+from attn.training.config import to_mapping
+from attn.training.flags import load_config
+from attn.walkthrough.bench import untrained
 
 TINY = {"task.symbols": "4", "training.steps": "400", "evaluation.examples": "200"}
 LSTM = {"task.max_length": "4", "model.width": "32", "optimizer.learning_rate": "1e-2"}
@@ -26,16 +29,14 @@ RUNS = {
 }
 
 
-def trained(repository, folder, config, settings) -> attn.runs.Run:
-    request = experiment.Request(str(repository / f"configs/{config}.py"), settings, str(folder), False, "off")
-    assert experiment.run(request) == 0
-    return attn.load(folder)
+# By day one kind of attention in a recurrent model stands for both.
+ALL = [pytest.param(name, marks=pytest.mark.nightly if name == "lstm_additive" else ()) for name in RUNS]
 
 
-@pytest.fixture(scope="module", params=RUNS)
-def run(request, repository, tmp_path_factory) -> attn.runs.Run:
+@pytest.fixture(scope="module", params=ALL)
+def run(request, repository, trained) -> attn.runs.Run:
     config, settings = RUNS[request.param]
-    return trained(repository, tmp_path_factory.mktemp("runs") / request.param, config, TINY | settings)
+    return attn.load(trained(request.param, str(repository / f"configs/{config}.py"), TINY | settings))
 
 
 def test_it_learns_the_lengths_of_training(run):
@@ -77,7 +78,7 @@ def test_without_cross_attention_influence_is_shown_instead(run):
         assert maps.influence.shape == (4, 4)
 
 
-@pytest.mark.parametrize("run", [name for name in RUNS if name.startswith("lstm")], indirect=True)
+@pytest.mark.parametrize("run", [case for case in ALL if case.values[0].startswith("lstm")], indirect=True)
 def test_influence_is_the_slope_of_the_logits(run):
     """Beside finite differences, in every direction of one embedding, of one step's logits."""
     source = jnp.array([1, 2, 3, run.vocabulary.end])
@@ -95,8 +96,9 @@ def test_influence_is_the_slope_of_the_logits(run):
         np.testing.assert_allclose(found[0, j], np.linalg.norm(slopes), rtol=2e-2)
 
 
-def test_an_input_beyond_the_range_of_drawn_positions_is_refused(repository, tmp_path, capsys):
-    settings = {"training.steps": "20", "model.positions": "randomized_rotary", "model.positions.range": "9"}
-    run = trained(repository, tmp_path / "run", "copy", TINY | {"task.max_length": "6"} | settings)
-    assert cli.main(["predict", str(run.folder), " ".join("1" * 9)]) == 2
+def test_an_input_beyond_the_range_of_drawn_positions_is_refused(repository, monkeypatch, capsys):
+    settings = {"task.max_length": "6", "model.positions": "randomized_rotary", "model.positions.range": "9"}
+    config = load_config(str(repository / "configs/copy.py"), TINY | settings)
+    monkeypatch.setattr(commands, "_load", lambda _: untrained(to_mapping(config)))
+    assert cli.main(["predict", "RUN", " ".join("1" * 9)]) == 2
     assert "input 1: 9 tokens are more than the positions can encode, at most 8" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Every notebook runs from top to bottom, and its two forms say the same."""
 
 import pathlib
+import re
 
 import jupytext
 import pytest
@@ -19,7 +20,13 @@ def test_there_are_notebooks():
     ]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def by_day_or_night(path):
+    """Those that train take most of a minute."""
+    trains = re.search(r'"steps"|training\.steps', path.read_text())
+    return pytest.param(path, id=path.stem, marks=pytest.mark.nightly if trains else ())
+
+
+@pytest.mark.parametrize("path", [by_day_or_night(path) for path in NOTEBOOKS])
 def test_the_notebook_runs(path):
     notebook = jupytext.read(path)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()

@@ -45,10 +45,10 @@ SMALL = {
 }
 
 
-def write_pairs(path, number=3_000, seed=0) -> str:
+def write_pairs(path, number=3_000, seed=0, longest=8) -> str:
     """Words of a to f, each with its letters in capitals; a word that ends with a may also lose it."""
     rng = random.Random(seed)
-    words = dict.fromkeys("".join(rng.choices("abcdef", k=rng.randint(1, 8))) for _ in range(number))
+    words = dict.fromkeys("".join(rng.choices("abcdef", k=rng.randint(1, longest))) for _ in range(number))
     lines = [f"{word}\t{word.upper()}\n" for word in words]
     lines += [f"{word}\t{word[:-1].upper()}\n" for word in words if len(word) > 1 and word.endswith("a")]
     path.write_text("".join(lines))
@@ -63,16 +63,14 @@ def request(repository, path, folder, *, resume=False, **overrides):
 
 
 @pytest.fixture(scope="module")
-def pairs_file(tmp_path_factory):
-    return write_pairs(tmp_path_factory.mktemp("pairs") / "capitals.tsv")
+def pairs_file(once):
+    return str(once("capitals.tsv", write_pairs))
 
 
 @pytest.fixture(scope="module")
-def pairs_run(repository, pairs_file, tmp_path_factory):
+def pairs_run(repository, pairs_file, trained):
     """The folder of a finished run on pairs."""
-    folder = tmp_path_factory.mktemp("runs") / "pairs"
-    assert experiment.run(request(repository, pairs_file, folder)) == 0
-    return folder
+    return trained("pairs", str(repository / "configs/pairs.py"), SMALL | {"data.path": pairs_file})
 
 
 def test_it_learns_and_any_accepted_answer_is_right(pairs_run):
@@ -281,7 +279,7 @@ def test_too_long_for_learned_positions_is_one_line(repository, pairs_file, tmp_
 
 def test_a_run_neither_resumes_nor_is_judged_with_other_pairs(repository, tmp_path, capsys):
     path = tmp_path / "pairs.tsv"
-    write_pairs(path, 600)
+    write_pairs(path, 600, longest=4)  # one or two buckets, each of which is compiled
     short = {"training.steps": "20", "training.checkpoint_every": "20", "evaluation.beam_width": "1"}
     run = tmp_path / "run"
     assert experiment.run(request(repository, path, run, **short)) == 0
@@ -317,7 +315,7 @@ def test_a_step_is_that_of_the_bucket_alone(small_config):
     dispatch = build_dispatch(small_config, loaded, mesh)
     state = jax.jit(lambda: initial_state(small_config, loaded.vocabulary))()
     model = nnx.merge(model_structure(small_config, loaded.vocabulary)[0], state.params)
-    losses = jax.vmap(lambda example: example_loss(model, loaded.vocabulary.begin, example, None))
+    losses = jax.jit(jax.vmap(lambda example: example_loss(model, loaded.vocabulary.begin, example, None)))
     steps = [next(k for k in range(500) if batches.at(k)[0] == b) for b in range(len(batches.buckets))]
     for step in steps:
         _, examples = batches.at(step)
@@ -331,7 +329,7 @@ def test_a_step_is_that_of_the_bucket_alone(small_config):
 
 
 def test_one_device_and_two_take_the_same_steps_on_buckets_of_odd_sizes(repository, tmp_path):
-    rows = [*((f"{k:02d}", "a" * (1 + 8 * (k % 2))) for k in range(60)), ("x" * 50, "y" * 40)]
+    rows = [*((f"{k:02d}", "aa") for k in range(52)), ("x" * 50, "y" * 40)]  # two buckets, which are two programs
     (tmp_path / "p.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in rows))
     overrides = SMALL | {"data.path": str(tmp_path / "p.tsv"), "training.batch_size": "8", "model.dropout": "0.2"}
     config = load_config(str(repository / "configs/pairs.py"), overrides | {"training.steps_per_dispatch": "12"})

@@ -9,6 +9,9 @@ import sys
 
 import pytest
 
+from attn import experiment
+from attn.training.flags import load_config, split_overrides
+
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -57,14 +60,29 @@ def test_the_commands_are_those_that_are_tested():
     assert starts == {"make", "pip", "python", "attn", "tfds", "PROJECT=my-project"}
 
 
-APART = ("--resume", "1:64", "spelling.tsv", "tfds build", "walkthrough", "lengths --")  # what the tests below run
+# What the tests below and those of `attn walkthrough` and `attn lengths` run.
+APART = ("eight-heads", "1:64", "spelling.tsv", "tfds build", "walkthrough", "lengths --")
+TRAININGS = [line for line in COMMANDS if line.startswith("python train.py") and "--resume" not in line]
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if not any(word in line for word in APART)])
+def by_day_or_night(line):
+    """Each training compiles for many seconds: by day the first runs, and the settings of the others are read."""
+    return pytest.param(line, marks=pytest.mark.nightly if line in TRAININGS[1:] else ())
+
+
+@pytest.mark.parametrize("line", [by_day_or_night(x) for x in COMMANDS if not any(word in x for word in APART)])
 def test_the_command_runs(shell, line):
     done = shell(line)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+@pytest.mark.parametrize("line", TRAININGS)
+def test_the_settings_of_a_training_are_known(line):
+    words, overrides = split_overrides(shlex.split(line)[2:])
+    given = dict(word.split("=") for word in words)
+    assert set(given) <= {"--config", "--workdir"}
+    load_config(str(ROOT / given.get("--config", experiment.DEFAULT_CONFIG)), overrides)  # raises what is wrong
 
 
 def test_evaluate_runs_beyond_the_training_lengths(shell):
@@ -84,11 +102,15 @@ def test_a_run_is_resumed_as_shown(shell):
     assert "finished already" in done.stdout
 
 
-def test_pairs_are_made_trained_on_and_loaded_as_shown(shell, tmp_path, monkeypatch):
-    for line in [line for line in COMMANDS if "spelling.tsv" in line]:
-        done = shell(line)
+@pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_pairs_are_made_trained_on_and_loaded_as_shown(shell, tmp_path, monkeypatch, trained):
+    make, train = (line for line in COMMANDS if "spelling.tsv" in line)
+    done = shell(make)
+    assert done.returncode == 0, done.stderr
+    if trained:
+        done = shell(train)
         assert done.returncode == 0, done.stderr
-    assert "held-out exact match" in done.stdout
+        assert "held-out exact match" in done.stdout
     monkeypatch.chdir(tmp_path)
     [code] = [code for code in blocks("python") if "spelling.tsv" in code]
     exec(compile(code, "README.md", "exec"), space := {})
@@ -97,11 +119,14 @@ def test_pairs_are_made_trained_on_and_loaded_as_shown(shell, tmp_path, monkeypa
 
 def test_data_sets_are_loaded_as_shown(shell, tmp_path):
     [code] = [code for code in blocks("python") if "tfds.data_source" in code]
-    (tmp_path / "loaded.py").write_text(code + "\nassert len(test) == 10_000 and 'source' in test[0]")
+    code += "\nassert len(test) == 10_000 and 'source' in test[0]"
+    code += "\nimport sys; assert 'tensorflow' not in sys.modules"
+    (tmp_path / "loaded.py").write_text(code)
     done = shell("python loaded.py")
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.nightly
 def test_data_sets_are_built_as_shown(shell, tmp_path):
     """The line is taken apart and carried out by TFDS's own code, but for its start, which imports TensorFlow.
 

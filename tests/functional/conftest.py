@@ -10,11 +10,9 @@ import pytest
 sys.path.append(str(Path(__file__).parent))  # for attention_oracle and attention_cases
 
 from attention_cases import complete_implementations
-from hypothesis import settings
 
 from attn.functional import blockwise
 
-settings.register_profile("nightly", max_examples=300)
 blockwise.BLOCK = 4  # so that small arrays are many blocks, and most are not full
 
 

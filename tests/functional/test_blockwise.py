@@ -247,6 +247,7 @@ def in_mode(call, mode):
     return derived
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("mode", ["forward", "reverse", "forward mode", "forward over reverse", "reverse over reverse"])
 def test_no_array_is_as_large_as_all_pairs(mode):
     arguments = *head(LONG, LONGER), *cases.normal((LONG + LONGER - 1,)), jnp.int32(3)
@@ -288,6 +289,7 @@ def is_linear(found: list[int]) -> bool:
 SECOND_ORDER = ["forward over reverse", "reverse over forward", "reverse over reverse"]
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("mode", ["forward and backward", "forward mode", *SECOND_ORDER])
 def test_memory_grows_with_the_length_and_not_with_its_square(monkeypatch, mode):
     monkeypatch.setattr(blockwise, "BLOCK", REAL)
@@ -348,7 +350,7 @@ def in_float64(query, key, value, visible, bias, cotangent) -> tuple[tuple, tupl
     return (p @ value, ds @ key, ds.T @ query, p.T @ g), [(1 + largest) * size.max() for size in sizes]
 
 
-def test_blocks_of_the_real_size_agree_with_float64(monkeypatch):
+def test_blocks_of_the_real_size_agree_with_float64(monkeypatch, optimized):
     monkeypatch.setattr(blockwise, "BLOCK", REAL)
     T, S = 600, 1100  # two blocks by three, the last ones filled up
     query, key, value, g = cases.normal((T, 8), (S, 8), (S, 5), (T, 5))

@@ -91,7 +91,11 @@ def assert_all_close(ours, expected):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
 
 
-@every_function
+# By day many heads have their derivatives from one head's, and from the tests of marks per head.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.nightly if n.startswith("multi_head_attention,") else ()) for n in FUNCTIONS],
+)
 def test_derivatives_of_both_orders_and_modes_agree_with_finite_differences(strict, name):
     call, arrays = function_and_arrays(name)
     check_grads(jax.jit(call), arrays, order=2, modes=["fwd", "rev"], atol=1e-6, rtol=1e-6, eps=1e-5)
@@ -160,6 +164,7 @@ def jacobian(query, key, value) -> np.ndarray:
     return np.einsum("ij,ijh,jd->ihd", p, centred, key) / np.sqrt(H)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("implementation", complete_implementations())
 def test_compiled_cotangents_may_be_batched_where_the_weights_are_not(implementation):
     query, key, value = cases.normal((LONG, H), (LONG, H), (LONG, HV))
@@ -176,6 +181,7 @@ def test_compiled_cotangents_may_be_batched_where_the_weights_are_not(implementa
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("implementation", complete_implementations())
 def test_a_compiled_hessian_is_the_same_in_three_modes(implementation):
     """Not in reverse over forward: XLA of jaxlib 0.10 compiles that wrongly for a CPU, without attention too."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import attn
 
+pytestmark = pytest.mark.usefixtures("optimized")  # the programs that users run
 BOUND = 4  # in units of eps (1 + max|s|) max(oracle on absolute values)
 drawn = settings(
     deadline=None,

@@ -1,5 +1,7 @@
 """Small models of every kind, and how to run them compiled."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -22,15 +24,24 @@ def make(name: str = "transformer", **settings) -> EncoderDecoder:
 
 
 def run(model: EncoderDecoder, source=SOURCE, target=TARGET, **options):
-    """The model's logits (and weights), compiled; the target has a length of its own."""
-    graphdef, state = nnx.split(model)
-    length = jnp.asarray(LENGTH)
-    return jax.jit(lambda state: nnx.merge(graphdef, state)(source, target, target_length=length, **options))(state)
+    """The model's logits (and weights), compiled once for all tests; the target has a length of its own."""
+    return _run(*nnx.split(model), source, target, jnp.asarray(LENGTH), **options)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "return_weights"))
+def _run(graphdef, state, source, target, target_length, key=None, shift=None, return_weights=False):
+    options = {"key": key, "shift": shift, "return_weights": return_weights}
+    return nnx.merge(graphdef, state)(source, target, target_length=target_length, **options)
 
 
 def start(model: EncoderDecoder, source=SOURCE):
-    """A cache for decoding TARGET."""
-    length = jnp.asarray(LENGTH)
+    """A cache for decoding TARGET, compiled."""
+    return _start(*nnx.split(model), source, jnp.asarray(LENGTH))
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _start(graphdef, state, source, length):
+    model = nnx.merge(graphdef, state)
     memory, _ = model.encode(source, target_length=length)
     return model.start(memory, jnp.sum(source != 0), len(TARGET), target_length=length)
 

@@ -14,14 +14,18 @@ from attn.nn.variants import VARIANTS
 
 OTHERS = [name for name in ENCODINGS if name not in ("sinusoidal", "learned", "rotary", "none")]
 MIXED = [Positions(*(OTHERS * 2)[at : at + 3]) for at in range(0, len(OTHERS), 3)]
+ONE_LAYER = dict(num_encoder_layers=1, num_decoder_layers=1)  # of each kind of attention, which compiles faster
 CASES = [
     ("transformer", dict(positions="sinusoidal", norm="pre", variant="plain")),
     ("transformer", dict(positions="sinusoidal", norm="post", tied_embeddings=True, variant="unscaled")),
     ("transformer", dict(positions="learned", norm="pre", tied_embeddings=True, max_length=11)),
     ("transformer", dict(positions="rotary", norm="post")),
     ("transformer", dict(positions="none", norm="pre")),
-    *[("transformer", dict(positions=mixed, max_length=2_048)) for mixed in MIXED],
-    ("transformer", dict(positions=Positions("shaw", "anchored", "randomized_learned", range=9), max_length=9)),
+    *[("transformer", dict(positions=mixed, max_length=2_048, **ONE_LAYER)) for mixed in MIXED],
+    (
+        "transformer",
+        dict(positions=Positions("shaw", "anchored", "randomized_learned", range=9), max_length=9, **ONE_LAYER),
+    ),
     ("lstm", dict(attention="none")),
     ("lstm", dict(attention="additive")),
     ("lstm", dict(attention="multiplicative", tied_embeddings=True)),
@@ -32,9 +36,15 @@ CASES = [
     ("tape", dict(positions="randomized_transformer_xl", norm="pre", variant="unscaled")),
     ("tape", dict(positions="anchored", head_width=4)),
 ]
-every_case = pytest.mark.parametrize(
-    ("name", "settings"), CASES, ids=[f"{name}-{number}" for number, (name, _) in enumerate(CASES)]
-)
+IDS = [f"{name}-{number}" for number, (name, _) in enumerate(CASES)]
+every_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
+# Of what encodings and gates have no part in, one case of each kind; the others at night.
+TYPICAL = ("transformer-0", "transformer-1", "lstm-14", "lstm-15", "gru-19", "tape-22")
+assert set(TYPICAL) <= set(IDS)
+MARKED = [
+    pytest.param(*case, id=name, marks=() if name in TYPICAL else pytest.mark.nightly) for name, case in zip(IDS, CASES)
+]
+typical_case = pytest.mark.parametrize(("name", "settings"), MARKED)
 
 
 def choices(value: str | Positions) -> list[str]:
@@ -64,7 +74,7 @@ def test_cached_decoding_equals_full_decoding_token_for_token(name, settings):
     np.testing.assert_array_equal(np.stack(logits).argmax(-1), full.argmax(-1))
 
 
-@pytest.mark.parametrize(("name", "settings"), [case for case in CASES if case[0] != "tape"])
+@pytest.mark.parametrize(("name", "settings"), [case for case in MARKED if case.values[0] != "tape"])
 def test_decoder_is_causal_by_its_gradient(name, settings):
     model = make(name, **(settings | {"tied_embeddings": False}))
     graphdef, table, rest = nnx.split(model, nnx.PathContains("target_embed"), ...)
@@ -79,7 +89,7 @@ def test_decoder_is_causal_by_its_gradient(name, settings):
     assert (reach[np.tril_indices(len(TARGET))] > 0).all()
 
 
-@every_case
+@typical_case
 def test_padding_of_the_source_changes_nothing(name, settings):
     model = make(name, **settings)
     longer = jnp.concatenate([SOURCE, jnp.zeros(4, SOURCE.dtype)])
@@ -125,7 +135,7 @@ def test_every_parameter_gets_a_gradient(name, settings):
     assert zero == []
 
 
-@every_case
+@typical_case
 def test_weights_are_those_of_the_answer(name, settings):
     model = make(name, **settings)
     logits, weights = run(model, return_weights=True)
@@ -140,7 +150,7 @@ def test_weights_are_those_of_the_answer(name, settings):
     assert (weights.cross[..., 5:] == 0).all()
 
 
-@every_case
+@typical_case
 def test_a_shift_is_added_to_the_embeddings_of_the_source(name, settings):
     """Shifting the embeddings by the difference of two tokens' rows is reading the other token."""
     model = make(name, **settings)

@@ -27,12 +27,15 @@ SMALL = Task("duplicate", symbols=3, min_length=2, max_length=6)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> pathlib.Path:
+def folder(once) -> pathlib.Path:
     """TFDS's folder, with small data sets of every task."""
-    folder = tmp_path_factory.mktemp("tfds")
-    for name in KINDS:
-        tasks.load(name, symbols=3, min_length=2, max_length=6, source="tfds", folder=folder)
-    return folder
+
+    def prepare(folder):
+        folder.mkdir()
+        for name in KINDS:
+            tasks.load(name, symbols=3, min_length=2, max_length=6, source="tfds", folder=folder)
+
+    return once("tfds-of-every-task", prepare)
 
 
 def strings(source) -> list[tuple[int, ...]]:
@@ -91,6 +94,7 @@ def test_a_version_always_holds_the_same(folder):
         assert hashlib.sha256(lines.encode()).hexdigest() == DIGESTS[split], split
 
 
+@pytest.mark.nightly  # by day the README's lines load one
 def test_anyone_can_load_it_by_name_without_tensorflow(tmp_path):
     script = (
         "import sys; import attn.tasks; import tensorflow_datasets as tfds;"

@@ -47,7 +47,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("learnt", ["command", "pairs_command"])
+@pytest.mark.parametrize("learnt", ["command", pytest.param("pairs_command", marks=pytest.mark.nightly)])
 def test_two_processes_have_the_losses_of_one(learnt, tmp_path, request):
     command = request.getfixturevalue(learnt)
     cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}

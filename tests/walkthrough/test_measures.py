@@ -188,7 +188,7 @@ def test_matrices_that_are_put_back_are_those_that_were_there(run):
 
 def test_a_training_that_was_stopped_goes_on_and_all_of_it_was_watched(tmp_path, monkeypatch):
     settings = {"task": {"max_length": 4}, "model": {"width": 8, "num_heads": 2, "feed_forward_width": 8},
-                "training": {"steps": 20, "batch_size": 4}}  # fmt: skip
+                "training": {"steps": 20, "batch_size": 4, "checkpoint_every": 5}}  # fmt: skip
     whole = bench.Bench(tmp_path / "whole", lambda line: None)
     expected = whole.watched(
         whole.trained(settings, watch=lambda run: float(run.params["output"]["kernel"][...].sum()))
@@ -207,12 +207,12 @@ def test_a_training_that_was_stopped_goes_on_and_all_of_it_was_watched(tmp_path,
     with pytest.raises(Stopped):
         parts.trained(settings, watch=look)
     run = parts.trained(settings, watch=look)
-    assert run.step == 20 and parts.watched(run) == expected and [row["step"] for row in expected] == [*range(2, 21, 2)]
+    assert run.step == 20 and parts.watched(run) == expected and [row["step"] for row in expected] == [5, 10, 15, 20]
     monkeypatch.setattr(bench, "train", None)  # nothing is left to train
     assert parts.trained(settings, watch=look).step == 20
     # What is damaged names the run that has to be trained again.
     damaged = {
-        "watched/00000004.json": lambda: parts.watched(run),
+        "watched/00000005.json": lambda: parts.watched(run),
         "metrics.jsonl": lambda: bench.losses(run),
         "config.json": lambda: parts.trained(settings, watch=look),
     }

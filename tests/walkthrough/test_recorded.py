@@ -1,12 +1,16 @@
 """What docs/walkthrough.md and the README say of the full run is what its JSON files hold."""
 
+import functools
+import html
 import json
 import pathlib
 import re
 import runpy
+import shutil
 
 import pytest
 
+from attn import cli
 from attn.walkthrough.claims import verdict
 from attn.walkthrough.registry import CLAIMS
 from attn.walkthrough.running import read, sizes_of
@@ -16,24 +20,36 @@ BENCHMARK = runpy.run_path(str(ROOT / "benchmarks/walkthrough.py"))
 RESULTS = ROOT / BENCHMARK["RESULTS"]
 
 
+@functools.cache
+def measured(name):
+    """What is recorded of a claim, and its checks."""
+    found = read(RESULTS, name)
+    return found, CLAIMS[name].check(found.numbers)
+
+
 @pytest.mark.parametrize("name", CLAIMS)
 def test_the_records_are_of_the_full_sizes_and_their_verdicts_follow(name):
-    measured = read(RESULTS, name)
-    assert not measured.quick and measured.sizes == sizes_of(CLAIMS[name], quick=False)
-    assert json.loads((RESULTS / f"{name}.json").read_text())["verdict"] == verdict(
-        CLAIMS[name].check(measured.numbers)
-    )
+    found, checks = measured(name)
+    assert not found.quick and found.sizes == sizes_of(CLAIMS[name], quick=False)
+    assert json.loads((RESULTS / f"{name}.json").read_text())["verdict"] == verdict(checks)
 
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_the_document_lists_every_check_as_it_came_out(name):
     text = (ROOT / "docs/walkthrough.md").read_text()
-    checks = CLAIMS[name].check(read(RESULTS, name).numbers)
+    _, checks = measured(name)
     [section] = re.findall(rf"^## {CLAIMS[name].title}: {verdict(checks)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.M)
     assert [line for line in section.splitlines() if line.startswith("- ")] == [*map(BENCHMARK["line"], checks)]
     assert f"walkthrough/{name}.png" in section
 
 
+def test_every_claim_is_drawn_from_its_records_on_one_page(tmp_path):
+    shutil.copytree(RESULTS, tmp_path, dirs_exist_ok=True)
+    assert cli.main(["walkthrough", "--output", str(tmp_path)]) == 0  # all is measured already
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<img") > len(CLAIMS) and all(html.escape(claim.title) in page for claim in CLAIMS.values())
+
+
 def test_the_readme_gives_the_verdicts():
     rows = re.findall(r"^\| .*\(attn/walkthrough/(\w+)\.py\) \| ([\w ]+) \|", (ROOT / "README.md").read_text(), re.M)
-    assert dict(rows) == {name: verdict(CLAIMS[name].check(read(RESULTS, name).numbers)) for name in CLAIMS}
+    assert dict(rows) == {name: verdict(measured(name)[1]) for name in CLAIMS}
