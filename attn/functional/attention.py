@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Num
 
-from attn.functional import closures, mods, reference, tiles
+from attn.functional import closures, dtypes, mods, reference, tiles
 from attn.functional.dropout import Dropout
 from attn.functional.implementations import Call, choose
 from attn.functional.masks import Mask, PerHeadMask, as_mask
@@ -65,7 +65,7 @@ def attention(
     Source: Vaswani et al. 2017, equation 1.
     """
     query, key, value = _check_arrays(("T H", query), ("S H", key), ("S Hv", value))
-    mask, score = _without_marks(as_mask(mask)), mods.widened(_without_marks(as_score(score)))
+    mask, score = _without_marks(as_mask(mask)), dtypes.widened(_without_marks(as_score(score)))
     scale = _check_scale(scale, query.shape[-1])
     _check_dropout(dropout)
     key, value = tiles.gathered(key), tiles.gathered(value)
@@ -101,7 +101,7 @@ def attention_weights(
     Source: Vaswani et al. 2017, equation 1, without the values.
     """
     query, key = _check_arrays(("T H", query), ("S H", key))
-    mask, score = _without_marks(as_mask(mask)), mods.widened(_without_marks(as_score(score)))
+    mask, score = _without_marks(as_mask(mask)), dtypes.widened(_without_marks(as_score(score)))
     scale = _check_scale(scale, query.shape[-1])
     mask, score = _at(mask, score, query.shape[0], key.shape[0])
     rows = _check_rows(rows, query.shape[0])
@@ -143,7 +143,7 @@ def multi_head_attention(
     query, key, value = _check_arrays(("T N H", query), ("S K H", key), ("S K Hv", value))
     scale = _check_scale(scale, query.shape[-1])
     _check_dropout(dropout)
-    mask, score = as_mask(mask), mods.widened(as_score(score))
+    mask, score = as_mask(mask), dtypes.widened(as_score(score))
     (one_mask, one_score), _ = mods.split_heads((mask, score), query.shape[1])
     one = as_mask(one_mask), as_score(one_score)
     chosen = choose(implementation, Call(query, key, value, *one, scale, dropout, return_logsumexp))
@@ -195,7 +195,7 @@ def multi_head_attention_weights(
     def one_head(query, mask, score, dropout, key):
         return attention_weights(query, key, mask=mask, score=score, scale=scale, rows=rows)
 
-    return _over_heads(one_head, query, (key,), as_mask(mask), mods.widened(as_score(score)), None, axis=0)
+    return _over_heads(one_head, query, (key,), as_mask(mask), dtypes.widened(as_score(score)), None, axis=0)
 
 
 def per_head(mod):
@@ -237,11 +237,11 @@ def _over_heads(one_head, query, memory: tuple, mask, score, dropout, *, axis: i
     at_once = N if at_once is None else at_once
     bare, is_marked = mods.split_heads((mask, score), N)
     leaves, structure = jax.tree.flatten(bare)
-    dtypes = [x.dtype for x in memory]
+    given = [x.dtype for x in memory]
 
     def one(of_head, memory):
         query, head, marked = of_head
-        memory = [x.astype(dtype) for x, dtype in zip(memory, dtypes)]
+        memory = [x.astype(dtype) for x, dtype in zip(memory, given)]
         marked = iter(marked)
         its_leaves = [next(marked) if m else leaf for m, leaf in zip(is_marked, leaves, strict=True)]
         its_dropout = None if dropout is None else dropout.for_head(head)
@@ -251,7 +251,7 @@ def _over_heads(one_head, query, memory: tuple, mask, score, dropout, *, axis: i
     heads = None if dropout is None else jnp.arange(N)
     of_heads = jnp.moveaxis(query, 1, 0), *_sharded_as(query, (heads, marked))
     # In 32 bits, since the gradient of what heads share is a sum over them.
-    memory = [jnp.moveaxis(x, 1, 0) for x in (memory if N == K else mods.widened(memory))]
+    memory = [jnp.moveaxis(x, 1, 0) for x in (memory if N == K else dtypes.widened(memory))]
     if N == K:
         results = _each(lambda both: one(*both), (of_heads, memory), at_once)
     else:  # the memory is there once for all heads of a group
@@ -304,7 +304,7 @@ def _check_arrays(*arguments: tuple[str, object]) -> list[Array]:
     """Check query, key and, if given, value: kinds, ranks, dtypes and the sizes that must agree."""
     named = dict(zip(("query", "key", "value"), arguments))
     for name, (axes, array) in named.items():
-        if not mods.is_array(array):
+        if not dtypes.is_array(array):
             raise TypeError(f"{name} must be an array of shape [{axes}], got {type(array).__name__}")
         if len(array.shape) != len(axes.split()):
             hint = "; use jax.vmap for further axes" if len(array.shape) > len(axes.split()) else ""
@@ -337,7 +337,7 @@ def _check_scale(scale, width: int) -> float | Num[Array, ""]:
     mods.check_real("scale", scale)
     if jnp.shape(scale) != ():
         raise TypeError(f"scale must be a scalar, got shape {jnp.shape(scale)}; use score= for more")
-    return scale if isinstance(scale, (int, float)) else mods.widened(jnp.asarray(scale))
+    return scale if isinstance(scale, (int, float)) else dtypes.widened(jnp.asarray(scale))
 
 
 def _check_dropout(dropout):
@@ -348,7 +348,7 @@ def _check_dropout(dropout):
 def _check_rows(rows, T: int) -> Int[Array, "R"]:
     if rows is None:
         return jnp.arange(T)
-    rows = rows if mods.is_array(rows) else jnp.asarray(rows)
+    rows = rows if dtypes.is_array(rows) else jnp.asarray(rows)
     if not jnp.issubdtype(rows.dtype, jnp.integer):
         raise TypeError(f"rows must be integers, got {rows.dtype}")
     if len(rows.shape) != 1 or rows.shape[0] == 0:

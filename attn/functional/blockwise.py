@@ -31,7 +31,7 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from attn.functional import closures, masks, mods, scores, tiles
+from attn.functional import closures, dtypes, masks, mods, scores, tiles
 from attn.functional.dropout import Dropout
 from attn.functional.tiles import Normalizer
 
@@ -100,7 +100,7 @@ def _attend(query, key, value, *, mask, score, scale, dropout):
     (axes, *_) = jax.typeof(query).sharding.spec
     query = tiles.gathered(query)  # blocks cannot be cut out of rows that lie on several devices
     T, S = len(query), len(key)
-    wide = mods.wide_dtype(query.dtype)
+    wide = dtypes.wide_dtype(query.dtype)
     scale = jnp.asarray(scale, wide)
     query, key, value, scale, mask, score = _varying_alike((query, key, value, scale, mask, score))
     hides = mask is not None or score is not None
@@ -109,7 +109,7 @@ def _attend(query, key, value, *, mask, score, scale, dropout):
     # Positions of keys and values come last, so that every product of a tile, transposed too, has a fast layout.
     queries = _in_blocks(query.astype(wide))
     keys = _in_blocks(key.astype(wide)).swapaxes(1, 2)
-    values = _in_blocks(value.astype(mods.wide_dtype(value.dtype, wide))).swapaxes(1, 2)
+    values = _in_blocks(value.astype(dtypes.wide_dtype(value.dtype, wide))).swapaxes(1, 2)
 
     def scores_of(query, key, i: Positions, j: Positions):
         s = scale * jnp.matmul(query, key)
@@ -337,7 +337,7 @@ def _varying_alike(tree):
 
     def vary(x):
         missing = tuple(axes - _varying_over(x))
-        is_float = mods.is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
+        is_float = dtypes.is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
         return lax.pcast(x, missing, to="varying") if missing and is_float else x
 
     return jax.tree.map(vary, tree) if axes else tree
@@ -355,7 +355,7 @@ def _any_of_devices(needed, floats):
 
 def _varying_over(tree) -> frozenset[str]:
     """The axes of the mesh over which, inside `shard_map`, any of these arrays differs by device."""
-    return frozenset().union(*(jax.typeof(x).mat.varying for x in jax.tree.leaves(tree) if mods.is_array(x)))
+    return frozenset().union(*(jax.typeof(x).mat.varying for x in jax.tree.leaves(tree) if dtypes.is_array(x)))
 
 
 def _is_symbolic(tangent) -> bool:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from attn.functional import mods
+from attn.functional import dtypes
 
 # Primitives that copy numbers and compute none.
 _MOVES = frozenset(
@@ -48,7 +48,7 @@ def convert(function: Callable, *examples) -> tuple[Callable, list]:
     def converted(captured, *arguments):
         return structure.unflatten(_evaluate(closed.jaxpr, captured, jax.tree.leaves(arguments)))
 
-    return converted, mods.widened(closed.consts)
+    return converted, dtypes.widened(closed.consts)
 
 
 def call(function: Callable, *arguments):
@@ -59,7 +59,7 @@ def call(function: Callable, *arguments):
 
 def _evaluate(jaxpr, captured: Sequence, arguments: Sequence) -> list:
     """Evaluate a jaxpr; a 16-bit float is held in float32 from where it is captured to where it is computed with."""
-    if not any(map(mods.is_half, [variable.aval for variable in _variables(jaxpr)])):
+    if not any(map(dtypes.is_half, [variable.aval for variable in _variables(jaxpr)])):
         return jax.core.eval_jaxpr(jaxpr, captured, *arguments)
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*captured, *arguments), strict=True))
 
@@ -68,7 +68,7 @@ def _evaluate(jaxpr, captured: Sequence, arguments: Sequence) -> list:
 
     def exact(variable):
         value = held(variable)
-        return jnp.asarray(value, variable.aval.dtype) if mods.is_half(variable.aval) else value
+        return jnp.asarray(value, variable.aval.dtype) if dtypes.is_half(variable.aval) else value
 
     for equation in jaxpr.eqns:
         name, parameters, inputs = equation.primitive.name, equation.params, equation.invars
@@ -79,7 +79,7 @@ def _evaluate(jaxpr, captured: Sequence, arguments: Sequence) -> list:
             results = [jax.lax.convert_element_type(held(inputs[0]), parameters["new_dtype"])]
         else:
             named = list(dict.fromkeys(variable for variable in inputs if not isinstance(variable, Literal)))
-            given = mods.widened([held(v) for v in named]) if name in _MOVES else [exact(v) for v in named]
+            given = dtypes.widened([held(v) for v in named]) if name in _MOVES else [exact(v) for v in named]
             alone = jaxpr.replace(constvars=[], invars=named, eqns=[equation], outvars=equation.outvars)
             results = jax.core.eval_jaxpr(alone, (), *given)
         values.update(zip(equation.outvars, results, strict=True))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from attn.functional import masks, mods
+from attn.functional import dtypes, masks
 
 
 def attend(
@@ -38,10 +38,10 @@ def attend(
 
 def refuses(call) -> str | None:
     """What of a call (`implementations.Call`) keeps the kernel from serving it, in words."""
-    dtypes = {str(x.dtype) for x in (call.query, call.key, call.value)}
+    given = {str(x.dtype) for x in (call.query, call.key, call.value)}
     widths = {x.shape[-1] for x in (call.query, call.key, call.value)}
-    if len(dtypes) > 1 or not dtypes <= {"float16", "bfloat16"}:
-        return f"dtypes {', '.join(sorted(dtypes))} (one of float16 and bfloat16)"
+    if len(given) > 1 or not given <= {"float16", "bfloat16"}:
+        return f"dtypes {', '.join(sorted(given))} (one of float16 and bfloat16)"
     if len(widths) > 1 or max(widths) % 8 or max(widths) > 128:
         return f"widths {', '.join(map(str, sorted(widths)))} (one multiple of 8 up to 128)"
     if call.scale is not None and not isinstance(call.scale, (int, float)):
@@ -58,7 +58,7 @@ def _same(left, right) -> bool:
 
 def _is_constant(value) -> bool:
     """Whether a value can be told to the kernel when it is built: a number, not an array of JAX."""
-    return not isinstance(value, jax.Array) and mods.known(value) is not None
+    return not isinstance(value, jax.Array) and dtypes.known(value) is not None
 
 
 def _named(mask: masks.Mask | None, T: int, S: int) -> dict | None:

@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 from jaxtyping import Integer as Integers
 
-from attn.functional import mods
-from attn.functional.mods import Integer, Mod, PerHead, register
+from attn.functional import dtypes, mods
+from attn.functional.dtypes import Integer
+from attn.functional.mods import Mod, PerHead, register
 
 Positions = Int[Array, "..."] | Int[np.ndarray, "..."] | int
 Bounds = Bool[Array, "..."] | bool | np.bool_ | Bool[np.ndarray, "..."]
@@ -120,24 +121,6 @@ def over_blocks(reduce: Callable, array: Bool[Array, "T_or_1 S_or_1"], rows, col
 
 def _bounds(mask, rows, columns):
     return as_mask(mask).bounds(rows, columns)
-
-
-def _in_32_bits(query_ids, key_ids) -> tuple:
-    """Ids as given or, where 32 bits cannot hold those of NumPy, their ranks.
-
-    Raises:
-      ValueError: ids beyond 32 bits beside ids that are arrays of JAX.
-    """
-    both = query_ids, key_ids
-    limits = np.iinfo(np.int32)
-    known = [ids for ids in both if isinstance(ids, np.ndarray) and ids.size]
-    if all(limits.min <= ids.min() and ids.max() <= limits.max for ids in known):
-        return both
-    if len(known) < 2:
-        raise ValueError("segments: ids beyond 32 bits must be NumPy arrays, both query_ids and key_ids")
-    # As objects: NumPy has no integers that hold both int64 and uint64, and would make them floats.
-    distinct = np.unique(np.concatenate([np.ravel(ids).astype(object) for ids in both]))
-    return tuple(np.searchsorted(distinct, ids.astype(object)).astype(np.int32) for ids in both)
 
 
 def _ends(rows, columns):
@@ -250,13 +233,13 @@ class causal(Mask):
 
     def __post_init__(self):
         mods.check_integer_or_none("causal: offset", self.offset)
-        mods.clamp_known(self, "offset")
+        dtypes.clamp_known(self, "offset")
 
     def _at(self, T, S):
         return causal(mods.resolve_offset("causal", self.offset, T, S))
 
     def __call__(self, i: Positions, j: Positions):
-        return j - i <= (0 if self.offset is None else mods.clamped(self.offset))
+        return j - i <= (0 if self.offset is None else dtypes.clamped(self.offset))
 
     def bounds(self, rows, columns):
         first_i, last_i, first_j, last_j = _ends(rows, columns)
@@ -276,14 +259,14 @@ class padding(Mask):
 
     def __post_init__(self):
         mods.check_integer(f"{type(self).__name__}: length", self.length)
-        mods.clamp_known(self, "length")
+        dtypes.clamp_known(self, "length")
 
     def _at(self, T, S):
         mods.check_scalar(f"{type(self).__name__}: length", self.length)
         return self
 
     def __call__(self, i: Positions, j: Positions):
-        return j < mods.clamped(self.length)
+        return j < dtypes.clamped(self.length)
 
     def bounds(self, rows, columns):
         _, _, first_j, last_j = _ends(rows, columns)
@@ -322,7 +305,7 @@ class sliding_window(Mask):
         for name in ("left", "right"):
             mods.check_integer(f"sliding_window: {name}", getattr(self, name))
         mods.check_integer_or_none("sliding_window: offset", self.offset)
-        mods.clamp_known(self, "left", "right", "offset")
+        dtypes.clamp_known(self, "left", "right", "offset")
 
     def _at(self, T, S):
         for name in ("left", "right"):
@@ -340,7 +323,7 @@ class sliding_window(Mask):
 
     def _holds(self, to_the_left, to_the_right):
         """Whether the one distance j - (i + offset) is at least -left, and the other at most right."""
-        return (to_the_left >= -mods.clamped(self.left)) & (to_the_right <= mods.clamped(self.right))
+        return (to_the_left >= -dtypes.clamped(self.left)) & (to_the_right <= dtypes.clamped(self.right))
 
 
 @register
@@ -361,7 +344,7 @@ class segments(Mask):
     def __post_init__(self):
         for name in ("query_ids", "key_ids"):
             mods.check_array(f"segments: {name}", getattr(self, name), jnp.integer)
-        for name, ids in zip(("query_ids", "key_ids"), _in_32_bits(self.query_ids, self.key_ids)):
+        for name, ids in zip(("query_ids", "key_ids"), dtypes.in_32_bits(self.query_ids, self.key_ids)):
             object.__setattr__(self, name, ids)
 
     def _at(self, T, S):
@@ -370,20 +353,15 @@ class segments(Mask):
         return self
 
     def __call__(self, i: Positions, j: Positions):
-        query_ids, key_ids = self._of_one_dtype()
+        query_ids, key_ids = dtypes.as_one_dtype(self.query_ids, self.key_ids)
         return query_ids[i] == key_ids[j]
 
     def bounds(self, rows, columns):
-        query_ids, key_ids = self._of_one_dtype()
+        query_ids, key_ids = dtypes.as_one_dtype(self.query_ids, self.key_ids)
         queries, keys = query_ids[rows], key_ids[columns]
         low, high = queries.min(axis=1)[:, None], queries.max(axis=1)[:, None]
         least, most = keys.min(axis=1)[None, :], keys.max(axis=1)[None, :]
         return (low <= most) & (least <= high), (low == most) & (least == high)
-
-    def _of_one_dtype(self) -> tuple[Array, Array]:
-        query_ids, key_ids = jnp.asarray(self.query_ids), jnp.asarray(self.key_ids)
-        dtype = jax.dtypes.canonicalize_dtype(np.promote_types(query_ids.dtype, key_ids.dtype))
-        return query_ids.astype(dtype), key_ids.astype(dtype)
 
     def _picture_shape(self):
         return self.query_ids.shape[0], self.key_ids.shape[0]

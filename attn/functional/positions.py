@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from attn.functional import mods
+from attn.functional import dtypes
 
 
 def sinusoidal(positions: Num[Array, "T"], width: int, *, base: float = 10_000.0) -> Float[Array, "T D"]:
@@ -99,7 +99,7 @@ def rotary(
         raise ValueError(f"rotary: x {tuple(x.shape)} and positions {tuple(positions.shape)} differ in length")
     if not 0 < fraction <= 1:
         raise ValueError(f"rotary: fraction must lie in (0, 1], got {fraction}")
-    known = mods.known(scale)
+    known = dtypes.known(scale)
     if known is not None and not (known > 0).all():
         raise ValueError(f"rotary: scale must be positive, got {scale}")
     # A product that is a whole number may come out just below it, as 50 * 0.58 does.
@@ -114,7 +114,7 @@ def rotary(
 
 
 def relative_buckets(
-    distance: mods.Integer, *, num_buckets: int = 32, max_distance: int = 128, bidirectional: bool = True
+    distance: dtypes.Integer, *, num_buckets: int = 32, max_distance: int = 128, bidirectional: bool = True
 ) -> Int[Array, "..."]:
     """Which learned bias a distance j - i shares: exact when near, logarithmic up to `max_distance`, then one.
 
@@ -141,7 +141,7 @@ def relative_buckets(
             f"relative_buckets: num_buckets {num_buckets} and max_distance {max_distance} leave no exact buckets "
             "or no distances beyond them"
         )
-    distance = jnp.asarray(mods.clamped(distance))
+    distance = jnp.asarray(dtypes.clamped(distance))
     ahead = jnp.where(distance > 0, each, 0) if bidirectional else 0
     far = jnp.abs(distance) if bidirectional else jnp.maximum(-distance, 0)
     starts = jnp.asarray(_logarithmic_starts(exact, each, max_distance), far.dtype)
@@ -229,7 +229,7 @@ def _check_positions(positions) -> Array:
       TypeError: floats of 16 bits, which tell whole numbers apart only up to 256 (bfloat16) or 2,048 (float16).
       ValueError: wrong rank, or integers that JAX would wrap around.
     """
-    if mods.is_half(positions):
+    if dtypes.is_half(positions):
         raise TypeError(
             f"positions must be integers or floats of 32 bits or more, got {positions.dtype}, which rounds whole "
             "numbers: convert them before they grow"

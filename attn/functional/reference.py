@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from attn.functional import masks, mods, scores, tiles
+from attn.functional import dtypes, masks, scores, tiles
 from attn.functional.dropout import Dropout
 from attn.functional.tiles import Normalizer
 
@@ -30,7 +30,7 @@ def attend(
         p = dropout(p, i[:, None], j[None, :])
     if visible is not None:
         value = tiles.zero_hidden_values(value, visible)
-    wide = mods.wide_dtype(value.dtype, p.dtype)
+    wide = dtypes.wide_dtype(value.dtype, p.dtype)
     return jnp.matmul(p.astype(wide), value.astype(wide)), normalizer
 
 
@@ -60,7 +60,7 @@ def scores_of(query, key, rows, mask, score, scale) -> tuple[Float[Array, "R S"]
 
 
 def _scaled_products(query, key, scale) -> Float[Array, "R S"]:
-    wide = mods.wide_dtype(query.dtype)
+    wide = dtypes.wide_dtype(query.dtype)
     return jnp.matmul(query, key.T, preferred_element_type=wide) * jnp.asarray(scale, wide)
 
 

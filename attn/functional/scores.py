@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from attn.functional import closures, mods
+from attn.functional import closures, dtypes, mods
+from attn.functional.dtypes import Integer, Real
 from attn.functional.masks import Positions
-from attn.functional.mods import Integer, Mod, PerHead, Real, register
+from attn.functional.mods import Mod, PerHead, register
 
 
 class Score(Mod):
@@ -112,7 +113,7 @@ class softcap(Score):
 
     def __post_init__(self):
         mods.check_real("softcap: cap", self.cap)
-        known = mods.known(self.cap)
+        known = dtypes.known(self.cap)
         if known is not None and not ((known > 0) & (known < np.inf)).all():
             raise ValueError(f"softcap: cap must be positive and finite, got {self.cap}")
 
@@ -185,7 +186,7 @@ class relative_bias(Score):
         if len(self.table.shape) != 1:
             raise ValueError(f"relative_bias: table must have one axis here, got {tuple(self.table.shape)}")
         offset = mods.resolve_offset("relative_bias", self.offset, T, S)
-        if (known := mods.known(offset)) is not None:
+        if (known := dtypes.known(offset)) is not None:
             first, last = -int(known), S + T - 2 - int(known)
             if not 0 <= first <= last < self.table.shape[0]:
                 raise ValueError(
@@ -230,6 +231,6 @@ def _check_reach(name: str, offset):
     Raises:
       ValueError: it is farther than any position.
     """
-    known = mods.known(offset)
-    if known is not None and (known != np.asarray(mods.clamped(offset))).any():
+    known = dtypes.known(offset)
+    if known is not None and (known != np.asarray(dtypes.clamped(offset))).any():
         raise ValueError(f"{name}: offset must lie within 2^30 of 0, got {offset}")

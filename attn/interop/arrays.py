@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from attn.functional import masks, mods, per_head, scores
+from attn.functional import dtypes, masks, mods, per_head, scores
 from attn.functional.masks import Mask, Positions
 from attn.functional.scores import Score
 
@@ -74,7 +74,7 @@ def as_bias(value, axes: str, shape: tuple[int, ...]) -> Array | None:
     if not jnp.issubdtype(bias.dtype, jnp.floating) and not jnp.issubdtype(bias.dtype, jnp.integer):
         raise TypeError(f"bias must be real numbers to add to the scores, got {bias.dtype}")
     # Also of 16 bits: the gradient of what examples and heads share is a sum over them.
-    bias = bias.astype(mods.wide_dtype(bias.dtype))
+    bias = bias.astype(dtypes.wide_dtype(bias.dtype))
     return fit("bias", bias, axes, shape)
 
 
@@ -178,10 +178,10 @@ class query_padding(Mask):
       length: number of real queries; integer, may be traced.
     """
 
-    length: mods.Integer
+    length: dtypes.Integer
 
     def __call__(self, i: Positions, j: Positions):
-        return i < mods.clamped(self.length)
+        return i < dtypes.clamped(self.length)
 
     def bounds(self, rows, columns):
         return self(rows[:, :1], 0), self(rows[:, -1:], 0)

@@ -1,0 +1,102 @@
+"""Numbers as people give them, made safe: integers of any size and dtype, and arrays of 16-bit floats.
+
+JAX takes a NumPy integer beyond 32 bits for another number, without a word, and sums a gradient in the dtype of what it
+is the gradient of.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from jaxtyping import Integer as Integers
+
+# Numbers, and arrays of them: of Python, of NumPy or of JAX.
+Integer = int | np.integer | Integers[Array | np.ndarray, "..."]
+Real = float | np.floating | Float[Array | np.ndarray, "..."] | Integer
+
+_FAR = 2**30  # farther than any position; a sum of two such integers still fits into 32 bits
+
+
+def is_array(x) -> bool:
+    """Whether `x` is an array of JAX or NumPy (tracers and NumPy scalars included)."""
+    return hasattr(x, "dtype") and hasattr(x, "shape")
+
+
+def clamped(value):
+    """An integer, or integers, clamped to -2^30..2^30, so that no sum with positions leaves 32 bits.
+
+    No sequence is that long, so that what a mask shows does not change. Python integers stay Python integers and arrays
+    become int32; None stays None.
+    """
+    if isinstance(value, int):
+        return max(-_FAR, min(value, _FAR))
+    if isinstance(value, (np.ndarray, np.generic)):
+        return np.asarray(np.clip(np.asarray(value, object), -_FAR, _FAR), np.int32)
+    if isinstance(value, jax.Array):
+        limits = jnp.iinfo(value.dtype)  # of a narrow or unsigned dtype, which the bounds themselves may not fit into
+        value = jnp.minimum(value, _FAR) if limits.max > _FAR else value
+        value = jnp.maximum(value, -_FAR) if limits.min < -_FAR else value
+        return value.astype(jnp.int32)
+    return value
+
+
+def clamp_known(mod, *fields: str):
+    """Clamp those of the fields that are known while tracing, when a mod is built.
+
+    JAX would take a NumPy integer beyond 32 bits for another number, without a word. Arrays of JAX are clamped where
+    they are used, so that they stay the caller's own.
+    """
+    for field in fields:
+        if not isinstance(value := getattr(mod, field), jax.Array):
+            object.__setattr__(mod, field, clamped(value))
+
+
+def known(value) -> np.ndarray | None:
+    """A number, or numbers, whose values are known while tracing; None of what is traced."""
+    if isinstance(value, (int, float, np.ndarray, np.generic)):
+        return np.asarray(value)
+    is_concrete = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+    return np.asarray(value) if is_concrete and value.is_fully_addressable else None
+
+
+def widened(tree):
+    """The same tree with arrays of 16-bit floats as float32.
+
+    What is read many times gets a gradient that is a sum, and such a sum must not be rounded to 16 bits at each step.
+    """
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if is_half(x) else x, tree)
+
+
+def wide_dtype(*dtypes) -> np.dtype:
+    """The dtype to sum in: float64 where one of the dtypes is, else float32."""
+    return np.dtype("float64" if any(dtype == np.float64 for dtype in dtypes) else "float32")
+
+
+def is_half(x) -> bool:
+    """Whether `x` is an array of floats of 16 bits or fewer."""
+    return is_array(x) and jnp.issubdtype(x.dtype, jnp.floating) and jnp.dtype(x.dtype).itemsize < 4
+
+
+def in_32_bits(query_ids, key_ids) -> tuple:
+    """Ids as given or, where 32 bits cannot hold those of NumPy, their ranks.
+
+    Raises:
+      ValueError: ids beyond 32 bits beside ids that are arrays of JAX.
+    """
+    both = query_ids, key_ids
+    limits = np.iinfo(np.int32)
+    known = [ids for ids in both if isinstance(ids, np.ndarray) and ids.size]
+    if all(limits.min <= ids.min() and ids.max() <= limits.max for ids in known):
+        return both
+    if len(known) < 2:
+        raise ValueError("segments: ids beyond 32 bits must be NumPy arrays, both query_ids and key_ids")
+    # As objects: NumPy has no integers that hold both int64 and uint64, and would make them floats.
+    distinct = np.unique(np.concatenate([np.ravel(ids).astype(object) for ids in both]))
+    return tuple(np.searchsorted(distinct, ids.astype(object)).astype(np.int32) for ids in both)
+
+
+def as_one_dtype(*arrays) -> list[Array]:
+    """Arrays of integers in a dtype that holds them all, also under strict promotion of dtypes."""
+    arrays = [jnp.asarray(array) for array in arrays]
+    dtype = jax.dtypes.canonicalize_dtype(np.result_type(*(array.dtype for array in arrays)))
+    return [array.astype(dtype) for array in arrays]
