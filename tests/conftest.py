@@ -29,6 +29,21 @@ settings.register_profile("nightly", max_examples=300)
 hook = install_import_hook("attn", "typechecker.check")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Leave to the night all but n cases of each test marked `some(n)`: n for each implementation, evenly spread."""
+    cases = {}
+    for item in items:
+        if (mark := item.get_closest_marker("some")) is not None:
+            implementation = item.callspec.params.get("implementation")
+            cases.setdefault((item.module, item.originalname, implementation), (mark.args[0], []))[1].append(item)
+    for few, group in cases.values():
+        by_day = {k * len(group) // few for k in range(few)}
+        for number, item in enumerate(group):
+            if number not in by_day:
+                item.add_marker(pytest.mark.nightly)
+
+
 @pytest.fixture
 def optimized():
     """Compile as outside of the tests, with all optimisations."""

@@ -10,6 +10,7 @@ import pytest
 SCRIPTS = sorted((pathlib.Path(__file__).parent.parent / "benchmarks").glob("*.py"))
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_help_helps(script):
     if "argparse" not in script.read_text():

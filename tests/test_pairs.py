@@ -203,6 +203,7 @@ def test_the_vocabulary_is_saved_with_the_run(pairs_run):
     assert json.loads((pairs_run / "vocabulary.json").read_text())["pieces"] == list("ABCDEFabcdef")
 
 
+@pytest.mark.nightly
 def test_evaluate_asks_the_test_part(pairs_run, tmp_path, capsys):
     stem = str(tmp_path / "e")
     assert cli.main(["evaluate", str(pairs_run), "--output", stem]) == 0
@@ -307,6 +308,7 @@ def small_config(repository, pairs_file):
     return load_config(str(repository / "configs/pairs.py"), overrides)
 
 
+@pytest.mark.nightly
 def test_a_step_is_that_of_the_bucket_alone(small_config):
     """Cutting a batch to its bucket inside the program changes nothing: losses are those of a plain call."""
     loaded = data.load(small_config)
@@ -328,6 +330,7 @@ def test_a_step_is_that_of_the_bucket_alone(small_config):
         assert report.tokens == expected.tokens == sum((tokens != 0).sum() for tokens in examples)
 
 
+@pytest.mark.nightly
 def test_one_device_and_two_take_the_same_steps_on_buckets_of_odd_sizes(repository, tmp_path):
     rows = [*((f"{k:02d}", "aa") for k in range(52)), ("x" * 50, "y" * 40)]  # two buckets, which are two programs
     (tmp_path / "p.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in rows))

@@ -85,6 +85,7 @@ def test_the_settings_of_a_training_are_known(line):
     load_config(str(ROOT / given.get("--config", experiment.DEFAULT_CONFIG)), overrides)  # raises what is wrong
 
 
+@pytest.mark.nightly
 def test_evaluate_runs_beyond_the_training_lengths(shell):
     [line] = [line for line in COMMANDS if "1:64" in line]
     done = shell(line.replace("1:64", "1:9"))
@@ -92,6 +93,7 @@ def test_evaluate_runs_beyond_the_training_lengths(shell):
     assert done.stdout.splitlines()[9].split()[0] == "9"
 
 
+@pytest.mark.nightly
 def test_a_run_is_resumed_as_shown(shell):
     [resume] = [line for line in COMMANDS if "--resume" in line]
     workdir = re.search(r"--workdir=\S+", resume)[0]
@@ -102,12 +104,12 @@ def test_a_run_is_resumed_as_shown(shell):
     assert "finished already" in done.stdout
 
 
-@pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.nightly)])
-def test_pairs_are_made_trained_on_and_loaded_as_shown(shell, tmp_path, monkeypatch, trained):
+@pytest.mark.parametrize("trains", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_pairs_are_made_trained_on_and_loaded_as_shown(shell, tmp_path, monkeypatch, trains):
     make, train = (line for line in COMMANDS if "spelling.tsv" in line)
     done = shell(make)
     assert done.returncode == 0, done.stderr
-    if trained:
+    if trains:
         done = shell(train)
         assert done.returncode == 0, done.stderr
         assert "held-out exact match" in done.stdout

@@ -35,6 +35,7 @@ def resumed(run, **overrides) -> int:
     return experiment.run(experiment.Request(None, {"training.steps": "120"} | overrides, str(run), True, "off"))
 
 
+@pytest.mark.nightly
 def test_the_samples_of_the_report_are_short(run):
     """TFDS shuffles, so that questions do not come in the order of their lengths."""
     summary = json.loads((run / "summary.json").read_text())
@@ -57,6 +58,7 @@ def test_it_is_judged_by_any_part(run, tmp_path, capsys):
     assert "'train'; the parts are validation, test, test_long" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 def test_it_neither_resumes_nor_is_judged_with_other_strings(run, where, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(builders, "_SEED", 7)

@@ -96,6 +96,7 @@ TILES = {
 }  # fmt: skip
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", TILES)
 def test_only_tiles_with_a_visible_pair_are_computed_once_forward_and_once_backward(name):
     T, S, mask, visible = TILES[name]
@@ -247,6 +248,7 @@ def in_mode(call, mode):
     return derived
 
 
+@pytest.mark.some(2)
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("mode", ["forward", "reverse", "forward mode", "forward over reverse", "reverse over reverse"])
 def test_no_array_is_as_large_as_all_pairs(mode):
@@ -289,6 +291,7 @@ def is_linear(found: list[int]) -> bool:
 SECOND_ORDER = ["forward over reverse", "reverse over forward", "reverse over reverse"]
 
 
+@pytest.mark.some(1)
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("mode", ["forward and backward", "forward mode", *SECOND_ORDER])
 def test_memory_grows_with_the_length_and_not_with_its_square(monkeypatch, mode):
@@ -418,6 +421,7 @@ def test_new_values_outside_of_jit_compile_nothing_new():
 # Under everything at once
 
 
+@pytest.mark.nightly
 def test_a_stack_of_models_under_checkpoint_and_strict_settings(strict):
     models, examples, T, N, D = 3, 2, 7, 2, 4
     shapes = [(models, D, N, H)] * 2 + [(models, D, N, HV), (models, 2 * T - 1), (examples, T, D)]

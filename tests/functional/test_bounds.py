@@ -157,6 +157,7 @@ def bounds_traced(mask, rows, columns):
     return map(np.asarray, jax.jit(lambda mask: bounds_in_jax(mask, rows, columns))(mask))
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("kind", KINDS)
 @drawn
 @given(data=st.data(), T=lengths, S=lengths, r=sizes, c=sizes)
@@ -257,6 +258,7 @@ def test_bounds_of_traced_values_are_not_taken_for_known(name):
     assert len(seen) == 3 and not any(is_known(bound) for bound in seen)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("build", TRACED.values(), ids=TRACED)
 def test_bounds_under_vmap_are_those_of_each(build):
     numbers = jnp.arange(1, 4)

@@ -105,6 +105,7 @@ def second_order(implementation):
 TRANSFORMED = jitted, gradient, tangent, batch_of_tables, batch_of_queries, batch_of_gradients, second_order
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("implementation", [n for n in cases.complete_implementations() if n != "reference"])
 @pytest.mark.parametrize("transformed", TRANSFORMED, ids=lambda f: f.__name__)
 def test_functions_that_capture_are_transformed_as_in_the_reference(transformed, implementation):
@@ -139,6 +140,7 @@ TABLES = {
 }
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", TABLES)
 def test_a_captured_table_gets_the_gradient_of_the_oracle(implementation, name):
     length, entry, build = TABLES[name]
@@ -178,6 +180,7 @@ def called(implementation, mask):
     return np.asarray(attn.attention(*head(), mask=mask, implementation=implementation))
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("kind", ["closure", "method", "global"])
 def test_a_function_whose_surroundings_have_changed_is_read_anew(implementation, kind, monkeypatch):
     holder, reach = Reach(1), 1

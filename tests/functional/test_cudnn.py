@@ -188,6 +188,7 @@ def with_gradients(mask, arrays, weight):
     return [np.asarray(x, np.float32) for x in call_and_pull_back(mask, weight, *arrays)]
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("name", SERVED)
 def test_masks_put_to_the_kernel_show_what_they_say(translated, name):
     T, S, mask, visible = SERVED[name]

@@ -52,6 +52,7 @@ def test_the_largest_values_of_both_signs_cancel(implementation, debug_nans):
     assert np.all(np.abs(out) <= 1e-4 * largest)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_weights_of_thousands_of_keys_sum_to_one_in_half_precision(monkeypatch, implementation, dtype):
     monkeypatch.setattr(blockwise, "BLOCK", 512)
@@ -134,6 +135,7 @@ HIDDEN = {"query": np.array([2, 8]), "key": np.array([1, 8, 12, 13]), "value": n
 SEEN = masks.causal(3)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("where", ["query", "key", "value"])
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_nan_hidden_beside_what_is_visible_and_in_blocks_passed_over_never_matters(implementation, where, poison):

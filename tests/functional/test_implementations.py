@@ -113,6 +113,7 @@ def test_a_name_is_a_string(untyped):
         attn.attention(*cases.normal(*ONE), implementation=["auto"])
 
 
+@pytest.mark.nightly
 def test_lengths_may_be_symbols_where_nothing_is_in_blocks(untyped):
     (length,) = export.symbolic_shape("t")
     arrays = [jax.ShapeDtypeStruct((length, 4), jnp.float32)] * 3

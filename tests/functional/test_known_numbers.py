@@ -44,6 +44,7 @@ def test_traced_integers_near_the_largest_do_not_wrap(name, x64):
     np.testing.assert_array_equal(np.broadcast_to(found, (5, 7)), np.broadcast_to(expected, (5, 7)))
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", BEYOND)
 def test_they_do_not_wrap_inside_attention_either(implementation, name):
     build, expected = BEYOND[name]

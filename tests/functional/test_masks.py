@@ -134,6 +134,7 @@ def test_new_values_do_not_recompile(name):
     assert len(traces) == 1
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("dtype", ["bool", "int32", "float32", "float16", "uint8"])
 def test_closures_over_traced_values_of_any_dtype(implementation, dtype):
     query, key, value = cases.normal((T, H), (S, H), (S, HV))

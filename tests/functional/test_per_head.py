@@ -75,6 +75,7 @@ MIXED = {
 }
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("name", MIXED)
 def test_each_head_gets_its_own(implementation, name):
     query, key, value = heads()
@@ -208,6 +209,7 @@ def test_grouped_queries_share_their_keys_in_memory(implementation):
     assert temporary < 4 * S * N * 8
 
 
+@pytest.mark.some(1)
 @pytest.mark.skipif(jax.device_count() < 2, reason="one device")
 def test_heads_may_be_sharded_on_an_explicit_mesh(implementation):
     N, K, T, H = 4, 2, 5, 3

@@ -118,6 +118,7 @@ def learnable():
     }
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", ["softcap", "alibi", "relative_bias", "dense", "chain", "partial"])
 def test_gradients_through_the_leaves_of_a_score(implementation, strict, name):
     score = learnable()[name]

@@ -178,6 +178,7 @@ HIDING = {
 }
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize("how", HIDING)
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_what_no_query_may_attend_to_never_matters(implementation, how, poison):

@@ -29,6 +29,7 @@ def shifted(implementation):
 
 
 # What a constant adds cancels in the softmax, whatever is left of the scores beside it.
+@pytest.mark.some(3)
 @pytest.mark.parametrize("shift", [0.0, 1e4, -1e6, 1e7, -1e9, 1e20, LOWEST])
 def test_weights_beside_large_scores_sum_to_one_in_every_derivative(implementation, shift):
     query, key, value = head()
@@ -102,6 +103,7 @@ COUNTING = {
 }
 
 
+@pytest.mark.some(7)
 @pytest.mark.parametrize("name", COUNTING)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_gradient_to_what_is_captured_in_16_bits_is_summed_in_32(implementation, name, dtype):

@@ -92,6 +92,7 @@ def assert_all_close(ours, expected):
 
 
 # By day many heads have their derivatives from one head's, and from the tests of marks per head.
+@pytest.mark.some(3)
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=pytest.mark.nightly if n.startswith("multi_head_attention,") else ()) for n in FUNCTIONS],
@@ -101,6 +102,7 @@ def test_derivatives_of_both_orders_and_modes_agree_with_finite_differences(stri
     check_grads(jax.jit(call), arrays, order=2, modes=["fwd", "rev"], atol=1e-6, rtol=1e-6, eps=1e-5)
 
 
+@pytest.mark.some(3)
 @every_function
 def test_nested_vmap_under_jit_is_a_plain_loop(strict, name):
     call, arrays = function_and_arrays(name, 2)
@@ -112,6 +114,7 @@ def test_nested_vmap_under_jit_is_a_plain_loop(strict, name):
         assert_all_close(jax.tree.map(lambda x, at=(outer, inner): x[at], batch), one)
 
 
+@pytest.mark.some(2)
 @every_function
 def test_checkpoint_changes_no_gradient(strict, name):
     call, arrays = function_and_arrays(name)
@@ -181,6 +184,7 @@ def test_compiled_cotangents_may_be_batched_where_the_weights_are_not(implementa
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("implementation", complete_implementations())
 def test_a_compiled_hessian_is_the_same_in_three_modes(implementation):

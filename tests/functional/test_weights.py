@@ -19,6 +19,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_weights_agree_with_attention(implementation, name):
     query, key, value = cases.normal((T, H), (S, H), (S, HV))

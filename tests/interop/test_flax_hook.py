@@ -299,6 +299,7 @@ LAYER_MASKS = {
 }
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("world", PROGRAMS)
 @pytest.mark.parametrize("mask", LAYER_MASKS)
 def test_layers_agree_on_outputs_and_gradients(world, mask):

@@ -123,6 +123,7 @@ CASES = {
 }
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize("case", CASES)
 def test_agrees(case):
     compare(CASES[case])
@@ -143,6 +144,7 @@ def jax_with_full_mask_and_bias():
     return call
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("axes", [axes for axes in itertools.product((0, 1), repeat=4) if sum(axes) % 2 == 0], ids=str)
 def test_broadcasts_of_mask_and_bias(axes):
     """An axis that the mask has, the bias lacks; JAX gets both spread out. Every three axes meet in every way."""

@@ -26,6 +26,7 @@ def recorded(name):
     return table, {key: each for row in table.rows for key, each in read(table, row, folder).items()}
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", [*NAMES, "tape_longer", "tape_sweep"])
 def test_every_row_can_be_trained(name):
     run_file(ROOT / f"configs/{name}.py", "get_table").check()

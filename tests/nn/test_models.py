@@ -59,6 +59,7 @@ def test_the_cases_cover_every_model_and_every_choice():
         assert {name for name, _ in tried} == {name for name in MODELS if setting in settings_of(name)}
 
 
+@pytest.mark.some(6)
 @every_case
 def test_cached_decoding_equals_full_decoding_token_for_token(name, settings):
     model = make(name, **settings)
@@ -120,6 +121,7 @@ def test_tied_embeddings_share_one_matrix(name):
     assert count(make(name)) - count(make(name, tied_embeddings=True)) == 2 * VOCABULARY * SIZES[name]["width"]
 
 
+@pytest.mark.some(6)
 @every_case
 def test_every_parameter_gets_a_gradient(name, settings):
     graphdef, params = nnx.split(make(name, **settings), nnx.Param)

@@ -288,6 +288,7 @@ LENGTHS = {
 }
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("count", [300, 5_000])
 @pytest.mark.parametrize("kind", LENGTHS)
 def test_padding_stays_under_a_quarter_for_natural_lengths(tmp_path, kind, count):

@@ -34,6 +34,7 @@ def test_every_kind_of_task_has_its_truth_here():
     assert set(RIGHT) == set(KINDS)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", KINDS)
 def test_examples_are_right_ended_and_padded(name):
     task = Task(name, symbols=5, min_length=2, max_length=7)

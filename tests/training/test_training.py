@@ -78,6 +78,7 @@ def test_a_tiny_model_learns_to_copy_every_held_out_string(copy_run):
     assert summary["lengths_evaluated"] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.nightly
 def test_same_seed_same_bits_and_another_seed_other_bits(config):
     one, same = dispatch_once(config, 2), dispatch_once(config, 2)
     for a, b in zip(leaves(one), leaves(same)):
@@ -135,6 +136,7 @@ def test_loss_and_update_are_those_of_a_plain_step(config):
         np.testing.assert_allclose((after - before)[far], -(3e-3 / 40) * np.sign(g)[far], rtol=2e-2)
 
 
+@pytest.mark.nightly
 def test_batches_of_one_length_draw_it_anew_at_every_step(config):
     """The tokens of 32 strings of n symbols, copied, are 32 (2 n + 2): a whole n for one length, and many n in time."""
     shared = dataclasses.replace(config, training=dataclasses.replace(config.training, one_length=True))
@@ -229,6 +231,7 @@ def final_state(folder, config) -> list[np.ndarray]:
 
 
 # The data of TFDS are stored as pairs are, and read by the same code.
+@pytest.mark.some(1)
 @pytest.mark.parametrize("source", ["generated", pytest.param("tfds", marks=pytest.mark.nightly), "pairs"])
 def test_a_stopped_run_resumes_to_the_same_bits(repository, tiny, tmp_path, capsys, monkeypatch, source):
     whole, halves = tmp_path / "whole", tmp_path / "halves"

@@ -186,6 +186,7 @@ def test_matrices_that_are_put_back_are_those_that_were_there(run):
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(gone.params), jax.tree.leaves(run.params)))
 
 
+@pytest.mark.nightly
 def test_a_training_that_was_stopped_goes_on_and_all_of_it_was_watched(tmp_path, monkeypatch):
     settings = {"task": {"max_length": 4}, "model": {"width": 8, "num_heads": 2, "feed_forward_width": 8},
                 "training": {"steps": 20, "batch_size": 4, "checkpoint_every": 5}}  # fmt: skip
