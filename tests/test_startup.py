@@ -18,6 +18,8 @@ class Interrupt:
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Interrupt())
 """
+# A process that is started in the background of a script ignores ^C, and so do its children.
+LISTENING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 TRAIN = "import runpy; runpy.run_path({script!r}, run_name='__main__')"
 ASK = "from attn import cli; cli.script()"
 
@@ -26,7 +28,7 @@ def run(program: str, *words: str, **environment: str | None) -> subprocess.Comp
     """Run a program as a process of its own."""
     kept = {name: value for name, value in (os.environ | environment).items() if value is not None}
     return subprocess.run(
-        [sys.executable, "-c", program, *words], env=kept, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", LISTENING + program, *words], env=kept, capture_output=True, text=True, timeout=300
     )
 
 
