@@ -10,6 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time is XLA's, which compiles in half of it without LLVM's optimisations. Tests that are about what is
 # compiled ask for the fixture `optimized`; `make nightly` optimises everything.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # no stack of each operation
 # A program that several tests compile, workers and subprocesses among them, is compiled once. The folder is new for
 # every run; with JAX_COMPILATION_CACHE_DIR one of your own is kept, and the next run is faster.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

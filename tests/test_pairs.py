@@ -303,6 +303,7 @@ def test_a_step_is_that_of_the_bucket_alone(small_config):
         assert report.tokens == expected.tokens == sum((tokens != 0).sum() for tokens in examples)
 
 
+@pytest.mark.nightly  # by day the drawn batches take them
 def test_one_device_and_two_take_the_same_steps_on_buckets_of_odd_sizes(repository, tmp_path):
     rows = [*((f"{k:02d}", "aa") for k in range(52)), ("x" * 50, "y" * 40)]  # two buckets, which are two programs
     (tmp_path / "p.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in rows))

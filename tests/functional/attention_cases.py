@@ -8,6 +8,7 @@ import attention_oracle
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import attn
 from attn import masks, scores
@@ -204,6 +205,20 @@ def cases() -> list[Case]:
         for turn, dtype in enumerate(DTYPES)
         for index, (shape, mask) in enumerate(SIGNATURES)
     ]
+
+
+def typical() -> list[Case]:
+    """Those of every change: every mask and every score in float32, and a fifth of the others in any dtype."""
+    found = [case for number, case in enumerate(cases()) if case.dtype == "float32" or number % 5 == 0]
+    assert {case.dtype for case in found} == set(DTYPES)
+    float32 = [case for case in found if case.dtype == "float32"]
+    assert {case.mask for case in float32} == set(MASKS) and {case.score for case in float32} == set(SCORES)
+    return found
+
+
+def float32_by_day(dtypes) -> list:
+    """Parameters: float32 in every run of the tests, the other dtypes in `make nightly`."""
+    return [pytest.param(dtype, marks=() if dtype == "float32" else pytest.mark.nightly) for dtype in dtypes]
 
 
 @functools.cache

@@ -91,8 +91,14 @@ def unsharded():
     return jax.jit(with_gradient(lambda *a: attend(*a[:4], "reference", lengths=a[4])))(arrays(), LENGTHS)
 
 
+checked_by_day = pytest.mark.parametrize(
+    "check_vma",
+    [pytest.param(True, id="checked"), pytest.param(False, id="unchecked", marks=pytest.mark.nightly)],
+)
+
+
 @pytest.mark.parametrize("implementation", [n for n in cases.complete_implementations() if n != "reference"])
-@pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
+@checked_by_day
 @pytest.mark.parametrize("sharded", [heads_sharded, queries_sharded, nothing_sharded], ids=lambda f: f.__name__)
 def test_value_and_gradients_are_those_without_a_mesh(implementation, unsharded, sharded, check_vma):
     call, in_specs, out_specs = sharded(implementation)
@@ -132,7 +138,7 @@ def test_keys_that_every_device_has_get_their_gradient_after_all_conditionals():
     assert not waiting_in_conditionals(gradient, query, key, value)
 
 
-@pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
+@checked_by_day
 @pytest.mark.parametrize("mask", [None, masks.causal(S - T)], ids=["all", "causal"])
 def test_what_a_score_captures_may_alone_differ_by_device(implementation, mask, check_vma):
     query, key, value, bias = cases.normal((T, H), (S, H), (S, HV), (DEVICES, S))

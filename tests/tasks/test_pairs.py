@@ -284,7 +284,7 @@ LENGTHS = {
 }
 
 
-@pytest.mark.parametrize("count", [300, 5_000])
+@pytest.mark.parametrize("count", [300, pytest.param(5_000, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("kind", LENGTHS)
 def test_padding_stays_under_a_quarter_for_natural_lengths(tmp_path, kind, count):
     rng = np.random.default_rng(0)

@@ -70,6 +70,7 @@ def test_a_beam_wide_enough_finds_the_likeliest_of_all_answers(model):
         assert found.tolist() == [*best, *[PAD] * (ROOM - len(best))]
 
 
+@pytest.mark.nightly
 def test_a_wider_beam_never_finds_a_less_likely_answer_here_and_some_likelier(model):
     found = [jax.jit(lambda w=w: decode(model, VOCABULARY, SOURCES, w))() for w in (1, 2, 200)]
     scores = np.array([[float(log_probability(model, s, a)) for s, a in zip(SOURCES, rows)] for rows in found])

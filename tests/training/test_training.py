@@ -136,6 +136,11 @@ def test_batches_of_one_length_draw_it_anew_at_every_step(config):
     assert lengths.min() >= config.task.min_length and lengths.max() <= config.task.max_length
     mixed = float(dispatch_once(config, 2, until=1)[1].tokens) / config.training.batch_size
     assert mixed != round(mixed)
+
+
+@pytest.mark.nightly
+def test_one_device_and_two_draw_the_same_one_length(config):
+    shared = dataclasses.replace(config, training=dataclasses.replace(config.training, one_length=True))
     one, two = (dispatch_once(shared, devices, until=3) for devices in (1, 2))
     np.testing.assert_allclose(float(one[1].loss.value()), float(two[1].loss.value()), rtol=1e-5)
 
@@ -224,8 +229,9 @@ def final_state(folder, config) -> list[np.ndarray]:
     )
 
 
-# The data of TFDS are stored as pairs are, and read by the same code.
-@pytest.mark.parametrize("source", ["generated", pytest.param("tfds", marks=pytest.mark.nightly), "pairs"])
+@pytest.mark.parametrize(
+    "source", ["generated", *(pytest.param(stored, marks=pytest.mark.nightly) for stored in ("tfds", "pairs"))]
+)
 def test_a_stopped_run_resumes_to_the_same_bits(repository, tiny, tmp_path, capsys, monkeypatch, source):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     if source == "tfds":
