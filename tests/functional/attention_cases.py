@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 
 import attention_oracle
@@ -14,6 +15,8 @@ import attn
 from attn import masks, scores
 from attn.functional.implementations import DERIVATIVES, FEATURES, IMPLEMENTATIONS, Call
 
+# Undoes the flag that tests/conftest.py may set, for one program.
+AS_USERS_DO = {"xla_cpu_use_fusion_emitters": True} if "fusion_emitters" in os.environ.get("XLA_FLAGS", "") else None
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -223,9 +226,9 @@ def float32_by_day(dtypes) -> list:
 
 @functools.cache
 def value_and_gradient(implementation: str, mask: str, score: str):
-    """Jitted: (out, logsumexp) and (dq, dk, dv) for given cotangents."""
+    """Jitted as users do: (out, logsumexp) and (dq, dk, dv) for given cotangents."""
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=AS_USERS_DO)
     def call(query, key, value, mask_values, score_values, scale, cotangents):
         def one(query, key, value):
             return attn.attention(
