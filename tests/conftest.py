@@ -1,15 +1,19 @@
 """Shapes and dtypes of every annotated function are enforced while the tests run."""
 
 import fcntl
+import importlib.metadata
 import os
 import pathlib
 import tempfile
 from collections.abc import Callable
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the time is XLA's, which compiles in half of it without LLVM's optimisations. Tests that are about what is
-# compiled ask for the fixture `optimized`; `make nightly` optimises everything.
+# Most of the time is XLA's, which compiles in a third of it without LLVM's optimisations and with its simpler emitters.
+# Tests that are about what is compiled ask for the fixture `optimized`; `make nightly` compiles all as users do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")  # newer versions have no such flag
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # no stack of each operation
 # A program that several tests compile, workers and subprocesses among them, is compiled once. The folder is new for
 # every run; with JAX_COMPILATION_CACHE_DIR one of your own is kept, and the next run is faster.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

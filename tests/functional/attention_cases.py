@@ -2,17 +2,21 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 
 import attention_oracle
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import attn
 from attn import masks, scores
 from attn.functional.implementations import DERIVATIVES, FEATURES, IMPLEMENTATIONS, Call
 
+# Undoes the flag that tests/conftest.py may set, for one program.
+AS_USERS_DO = {"xla_cpu_use_fusion_emitters": True} if "fusion_emitters" in os.environ.get("XLA_FLAGS", "") else None
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -206,11 +210,25 @@ def cases() -> list[Case]:
     ]
 
 
+def typical() -> list[Case]:
+    """Those of every change: every mask and every score in float32, and a fifth of the others in any dtype."""
+    found = [case for number, case in enumerate(cases()) if case.dtype == "float32" or number % 5 == 0]
+    assert {case.dtype for case in found} == set(DTYPES)
+    float32 = [case for case in found if case.dtype == "float32"]
+    assert {case.mask for case in float32} == set(MASKS) and {case.score for case in float32} == set(SCORES)
+    return found
+
+
+def float32_by_day(dtypes) -> list:
+    """Parameters: float32 in every run of the tests, the other dtypes in `make nightly`."""
+    return [pytest.param(dtype, marks=() if dtype == "float32" else pytest.mark.nightly) for dtype in dtypes]
+
+
 @functools.cache
 def value_and_gradient(implementation: str, mask: str, score: str):
-    """Jitted: (out, logsumexp) and (dq, dk, dv) for given cotangents."""
+    """Jitted as users do: (out, logsumexp) and (dq, dk, dv) for given cotangents."""
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=AS_USERS_DO)
     def call(query, key, value, mask_values, score_values, scale, cotangents):
         def one(query, key, value):
             return attn.attention(

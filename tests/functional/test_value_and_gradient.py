@@ -85,7 +85,7 @@ def test_value_and_gradient_agree_with_the_oracle(implementation, case, seed, ma
 
 @pytest.mark.some(2)
 @pytest.mark.parametrize("implementation", cases.able_implementations("dropout", "logsumexp"))
-@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("dtype", cases.float32_by_day(cases.DTYPES))
 def test_value_and_gradient_with_dropout_agree_with_the_oracle(implementation, dtype):
     case = cases.Case((5, 7, 3, 2), "none", "none", dtype)
     with jax.enable_x64(dtype == "float64"):
