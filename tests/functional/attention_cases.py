@@ -9,7 +9,6 @@ import attention_oracle
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import attn
 from attn import masks, scores
@@ -217,11 +216,6 @@ def typical() -> list[Case]:
     float32 = [case for case in found if case.dtype == "float32"]
     assert {case.mask for case in float32} == set(MASKS) and {case.score for case in float32} == set(SCORES)
     return found
-
-
-def float32_by_day(dtypes) -> list:
-    """Parameters: float32 in every run of the tests, the other dtypes in `make nightly`."""
-    return [pytest.param(dtype, marks=() if dtype == "float32" else pytest.mark.nightly) for dtype in dtypes]
 
 
 @functools.cache

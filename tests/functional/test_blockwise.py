@@ -250,9 +250,7 @@ def in_mode(call, mode):
 
 @pytest.mark.some(2)
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.parametrize(
-    "mode", ["reverse", "forward over reverse", *at_night("forward", "forward mode", "reverse over reverse")]
-)
+@pytest.mark.parametrize("mode", ["forward", "reverse", "forward mode", "forward over reverse", "reverse over reverse"])
 def test_no_array_is_as_large_as_all_pairs(mode):
     arguments = *head(LONG, LONGER), *cases.normal((LONG + LONGER - 1,)), jnp.int32(3)
     call = in_mode(user_call("blockwise"), mode)
@@ -295,14 +293,7 @@ SECOND_ORDER = ["forward over reverse", "reverse over forward", "reverse over re
 
 @pytest.mark.some(1)
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.parametrize(
-    "mode",
-    [
-        "forward and backward",
-        "forward over reverse",
-        *at_night("forward mode", "reverse over forward", "reverse over reverse"),
-    ],
-)
+@pytest.mark.parametrize("mode", ["forward and backward", "forward mode", *SECOND_ORDER])
 def test_memory_grows_with_the_length_and_not_with_its_square(monkeypatch, mode):
     monkeypatch.setattr(blockwise, "BLOCK", REAL)
     found = {T: memory(causal_in_mode(mode), T) for T in (4096, 16384, 65536)}

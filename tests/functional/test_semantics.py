@@ -122,7 +122,7 @@ NOTHING = {
 
 
 @pytest.mark.parametrize("how", NOTHING)
-@pytest.mark.parametrize("dtype", cases.float32_by_day(["float32", "float16"]))
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_fully_masked_rows_are_zero(implementation, debug_nans, how, dtype):
     options = {**NOTHING[how], "implementation": implementation, "return_logsumexp": True}
     out, logsumexp = attn.attention(*head(dtype), **options)
@@ -180,7 +180,7 @@ HIDING = {
 
 @pytest.mark.some(5)
 @pytest.mark.parametrize("how", HIDING)
-@pytest.mark.parametrize("poison", [np.nan, np.inf, pytest.param(-np.inf, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_what_no_query_may_attend_to_never_matters(implementation, how, poison):
     query, key, value = head()
     options = {**HIDING[how], "implementation": implementation, "return_logsumexp": True}

@@ -93,7 +93,7 @@ def unsharded():
 
 @pytest.mark.some(2)
 @pytest.mark.parametrize("implementation", [n for n in cases.complete_implementations() if n != "reference"])
-@checked_by_day
+@pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
 @pytest.mark.parametrize("sharded", [heads_sharded, queries_sharded, nothing_sharded], ids=lambda f: f.__name__)
 def test_value_and_gradients_are_those_without_a_mesh(implementation, unsharded, sharded, check_vma):
     call, in_specs, out_specs = sharded(implementation)

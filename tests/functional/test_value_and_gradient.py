@@ -25,9 +25,7 @@ drawn = settings(
 seeds = st.integers(0, 2**32 - 1)
 magnitudes = st.integers(-10, 4).map(lambda exponent: 2.0**exponent)
 GRID = [(name, case) for case in cases.cases() for name in cases.able_implementations(*case.features)]
-# By day every mask in float32, and one of them in each of the other dtypes.
-BY_DAY = {case for case in cases.cases() if case.dtype == "float32" or case.mask == "composed"}
-CASES = [pytest.param(*each, marks=() if each[1] in BY_DAY else pytest.mark.nightly) for each in GRID]
+CASES = [pytest.param(*each, marks=() if each[1] in cases.typical() else pytest.mark.nightly) for each in GRID]
 
 
 def draw_head(case: cases.Case, seed: int, magnitude: float):
@@ -85,7 +83,7 @@ def test_value_and_gradient_agree_with_the_oracle(implementation, case, seed, ma
 
 @pytest.mark.some(2)
 @pytest.mark.parametrize("implementation", cases.able_implementations("dropout", "logsumexp"))
-@pytest.mark.parametrize("dtype", cases.float32_by_day(cases.DTYPES))
+@pytest.mark.parametrize("dtype", cases.DTYPES)
 def test_value_and_gradient_with_dropout_agree_with_the_oracle(implementation, dtype):
     case = cases.Case((5, 7, 3, 2), "none", "none", dtype)
     with jax.enable_x64(dtype == "float64"):

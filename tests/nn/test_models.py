@@ -37,18 +37,10 @@ CASES = [
     ("tape", dict(positions="anchored", head_width=4)),
 ]
 IDS = [f"{name}-{number}" for number, (name, _) in enumerate(CASES)]
-# By day: every encoding and every kind of model.
-NIGHTLY = ("transformer-3", "transformer-4", "gru-17", "gru-18", "tape-21")
-every_case = pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        pytest.param(*case, id=name, marks=pytest.mark.nightly if name in NIGHTLY else ())
-        for name, case in zip(IDS, CASES)
-    ],
-)
+every_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
 # Of what encodings and gates have no part in, one case of each kind; the others at night.
 TYPICAL = ("transformer-0", "transformer-1", "lstm-14", "lstm-15", "gru-19", "tape-22")
-assert {*TYPICAL, *NIGHTLY} <= set(IDS)
+assert set(TYPICAL) <= set(IDS)
 MARKED = [
     pytest.param(*case, id=name, marks=() if name in TYPICAL else pytest.mark.nightly) for name, case in zip(IDS, CASES)
 ]

@@ -15,7 +15,6 @@ from attn.training import meshes
 @pytest.fixture(scope="module")
 def flags(tiny):
     small = tiny | {"training.steps": "30", "training.steps_per_dispatch": "10", "training.evaluate_every": "20"}
-    small |= {"model.num_encoder_layers": "1", "model.num_decoder_layers": "1"}
     return [f"--config.{key}={value}" for key, value in small.items()]
 
 
@@ -31,6 +30,7 @@ def pairs_command(repository, flags, tmp_path_factory):
     path.write_text("".join(f"{n}\t{'-' * (n % 7 + 1)}{n}\n" for n in (k**3 for k in range(800))))
     synthetic = [flag for flag in flags if not flag.startswith("--config.task")]
     of_pairs = [f"--config.data.path={path}", "--config.evaluation.beam_width=2"]
+    of_pairs += ["--config.model.num_encoder_layers=1", "--config.model.num_decoder_layers=1"]
     config = f"--config={repository}/configs/pairs.py"
     return [sys.executable, str(repository / "train.py"), config, *synthetic, *of_pairs]
 

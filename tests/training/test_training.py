@@ -147,11 +147,6 @@ def test_batches_of_one_length_draw_it_anew_at_every_step(config):
     assert lengths.min() >= config.task.min_length and lengths.max() <= config.task.max_length
     mixed = float(dispatch_once(config, 2, until=1)[1].tokens) / config.training.batch_size
     assert mixed != round(mixed)
-
-
-@pytest.mark.nightly
-def test_one_device_and_two_draw_the_same_one_length(config):
-    shared = dataclasses.replace(config, training=dataclasses.replace(config.training, one_length=True))
     one, two = (dispatch_once(shared, devices, until=3) for devices in (1, 2))
     np.testing.assert_allclose(float(one[1].loss.value()), float(two[1].loss.value()), rtol=1e-5)
 
