@@ -98,6 +98,8 @@ BAD_CALLS = {
     "--workdir=empty.py": ["empty.py", "file", "folder"],
     "--workdir=empty.py/run": ["empty.py", "file"],
     "--workdir=gs://bucket/run": ["--workdir", "gs://bucket/run", "not a URL"],
+    "--workdir=gs:/bucket/run": ["--workdir", "gs:/bucket/run", "not a URL"],
+    "--workdir=./gs://bucket/run": ["--workdir", "./gs://bucket/run", "not a URL"],
     "--resume --workdir=s3://bucket/run": ["--workdir", "s3://bucket/run", "not a URL"],
     "--workdir=nameless": ["--workdir=nameless", "holds the checkpoints of a run, but no config.json"],
     "--workdir=rows": ["--workdir=rows", "holds the metrics.jsonl of a run, but no config.json"],

@@ -244,7 +244,7 @@ def _online_jvp(tile: Tile, headroom: float, primals, tangents):
             kept = tile.dropped(fixed.captured_by_dropout, p, i, j)
             if ds is not None:
                 a, r = a + _weighted_sum(kept * ds, _seen(tile, s, value)), r + (p * ds).sum(axis=1)
-            return (a if dvalue is None else a + _weighted_sum(kept, dvalue)), r
+            return (a if dvalue is None else a + _weighted_sum(kept, _seen(tile, s, dvalue))), r
 
         start = jnp.zeros_like(out), jnp.zeros_like(inverse)
         a, r = _fold(step, start, blocks, needed)
@@ -281,7 +281,7 @@ def _fold(step, start, blocks, needed):
         return lax.cond(is_needed, jax.checkpoint(step, prevent_cse=False), lambda carry, _: carry, carry, block), None
 
     # Two steps in one body: the second's work on one thread, such as copies, can run beside the first's.
-    return lax.scan(jax.checkpoint(body, prevent_cse=False), start, (blocks, needed))[0]
+    return lax.scan(jax.checkpoint(body, prevent_cse=False), start, (blocks, needed), unroll=2)[0]
 
 
 def _weighted_sum(p: Float[Array, "r c"], value: Float[Array, "Hv c"]) -> Float[Array, "r Hv"]:

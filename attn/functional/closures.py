@@ -21,7 +21,6 @@ _MOVES = frozenset(
         *("slice", "dynamic_slice", "gather", "select_n"),
     )
 )
-_CALLS = frozenset(("jit", "pjit", "closed_call"))
 
 
 def convert(function: Callable, *examples) -> tuple[Callable, list]:
@@ -71,19 +70,78 @@ def _evaluate(jaxpr, captured: Sequence, arguments: Sequence) -> list:
         return jnp.asarray(value, variable.aval.dtype) if dtypes.is_half(variable.aval) else value
 
     for equation in jaxpr.eqns:
-        name, parameters, inputs = equation.primitive.name, equation.params, equation.invars
-        if name in _CALLS:
-            inner = parameters["jaxpr"]
-            results = _evaluate(inner.jaxpr, inner.consts, [held(variable) for variable in inputs])
+        name, inputs = equation.primitive.name, equation.invars
+        if name in _INSIDE:
+            results = _INSIDE[name](equation.params, [held(variable) for variable in inputs])
         elif name == "convert_element_type":
-            results = [jax.lax.convert_element_type(held(inputs[0]), parameters["new_dtype"])]
+            results = [jax.lax.convert_element_type(held(inputs[0]), equation.params["new_dtype"])]
         else:
             named = list(dict.fromkeys(variable for variable in inputs if not isinstance(variable, Literal)))
             given = dtypes.widened([held(v) for v in named]) if name in _MOVES else [exact(v) for v in named]
+            if name not in _MOVES:
+                given = [_spread(held(v), x, equation) for v, x in zip(named, given)]
             alone = jaxpr.replace(constvars=[], invars=named, eqns=[equation], outvars=equation.outvars)
             results = jax.core.eval_jaxpr(alone, (), *given)
         values.update(zip(equation.outvars, results, strict=True))
     return [exact(variable) for variable in jaxpr.outvars]
+
+
+def _spread(held, exact, equation):
+    """Broadcast a 16-bit scalar, which arithmetic would do by itself, in float32: the transpose of it is a sum."""
+    shape = equation.outvars[0].aval.shape
+    others = {v.aval.shape for v in equation.invars} - {()}
+    if exact.shape == () and dtypes.is_half(exact) and shape and others == {shape}:
+        return jnp.broadcast_to(dtypes.widened(held), shape).astype(exact.dtype)
+    return exact
+
+
+def _call(parameters: dict, inputs: list) -> list:
+    inner = parameters["jaxpr"]
+    return _evaluate(inner.jaxpr, inner.consts, inputs)
+
+
+def _checkpoint(parameters: dict, inputs: list) -> list:
+    def inside(*inputs):
+        return _evaluate(parameters["jaxpr"], (), inputs)
+
+    return jax.checkpoint(inside, prevent_cse=parameters["prevent_cse"], policy=parameters["policy"])(*inputs)
+
+
+def _cond(parameters: dict, inputs: list) -> list:
+    def branch(closed):
+        return lambda *inputs: _evaluate(closed.jaxpr, closed.consts, inputs)
+
+    index, *operands = inputs
+    return jax.lax.switch(index, [branch(closed) for closed in parameters["branches"]], *operands)
+
+
+def _scan(parameters: dict, inputs: list) -> list:
+    """What every step reads stays in float32; what goes from step to step has the dtype that the function gave it."""
+    closed, num_consts, num_carry = parameters["jaxpr"], parameters["num_consts"], parameters["num_carry"]
+    consts, carry, xs = (
+        inputs[:num_consts],
+        inputs[num_consts : num_consts + num_carry],
+        inputs[num_consts + num_carry :],
+    )
+    carried = [v.aval for v in closed.jaxpr.invars[num_consts : num_consts + num_carry]]
+    carry = [x.astype(aval.dtype) if dtypes.is_half(aval) else x for x, aval in zip(carry, carried)]
+
+    def step(carry, xs):
+        results = _evaluate(closed.jaxpr, closed.consts, [*consts, *carry, *xs])
+        return results[:num_carry], results[num_carry:]
+
+    options = {name: parameters[name] for name in ("length", "reverse", "unroll")}
+    carry, ys = jax.lax.scan(step, carry, xs, **options)
+    return [*carry, *ys]
+
+
+# Primitives with a function inside, which is evaluated in the same way.
+_INSIDE = {
+    **dict.fromkeys(("jit", "pjit", "closed_call"), _call),
+    **dict.fromkeys(("checkpoint", "remat2"), _checkpoint),
+    "cond": _cond,
+    "scan": _scan,
+}
 
 
 def _variables(jaxpr) -> list:

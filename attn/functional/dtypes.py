@@ -14,7 +14,7 @@ from jaxtyping import Integer as Integers
 Integer = int | np.integer | Integers[Array | np.ndarray, "..."]
 Real = float | np.floating | Float[Array | np.ndarray, "..."] | Integer
 
-_FAR = 2**30  # farther than any position; a sum of two such integers still fits into 32 bits
+FAR = 2**30  # farther than any position; a sum of two such integers still fits into 32 bits
 
 
 def is_array(x) -> bool:
@@ -29,13 +29,13 @@ def clamped(value):
     become int32; None stays None.
     """
     if isinstance(value, int):
-        return max(-_FAR, min(value, _FAR))
+        return max(-FAR, min(value, FAR))
     if isinstance(value, (np.ndarray, np.generic)):
-        return np.asarray(np.clip(np.asarray(value, object), -_FAR, _FAR), np.int32)
+        return np.asarray(np.clip(np.asarray(value, object), -FAR, FAR), np.int32)
     if isinstance(value, jax.Array):
         limits = jnp.iinfo(value.dtype)  # of a narrow or unsigned dtype, which the bounds themselves may not fit into
-        value = jnp.minimum(value, _FAR) if limits.max > _FAR else value
-        value = jnp.maximum(value, -_FAR) if limits.min < -_FAR else value
+        value = jnp.minimum(value, FAR) if limits.max > FAR else value
+        value = jnp.maximum(value, -FAR) if limits.min < -FAR else value
         return value.astype(jnp.int32)
     return value
 

@@ -323,7 +323,9 @@ class sliding_window(Mask):
 
     def _holds(self, to_the_left, to_the_right):
         """Whether the one distance j - (i + offset) is at least -left, and the other at most right."""
-        return (to_the_left >= -dtypes.clamped(self.left)) & (to_the_right <= dtypes.clamped(self.right))
+        left, right = dtypes.clamped(self.left), dtypes.clamped(self.right)
+        in_reach_left = (to_the_left >= -left) | (left >= dtypes.FAR)  # the clamp itself stands for any width
+        return in_reach_left & ((to_the_right <= right) | (right >= dtypes.FAR))
 
 
 @register

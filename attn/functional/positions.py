@@ -72,7 +72,7 @@ def rotary(
     positions: Num[Array, "T"],
     *,
     base: float = 10_000.0,
-    fraction: float = 1.0,
+    fraction: float | np.floating = 1.0,
     scale: float = 1.0,
 ) -> Float[Array, "T *heads H"]:
     """Turn queries or keys by their positions, so that scores depend on distances alone.
@@ -103,7 +103,7 @@ def rotary(
     if known is not None and not (known > 0).all():
         raise ValueError(f"rotary: scale must be positive, got {scale}")
     # A product that is a whole number may come out just below it, as 50 * 0.58 does.
-    turned = math.floor(round(x.shape[-1] * fraction, 6)) // 2 * 2
+    turned = math.floor(round(x.shape[-1] * float(fraction), 6)) // 2 * 2
     angles = _angles(positions, turned, base, scale)
     angles = jnp.expand_dims(angles, tuple(range(1, x.ndim - 1)))
     cos, sin = jnp.cos(angles), jnp.sin(angles)
@@ -186,17 +186,15 @@ def alibi_slopes(num_heads: int | np.integer) -> Float[Array, "N"]:
     return 2.0 ** (-8.0 * jnp.arange(1, num_heads + 1) / num_heads)
 
 
-def randomized(
-    key: Array, length: int, max_length: int, *, count: int | Int[Array, ""] | None = None
-) -> Int[Array, "T"]:
+def randomized(key: Array, length: int, max_length: int, *, count: dtypes.Integer | None = None) -> Int[Array, "T"]:
     """Ordered random positions: distinct integers of 0..max_length-1, sorted.
 
     Args:
       key: JAX random key.
       length: T.
       max_length: the range to draw from, far beyond the training lengths.
-      count: how many of them are wanted, may be traced; those after the first `count` are all max_length - 1. None for
-        all.
+      count: how many of them are wanted, `length` at most, may be traced; those after the first `count` are all
+        max_length - 1. None for all.
 
     Returns:
       `[T]` integers; any `count` of the range are as likely as any others.
@@ -208,7 +206,9 @@ def randomized(
     """
     if not 0 < length <= max_length:
         raise ValueError(f"randomized: length must lie in 1..max_length = {max_length}, got {length}")
-    wanted, last = length if count is None else count, max_length - 1
+    # Clamped, since an integer of NumPy beyond 32 bits would wrap around.
+    wanted = jnp.minimum(length if count is None else dtypes.clamped(count), length)
+    last = max_length - 1
     # Not a permutation: that sorts pairs, which takes ten times as long on a CPU as two sorts of one array.
     priority = jax.random.bits(key, (max_length,))
     chosen = priority <= jnp.sort(priority)[wanted - 1]
@@ -219,7 +219,8 @@ def randomized(
 def _angles(positions: Num[Array, "T"], width: int, base: float, scale=1.0) -> Float[Array, "T pairs"]:
     """t / (scale base^(2m/D)) for m = 0 .. ceil(D/2) - 1."""
     frequencies = base ** (-jnp.arange(0.0, width, 2) / width)
-    return (positions.astype(frequencies.dtype) / scale)[:, None] * frequencies[None, :]
+    scaled = positions.astype(frequencies.dtype) / jnp.asarray(scale, frequencies.dtype)
+    return scaled[:, None] * frequencies[None, :]
 
 
 def _check_positions(positions) -> Array:

@@ -54,7 +54,7 @@ def as_flag(name: str, value) -> bool:
     Raises:
       TypeError: neither a bool nor an integer.
     """
-    if not isinstance(value, (int, np.bool_)):
+    if not isinstance(value, (int, np.integer, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {mods.describe(value)}")
     return bool(value)
 

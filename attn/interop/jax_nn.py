@@ -1,11 +1,13 @@
 """`jax.nn.dot_product_attention`, computed by `attn.multi_head_attention`."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from attn.functional import masks, mods, multi_head_attention
+from attn.functional import dtypes, masks, mods, multi_head_attention
 from attn.interop import arrays
 
 _AXES = {"query": "T N H", "key": "S K H", "value": "S K Hv"}
@@ -20,8 +22,8 @@ def dot_product_attention(
     *,
     scale: float | Array | None = None,
     is_causal: bool = False,
-    query_seq_lengths: ArrayLike | None = None,
-    key_value_seq_lengths: ArrayLike | None = None,
+    query_seq_lengths: ArrayLike | Sequence[int] | None = None,
+    key_value_seq_lengths: ArrayLike | Sequence[int] | None = None,
     local_window_size: int | tuple[int, int] | None = None,
     implementation: str | None = None,
     return_residual: bool = False,
@@ -125,6 +127,9 @@ def _check_mask(mask, shape) -> Array | None:
 def _check_lengths(name, lengths, B: int) -> Array | None:
     if lengths is None:
         return None
+    if not isinstance(lengths, jax.Array):  # JAX would wrap integers beyond 32 bits around
+        lengths = np.asarray(lengths)
+        lengths = dtypes.clamped(lengths) if lengths.dtype.kind in "iu" else lengths
     lengths = arrays.as_array(name, lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers, got {lengths.dtype}")

@@ -133,7 +133,8 @@ def _is_path(path: str | os.PathLike) -> bool:
 
 
 def _is_url(path: str | os.PathLike) -> bool:
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(path)) is not None
+    """Return whether a path has or begins with a scheme such as gs: with a slash after it; C: of Windows is a drive."""
+    return re.search(r"://|^\s*[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(path)) is not None
 
 
 def _are_lengths(values: object) -> bool:

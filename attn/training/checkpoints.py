@@ -28,7 +28,9 @@ from attn.training.state import State
 _KEEP = 2  # the newest complete one, and one before it
 _DIGESTS = "digests.json"
 _OVERHEAD = 1 << 16  # bytes that orbax needs beside the arrays
-_UNFINISHED = (".writing-*", "*.retired", "*.orbax-checkpoint-tmp*")  # what a killed process may leave
+_NUMBER = "[0-9]" * 8
+# Folders that a killed process may leave.
+_UNFINISHED = (f".writing-{_NUMBER}", f"{_NUMBER}.retired", f"*{_NUMBER}.orbax-checkpoint-tmp*")
 
 
 class CheckpointError(RuntimeError):
@@ -56,7 +58,8 @@ def sweep(folder: pathlib.Path):
     """Remove what a killed process left half-written or half-deleted; only for the holder of the run's lock."""
     for pattern in _UNFINISHED:
         for left in folder.glob(pattern):
-            shutil.rmtree(left)
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
 
 
 def save(folder: pathlib.Path, state: State, config: str):
@@ -178,7 +181,7 @@ def _read_digests(place: pathlib.Path) -> dict:
         digests = json.loads((place / _DIGESTS).read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{place}: has no {_DIGESTS} to verify it by (damaged, or of an old version)") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{place}: damaged ({_DIGESTS} cannot be read: {_why(error)})") from None
     kinds = {"step": int, "config": str, "arrays": dict, "files": dict}
     if not isinstance(digests, dict) or not all(isinstance(digests.get(name), kind) for name, kind in kinds.items()):
@@ -213,7 +216,7 @@ def _file_digests(place: pathlib.Path, names: Collection[str] | None = None) -> 
         names = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
     digests = dict.fromkeys(names)
     for name in names:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: a name that no file can have
             digests[name] = hashlib.sha256((place / name).read_bytes()).hexdigest()
     return digests
 

@@ -102,7 +102,7 @@ def _holder(file) -> dict | None:
     try:
         holder = json.loads(file.read(4096))
         return {"host": str(holder["host"]), "pid": int(holder["pid"]), "started": float(holder["started"])}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
@@ -110,5 +110,5 @@ def _is_alive(holder: dict) -> bool:
     """Return whether the process runs still, and is not another one that got the same number."""
     try:
         return abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < _SAME_START
-    except psutil.Error:
+    except (psutil.Error, ValueError, OverflowError):  # not a number of a process
         return False

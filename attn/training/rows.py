@@ -1,7 +1,6 @@
 """The rows of a run's metrics: `metrics.jsonl`, and an event file for TensorBoard that is derived from it."""
 
 import json
-import math
 import pathlib
 import socket
 import struct
@@ -15,6 +14,7 @@ from tensorboardX.summary import scalar
 
 from attn.training.folders import Folder, RunError, write_whole
 
+_LARGEST = 3.4e38  # that an event file holds, in float32; neither infinity nor NaN is less
 _EVENTS = "events.out.tfevents.*"
 
 
@@ -68,7 +68,7 @@ def read(path: pathlib.Path) -> list[dict]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not _is_row(row) or (rows and rows[-1]["step"] >= row["step"]):
             raise RunError(f"{path}: line {number} is damaged; remove the file to go on without its rows")
@@ -77,10 +77,11 @@ def read(path: pathlib.Path) -> list[dict]:
 
 
 def _is_row(row: object) -> bool:
-    """Return whether it is a step with numbers by name."""
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+    """Return whether it is a step with the numbers of a row by name."""
+    if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 < row["step"] < 2**31:
         return False
-    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in row.values())
+    numbers = [value for name, value in row.items() if name != "step"]
+    return "loss" in row and all(type(value) in (int, float) and abs(value) < _LARGEST for value in numbers)
 
 
 def _event_file(folder: pathlib.Path, rows: list[dict]) -> IO:

@@ -56,6 +56,26 @@ def test_they_do_not_wrap_inside_attention_either(implementation, name):
     )
 
 
+@pytest.mark.parametrize("left, offset", [(HUGE, 2**35), (2**31 - 1, 2**30)])
+def test_a_window_as_wide_as_can_be_reaches_however_far_its_queries_stand(left, offset):
+    np.testing.assert_array_equal(masks.sliding_window(left, 0, offset)(I, J), np.ones((5, 7), bool))
+    traced = jax.jit(lambda left, offset: masks.sliding_window(left, 0, offset)(jnp.asarray(I), jnp.asarray(J)))
+    assert np.all(traced(jnp.int32(2**31 - 1), jnp.int32(2**30 + 5)))
+
+
+@pytest.mark.parametrize("name", ["query_seq_lengths", "key_value_seq_lengths"])
+@pytest.mark.parametrize("lengths", [[2**32], np.array([2**32]), np.array([2**63], np.uint64)])
+def test_lengths_beyond_32_bits_hide_nothing_in_the_drop_in(name, lengths):
+    x = jnp.ones((1, 4, 1, 2))
+    np.testing.assert_array_equal(attn.interop.dot_product_attention(x, x, x, **{name: lengths}), x)
+
+
+def test_a_count_of_numpy_beyond_32_bits_is_all():
+    key = jax.random.key(0)
+    drawn = positions.randomized(key, 3, 10, count=np.int64(2**32 + 2))
+    np.testing.assert_array_equal(drawn, positions.randomized(key, 3, 10))
+
+
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "uint32"])
 def test_integers_of_any_dtype_mean_the_same(dtype):
     number = jnp.asarray(3, dtype)
@@ -149,6 +169,10 @@ def test_the_bucket_of_distance_64_is_that_of_t5():
         with jax.enable_x64(x64):
             assert positions.relative_buckets(64) == 30 and positions.relative_buckets(-64) == 14
             assert positions.relative_buckets(np.int64(2**40)) == 31
+
+
+def test_a_fraction_of_numpy_in_16_bits_is_taken():
+    assert positions.rotary(jnp.ones((2, 384)), jnp.array([0, 1]), fraction=np.float16(0.5)).shape == (2, 384)
 
 
 @pytest.mark.parametrize("width, fraction, turned", [(50, 0.58, 28), (100, 0.58, 58), (100, 0.29, 28), (10, 0.6, 6)])

@@ -99,6 +99,10 @@ COUNTING = {
     "where": lambda x: lambda s, i, j: s + jnp.where(i == j, x, jnp.zeros((), x.dtype)),
     "a pytree": lambda x: Partial(lambda table, s, i, j: s + table[0 * i + 0 * j], jnp.stack([x, x])),
     "after ours": lambda x: scores.softcap(50.0) >> (lambda s, i, j: s + x),
+    "a checkpoint": reading(lambda table, i: jax.checkpoint(lambda table: table[0 * i])(table)),
+    "a condition": reading(lambda table, i: jax.lax.cond(i[0, 0] >= 0, lambda t: t[0 * i], lambda t: t[0 * i], table)),
+    "a loop": reading(lambda table, i: jax.lax.map(lambda row: table[0 * row], i)),
+    "a scalar that arithmetic spreads": lambda x: lambda s, i, j: s + x * jnp.ones(s.shape, x.dtype),
     "dense": lambda x: scores.dense(jnp.broadcast_to(x, (LONG, LONG))),
 }
 

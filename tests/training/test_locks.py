@@ -71,7 +71,9 @@ def test_another_host_is_named_with_the_file_to_delete(tmp_path):
     assert "elsewhere" in (tmp_path / "lock.json").read_text()
 
 
-@pytest.mark.parametrize("text", ["", "\xff{", "[]", '{"host": "x"}', "null"])
+@pytest.mark.parametrize(
+    "text", ["", "\xff{", "[]", '{"host": "x"}', "null", "[" * 100_000, '{"host": "x", "pid": 1e999, "started": 0}']
+)
 def test_a_damaged_lock_is_stale(tmp_path, text):
     (tmp_path / "lock.json").write_bytes(text.encode("latin-1"))
     locks.check_free(tmp_path)

@@ -57,7 +57,18 @@ def test_what_a_kill_leaves_out_of_either_file_is_mended(tmp_path):
         (events,) = tmp_path.glob("events.*")
 
 
-DAMAGED = ["", "{", "3", "[]", "null", "{}"]
+DAMAGED = [
+    '{"step": 30, "loss": 1' + "0" * 400 + "}",
+    "[" * 100_000,
+    '{"step": true, "loss": 1.0}',
+    '{"step": 30}',
+    "",
+    "{",
+    "3",
+    "[]",
+    "null",
+    "{}",
+]
 DAMAGED += ['{"step": "x"}', '{"step": 40, "loss": "low"}', '{"step": 40, "loss": NaN}']
 
 
