@@ -9,6 +9,8 @@ import pytest
 import attn
 from attn import cli, experiment
 from attn.tasks import builders
+from attn.tasks.examples import Questions, padded
+from attn.tasks.sequences import Task
 from attn.training.folders import Folder
 
 SMALL = {"data.source": "tfds", "task.symbols": "3", "training.steps": "100"}
@@ -76,5 +78,12 @@ def test_it_neither_resumes_nor_is_judged_with_other_strings(run, where, monkeyp
 
 
 def test_samples_are_of_three_lengths_each_once():
-    assert experiment._sample_rows(np.array([9, 30, 1, 5, 1])) == [3, 0, 2]  # nearest to 4, 8 and 12 of those left
-    assert experiment._sample_rows(np.array([4, 4])) == [0, 1]
+    vocabulary = Task().vocabulary
+
+    def sampled(*lengths):
+        strings = padded([[1] * length + [vocabulary.end] for length in lengths])
+        questions = Questions(strings, np.array(lengths), strings, np.arange(len(lengths)))
+        return experiment._sample_rows(vocabulary, questions)
+
+    assert sampled(9, 30, 1, 5, 1) == [3, 0, 2]  # nearest to 4, 8 and 12 of those left
+    assert sampled(4, 4) == [0, 1]

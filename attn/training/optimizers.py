@@ -54,7 +54,8 @@ def _schedule(peak: float, settings: Optimizer, steps: int) -> optax.Schedule:
     after = {
         "cosine": optax.cosine_decay_schedule(peak, max(1, steps - warmup)),
         "linear": optax.linear_schedule(peak, 0.0, max(1, steps - warmup)),
-        "inverse": lambda count: peak * max(1, warmup) / (max(1, warmup) + count),
+        # It is asked for steps of the warm-up as well, which count as negative, though not for what it answers.
+        "inverse": lambda count: peak * max(1, warmup) / (max(1, warmup) + jnp.maximum(count, 0)),
         "none": optax.constant_schedule(peak),
     }[settings.decay]
     return optax.join_schedules([lambda count: peak * (count + 1) / max(1, warmup), after], [warmup])

@@ -243,12 +243,18 @@ def test_a_full_disk_is_one_error_and_leaves_the_others(folder, monkeypatch, fai
     assert sorted(path.name for path in folder.iterdir()) == ["00000200", "00000400"]
 
 
+@pytest.fixture(scope="module")
+def full_run(repository, tiny, trained):
+    """The folder of a run that made all of its 400 steps, with checkpoints of two of them; no test may change it."""
+    return trained("full", str(repository / "configs/copy.py"), tiny | {"training.stop_when_exact": "0"})
+
+
 def damage_newest(run):
     flip(max(files_of(run / "checkpoints"), key=lambda path: path.stat().st_size), np.random.default_rng(0))
 
 
-def test_the_command_line_falls_back_in_one_line(copy_run, tmp_path, capfd):
-    run = shutil.copytree(copy_run, tmp_path / "run")
+def test_the_command_line_falls_back_in_one_line(full_run, tmp_path, capfd):
+    run = shutil.copytree(full_run, tmp_path / "run")
     damage_newest(run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for words in (["predict", str(run), "3 1"], ["inspect", str(run)]):
@@ -264,8 +270,8 @@ def test_the_command_line_falls_back_in_one_line(copy_run, tmp_path, capfd):
     assert out == "" and err.count("\n") == 1 and err.startswith("error: no checkpoint can be used: ")
 
 
-def test_a_run_resumes_from_the_one_before_to_the_same_bits(copy_run, tmp_path, capfd):
-    run = shutil.copytree(copy_run, tmp_path / "run")
+def test_a_run_resumes_from_the_one_before_to_the_same_bits(full_run, tmp_path, capfd):
+    run = shutil.copytree(full_run, tmp_path / "run")
     damage_newest(run)
     (run / "summary.json").unlink()
     (run / "checkpoints/.writing-00000300").mkdir()
@@ -276,7 +282,7 @@ def test_a_run_resumes_from_the_one_before_to_the_same_bits(copy_run, tmp_path, 
     names = {"00000200", "00000400", "damaged-00000400"}
     assert {path.name for path in (run / "checkpoints").iterdir()} == names
     assert not (run / ".config.json.partial").exists() and not (run / "lock.json").exists()
-    one, other = (json.loads((each / "checkpoints/00000400/digests.json").read_text()) for each in (copy_run, run))
+    one, other = (json.loads((each / "checkpoints/00000400/digests.json").read_text()) for each in (full_run, run))
     assert one["arrays"] == other["arrays"] and one["config"] == other["config"]
     rows = read(Folder(run).metrics)
     assert [row["step"] for row in rows] == [100, 200, 300, 400]

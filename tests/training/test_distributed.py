@@ -1,5 +1,6 @@
 """Two processes on loopback train as one does."""
 
+import functools
 import json
 import os
 import signal
@@ -37,8 +38,9 @@ def pairs_command(repository, flags, tmp_path_factory):
 
 def start(command, folder, devices, **variables):
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} | variables
-    words = [*command, f"--workdir={folder}"]
-    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words, pipe = [*command, f"--workdir={folder}"], subprocess.PIPE
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what starts the tests may ignore ^C
+    return subprocess.Popen(words, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=listen)
 
 
 def free_port() -> int:

@@ -17,6 +17,7 @@ from attn.training import checkpoints, meshes
 from attn.training.decoding import confirmed, margins
 from attn.training.flags import load_config
 from attn.training.folders import Folder
+from attn.training.identity import digest_of
 from attn.training.progress import Display
 from attn.training.state import State, build_dispatch, initial_state
 
@@ -25,7 +26,7 @@ def restored(folder) -> State:
     """The state of the newest checkpoint."""
     files, config = Folder(folder), Folder(folder).config()
     like = jax.eval_shape(lambda: initial_state(config, files.vocabulary(config)))
-    return checkpoints.restore(files.checkpoints, files.newest_step(), like)
+    return checkpoints.restore(files.checkpoints, files.newest_step(), like, digest_of(config))
 
 
 def request(repository, folder, overrides, *, resume=False) -> experiment.Request:
