@@ -12,7 +12,7 @@ ARGS ?=
 train: $(VENV)/installed
 	$(BIN)/python train.py $(ARGS)
 
-# A worker for each hardware thread; `auto` would be one on a core of two threads. Each takes up to 3 GB in the end.
+# A worker for each hardware thread; `auto` would be one on a core of two threads. Each takes up to 5 GB in the end.
 # Stealing leaves most tests of a file to one worker, so that its models and programs are made once.
 PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 

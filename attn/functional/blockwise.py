@@ -69,7 +69,7 @@ class Fixed(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """What is done to one tile; the first argument of each function is what it captures."""
+    """Functions of one tile; the first argument of each is what the function captures."""
 
     scores: Callable  # (captured, query, key, i, j) -> s
     masked: Callable  # (captured, s, i, j) -> s, -inf where hidden
@@ -187,7 +187,7 @@ def _online(tile: Tile, headroom: float, queries, keys, values, captured, fixed:
     """Output and normaliser of every block of queries: the first recurrence above.
 
     Args:
-      tile: what is done to one tile.
+      tile: the functions of one tile.
       headroom: a power of two, by which any sum of weighted values stays in range.
       queries, keys, values: `[row_blocks r H]`, `[column_blocks H c]`, `[column_blocks Hv c]`; keys and values with
         another leading axis, row_blocks, where they are banded.

@@ -18,15 +18,15 @@ FAR = 2**30  # farther than any position; a sum of two such integers still fits 
 
 
 def is_array(x) -> bool:
-    """Whether `x` is an array of JAX or NumPy (tracers and NumPy scalars included)."""
+    """Return whether `x` is an array of JAX or NumPy (tracers and NumPy scalars included)."""
     return hasattr(x, "dtype") and hasattr(x, "shape")
 
 
 def clamped(value):
     """An integer, or integers, clamped to -2^30..2^30, so that no sum with positions leaves 32 bits.
 
-    No sequence is that long, so that what a mask shows does not change. Python integers stay Python integers and arrays
-    become int32; None stays None.
+    No sequence is that long, so that what a length or an offset shows does not change; a width of 2^30 must be taken
+    for an unlimited one. Python integers stay Python integers and arrays become int32; None stays None.
     """
     if isinstance(value, int):
         return max(-FAR, min(value, FAR))
@@ -73,7 +73,7 @@ def wide_dtype(*dtypes) -> np.dtype:
 
 
 def is_half(x) -> bool:
-    """Whether `x` is an array of floats of 16 bits or fewer."""
+    """Return whether `x` is an array of floats of 16 bits or fewer."""
     return is_array(x) and jnp.issubdtype(x.dtype, jnp.floating) and jnp.dtype(x.dtype).itemsize < 4
 
 
