@@ -20,7 +20,7 @@ PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 test: $(VENV)/installed lint
 	$(PYTEST) $(ARGS)
 
-# Everything, in about an hour: the tests marked `nightly` too, with all optimisations of the compiler, and three times
+# Everything, which takes far longer: the tests marked `nightly` too, with all optimisations of the compiler, and three times
 # as many drawn cases of value and gradient.
 nightly: $(VENV)/installed
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m "" --hypothesis-profile=nightly $(ARGS)
