@@ -72,9 +72,8 @@ class Tile(NamedTuple):
     """Functions of one tile; the first argument of each is what the function captures."""
 
     scores: Callable  # (captured, query, key, i, j) -> s
-    masked: Callable  # (captured, s, i, j) -> s, -inf where hidden
+    masked: Callable  # (captured, s, i, j) -> s, -inf where hidden; and which keys any query sees, None for all
     dropped: Callable  # (captured, p, i, j) -> p
-    hides: bool  # whether a pair of the keys may be hidden
 
 
 def attend(
@@ -121,7 +120,9 @@ def _attend(query, key, value, *, mask, score, scale, dropout):
             seen = None if score is None else s
             visible = tiles.visible_pairs(seen, i.index(T)[:, None], j.index(S)[None, :], mask, visible)
         s = s + i.marks[:, None] + j.marks[None, :]
-        return s if visible is None else jnp.where(visible, s, -jnp.inf)
+        s = s if visible is None else jnp.where(visible, s, -jnp.inf)
+        # From the mask, not from s: reading the tile once more would cost a third of the time.
+        return s, jnp.broadcast_to(visible.any(axis=0), s.shape[1:]) if hides else None
 
     def dropped(p, i: Positions, j: Positions):
         return p if dropout is None else dropout(p, i.index(T)[:, None], j.index(S)[None, :])
@@ -139,7 +140,7 @@ def _attend(query, key, value, *, mask, score, scale, dropout):
     elif needed is not None:
         needed = _any_of_batch(_any_of_devices(needed, (queries, keys, values, captured)))
     fixed = Fixed(i, j, needed, captured_by_mask, captured_by_dropout)
-    tile = Tile(scores_of, masked, dropped, hides)
+    tile = Tile(scores_of, masked, dropped)
     # Weights, each at most 1, are summed before they are divided, so that their sum times a value may leave the range.
     # So values are made smaller by a power of two, which is exact.
     sum_of_weights = math.prod(j.marks.shape[-2:]) / (1 - (0 if dropout is None else dropout.rate))  # at most
@@ -201,13 +202,13 @@ def _online(tile: Tile, headroom: float, queries, keys, values, captured, fixed:
         def step(carry, block):
             largest, total, weighted = carry
             key, value, j = block
-            s = tile.masked(fixed.captured_by_mask, tile.scores(captured, query, key, i, j), i, j)
+            s, seen = tile.masked(fixed.captured_by_mask, tile.scores(captured, query, key, i, j), i, j)
             new = jnp.maximum(largest, s.max(axis=1))
             finite = jnp.where(new == -jnp.inf, 0, new)  # -inf - -inf would be NaN
             p, shrink = jnp.exp(s - finite[:, None]), jnp.exp(largest - finite)
             total = total * shrink + p.sum(axis=1)
             p = tile.dropped(fixed.captured_by_dropout, p, i, j)
-            return new, total, weighted * shrink[:, None] + _weighted_sum(p, _seen(tile, s, value))
+            return new, total, weighted * shrink[:, None] + _weighted_sum(p, _where_seen(seen, value))
 
         zeros = jnp.zeros(len(query), query.dtype)
         start = zeros - jnp.inf, zeros, jnp.zeros((len(query), values.shape[-2]), values.dtype)
@@ -239,12 +240,12 @@ def _online_jvp(tile: Tile, headroom: float, primals, tangents):
 
             s, ds = _jvp(scores_of, (captured, query, key), (dcaptured, dquery, dkey))
             # Where hidden, p is 0 whatever ds is: the mask need not be differentiated.
-            s = tile.masked(fixed.captured_by_mask, s, i, j)
+            s, seen = tile.masked(fixed.captured_by_mask, s, i, j)
             p = jnp.exp(s - normalizer.peak[:, None]) * inverse[:, None]
             kept = tile.dropped(fixed.captured_by_dropout, p, i, j)
             if ds is not None:
-                a, r = a + _weighted_sum(kept * ds, _seen(tile, s, value)), r + (p * ds).sum(axis=1)
-            return (a if dvalue is None else a + _weighted_sum(kept, _seen(tile, s, dvalue))), r
+                a, r = a + _weighted_sum(kept * ds, _where_seen(seen, value)), r + (p * ds).sum(axis=1)
+            return (a if dvalue is None else a + _weighted_sum(kept, _where_seen(seen, dvalue))), r
 
         start = jnp.zeros_like(out), jnp.zeros_like(inverse)
         a, r = _fold(step, start, blocks, needed)
@@ -288,9 +289,9 @@ def _weighted_sum(p: Float[Array, "r c"], value: Float[Array, "Hv c"]) -> Float[
     return lax.dot_general(p.astype(value.dtype), value, (((1,), (1,)), ((), ())))
 
 
-def _seen(tile: Tile, s: Float[Array, "r c"], value: Float[Array, "Hv c"]) -> Float[Array, "Hv c"]:
-    """The values, 0 in place of those that no query of the tile sees."""
-    return tiles.zero_hidden_values(value.T, s != -jnp.inf).T if tile.hides else value
+def _where_seen(seen: Bool[Array, "c"] | None, value: Float[Array, "Hv c"]) -> Float[Array, "Hv c"]:
+    """The values, 0 in place of those that no query of the tile sees; see `tiles.zero_hidden_values`."""
+    return value if seen is None else jnp.where(seen[None, :], value, 0)
 
 
 def survey(mask: masks.Mask, T: int, S: int) -> Bool[Array | np.ndarray, "row_blocks column_blocks"]:
