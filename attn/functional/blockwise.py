@@ -121,8 +121,8 @@ def _attend(query, key, value, *, mask, score, scale, dropout):
             visible = tiles.visible_pairs(seen, i.index(T)[:, None], j.index(S)[None, :], mask, visible)
         s = s + i.marks[:, None] + j.marks[None, :]
         s = s if visible is None else jnp.where(visible, s, -jnp.inf)
-        # From the mask, not from s: reading the tile once more would cost a third of the time.
-        return s, jnp.broadcast_to(visible.any(axis=0), s.shape[1:]) if hides else None
+        # From the mask, not from s, which would be one more pass over the tile's memory.
+        return s, visible.any(axis=0) if hides else None
 
     def dropped(p, i: Positions, j: Positions):
         return p if dropout is None else dropout(p, i.index(T)[:, None], j.index(S)[None, :])
