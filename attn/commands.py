@@ -24,6 +24,7 @@ from attn.training.folders import RUNS, RunError, file_in_the_way, write_whole
 from attn.training.judging import Scores
 from attn.training.locks import LockError
 from attn.training.loop import Interrupted, TrainingError
+from attn.training.programs import keep_programs
 from attn.training.progress import readable
 from attn.walkthrough.claims import verdict
 
@@ -218,6 +219,7 @@ def _output(given: str | None, usual: pathlib.Path) -> pathlib.Path:
 
 
 def _load(path: str) -> Run:
+    keep_programs()
     meshes.use_cores(meshes.cores())
     return load(path, lambda line: print(readable(line), file=sys.stderr))
 

@@ -30,6 +30,7 @@ from attn.training.identity import PATHS, flat, may_change
 from attn.training.judging import Judgement
 from attn.training.locks import LockError
 from attn.training.loop import Interrupted, Outcome, TrainingError, train
+from attn.training.programs import keep_programs
 from attn.training.progress import Clock, percent, readable, shortened
 from attn.training.signals import stopped_by_sigterm
 from attn.training.state import model_structure
@@ -94,6 +95,7 @@ def run(request: Request) -> int:
         check_fits(config, data)
         if request.resume:
             folder.check_data(data)
+        keep_programs()
         meshes.use_cores(config.training.batch_size)
         meshes.start_hosts(request.distributed)
         mesh = meshes.data_mesh(config.training.batch_size)

@@ -34,7 +34,7 @@ from attn.tasks.sequences import is_held_out
 from attn.training import meshes
 from attn.training.config import Config, from_mapping
 from attn.training.loop import compile_judge, compile_steps
-from attn.training.state import State, dispatch_length, initial_state
+from attn.training.state import State, initial_state
 
 SYMBOLS, LENGTH, BATCH = 16, 32, 32
 WIDTH, HEADS, HEAD_WIDTH, LAYERS, FEED_FORWARD = 128, 8, 64, 3, 512
@@ -105,12 +105,10 @@ class Attn:
         self._judge = compile_judge(self.config, self._data, mesh, self.state.params, 1) if judges else None
 
     def train(self, steps: int) -> float:
-        """Dispatch until `steps` more are done."""
-        report, end = None, self._step + steps
-        while self._step < end:
-            until = min(end, self._step + dispatch_length(self.config.training))
-            self.state, report = self._advance(self.state, self._step, until)
-            self._step = until
+        """Take `steps` more; return their mean loss."""
+        until = self._step + steps
+        self.state, report = self._advance(self.state, self._step, until)
+        self._step = until
         jax.block_until_ready(self.state)
         return float(report.loss.value())
 

@@ -20,14 +20,15 @@ from flax import nnx
 import attn
 from attn import cli, commands, experiment
 from attn.inspection import pictures
-from attn.tasks.examples import Questions, padded
+from attn.tasks.examples import Questions, decoder_input, padded
 from attn.tasks.vocabulary import Pieces
 from attn.training import data, meshes
 from attn.training.flags import load_config
 from attn.training.folders import Folder
 from attn.training.meshes import replicate
 from attn.training.progress import readable
-from attn.training.state import Report, build_dispatch, example_loss, initial_state, model_structure
+from attn.training.state import initial_state, model_structure
+from attn.training.steps import Report, build_dispatch, example_loss
 
 SMALL = {
     "model.width": "32",
@@ -317,7 +318,8 @@ def test_a_step_is_that_of_the_bucket_alone(small_config):
     dispatch = build_dispatch(small_config, loaded, mesh)
     state = jax.jit(lambda: initial_state(small_config, loaded.vocabulary))()
     model = nnx.merge(model_structure(small_config, loaded.vocabulary)[0], state.params)
-    losses = jax.jit(jax.vmap(lambda example: example_loss(model, loaded.vocabulary.begin, example, None)))
+    begin = loaded.vocabulary.begin
+    losses = jax.jit(jax.vmap(lambda example: example_loss(model, example, decoder_input(example.target, begin), None)))
     steps = [next(k for k in range(500) if batches.at(k)[0] == b) for b in range(len(batches.buckets))]
     for step in steps:
         _, examples = batches.at(step)

@@ -16,7 +16,8 @@ from attn.lengths.asking import exact_at, examine
 from attn.lengths.table import Table, Training
 from attn.training.config import from_mapping, to_mapping
 from attn.training.folders import RunError, write_whole
-from attn.walkthrough.bench import Bench, machine, share_programs
+from attn.training.programs import keep_programs
+from attn.walkthrough.bench import Bench, machine
 
 
 def run_table(
@@ -39,7 +40,7 @@ def run_table(
     Raises:
       RunError: what the folder holds is damaged, or of another table.
     """
-    share_programs(folder / "programs")
+    keep_programs(folder / "programs")
     bench = Bench(folder / "runs", say)
     done = {name: read(table, name, folder) for name in table.rows}  # all: a page shows all, and damage is said first
     missing = [each for name in names for each in table.trainings(name) if each.name not in done[name]]

@@ -1,15 +1,12 @@
 """Training: compile, dispatch steps, show, judge on the way, keep checkpoints, judge at the end."""
 
-import contextlib
 import ctypes
 import math
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -22,19 +19,13 @@ from attn.training.config import Config
 from attn.training.folders import Folder
 from attn.training.identity import digest_of
 from attn.training.judging import Judgement, build_answer, judge, judging_batches
-from attn.training.meshes import compile_quickly, replicate, tokens_like
+from attn.training.meshes import replicate, tokens_like
 from attn.training.optimizers import learning_rate
+from attn.training.programs import compiled, compiling
 from attn.training.progress import Clock, Display, Row, readable
 from attn.training.signals import stopped_by_sigterm, watch_signals
-from attn.training.state import (
-    Report,
-    State,
-    batches_specs,
-    build_dispatch,
-    dispatch_length,
-    initial_state,
-    model_structure,
-)
+from attn.training.state import State, initial_state, model_structure
+from attn.training.steps import Dispatch, Report, arguments_of, build_dispatch, dispatch_length, stored_specs
 from attn.training.stopping import Exactness, compile_exactness
 
 
@@ -196,15 +187,13 @@ def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Pr
         return initial_state(config, data.vocabulary)
 
     def start() -> State:
-        # It runs once: compiling it thoroughly would cost more than it saves.
-        return jax.jit(initial, out_shardings=everywhere, compiler_options=compile_quickly(mesh, 0))()
+        return compiled(jax.jit(initial, out_shardings=everywhere), mesh=mesh, level=0)()
 
     shapes = jax.eval_shape(initial)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
     beams = [1] if config.evaluation.beam_width == 1 else [1, config.evaluation.beam_width]
 
-    # Several hosts must compile in one order; one host may do it all at once.
-    with _abandoned_on_error(ThreadPoolExecutor(1 if jax.process_count() > 1 else None)) as pool:
+    with compiling() as pool:
         advance = pool.submit(compile_steps, config, data, mesh, shapes)
         state = pool.submit(start)
         stops = config.training.stop_when_exact > 0
@@ -217,17 +206,6 @@ def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Pr
     return programs
 
 
-@contextlib.contextmanager
-def _abandoned_on_error(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
-    """A pool whose threads are not waited for after an error or an interruption: a compilation cannot be stopped."""
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
-
-
 def _give_memory_back():
     """Return to the system what compiling has freed: glibc would keep it, by the hundreds of MiB."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
@@ -237,23 +215,32 @@ def _give_memory_back():
 def compile_steps(
     config: Config, data: Generated | Stored, mesh: Mesh, shapes: State
 ) -> Callable[[State, int, int], tuple[State, Report]]:
-    """Steps from one to another, at most as many as a dispatch has, on the batches that (seed, step) decides."""
-    count, specs = dispatch_length(config.training), batches_specs(data)
+    """Steps from one to another, in dispatches, on the batches that (seed, step) decides."""
+    count, specs = dispatch_length(config, data), stored_specs(data)
     places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
-    def batches(step: int, until: int) -> StackedBatches | None:
+    def stored(step: int, until: int) -> StackedBatches | None:
         if isinstance(data, Generated):
             return None
         return data.batches(config.training.batch_size, config.training.seed).stacked(step, until, count, mesh.size)
 
-    like = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), batches(0, 0), places)
-    until = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-    dispatch = build_dispatch(config, data, mesh).lower(shapes, until, like).compile(compile_quickly(mesh))
+    dispatch = build_dispatch(config, data, mesh)
+    given = arguments_of(dispatch, config, data, mesh, shapes)
+    with compiling() as pool:
+        longest_first = "advance", "draw", "unpack", "pack"
+        parts = {
+            name: pool.submit(compiled, getattr(dispatch, name), *given[name], mesh=mesh) for name in longest_first
+        }
+        dispatch = Dispatch(**{name: part.result() for name, part in parts.items()})
 
-    def advance(state, step, until):
-        given = jax.device_put(batches(step, until), places)
-        state, report = dispatch(state, replicate(np.int32(until), mesh), given)
-        return state, jax.device_get(report)
+    def advance(state: State, step: int, until: int) -> tuple[State, Report]:
+        reports = []
+        for first in range(step, until, count):
+            last = min(first + count, until)
+            batches = jax.device_put(stored(first, last), places)
+            state, report = dispatch(state, replicate(np.int32(last), mesh), batches)
+            reports.append(jax.device_get(report))
+        return state, jax.tree.map(lambda *values: sum(values), *reports)
 
     return advance
 
@@ -268,11 +255,10 @@ def compile_judge(
     graphdef, _ = model_structure(config, vocabulary)
     answer = build_answer(vocabulary, graphdef, mesh, beam_width)
     of_width = {
-        width: answer.lower(params, tokens_like(size, width, mesh)).compile(compile_quickly(mesh))
-        for width, size in batches.items()
+        width: compiled(answer, params, tokens_like(size, width, mesh), mesh=mesh) for width, size in batches.items()
     }
 
-    def compiled(params, sources):
+    def answers(params, sources):
         return of_width[sources.shape[1]](params, sources)
 
-    return lambda params, questions: judge(compiled, params, questions, vocabulary, batches, mesh)
+    return lambda params, questions: judge(answers, params, questions, vocabulary, batches, mesh)

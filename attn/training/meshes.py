@@ -147,15 +147,6 @@ def data_mesh(batch_size: int) -> Mesh:
     return Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,))
 
 
-def compile_quickly(mesh: Mesh, level: int = 1) -> dict[str, int] | None:
-    """Options for XLA's compiler on a CPU, where thorough optimization of what LLVM sees costs more than it saves.
-
-    At level 1 a training step compiles in three quarters of the time and is as fast: what takes long are matrix
-    products, which are in a library. At level 0 it compiles faster still, and takes twice as long.
-    """
-    return {"xla_backend_optimization_level": level} if mesh.devices.flat[0].platform == "cpu" else None
-
-
 def replicate(tree, mesh: Mesh):
     """The same values on every device of the mesh; every host must pass the same."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

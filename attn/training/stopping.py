@@ -14,7 +14,8 @@ from attn.tasks.stored import Stored
 from attn.training.config import Config
 from attn.training.decoding import margins
 from attn.training.judging import judging_batches, share_out, widened
-from attn.training.meshes import compile_quickly, share, tokens_like
+from attn.training.meshes import share, tokens_like
+from attn.training.programs import compiled
 from attn.training.state import model_structure
 
 # How far the logit of every right token must be above all others, on every validation source. That answers are right
@@ -46,9 +47,7 @@ def compile_exactness(config: Config, data: Generated | Stored, mesh: Mesh, para
     widths = questions.sources.shape[1], questions.targets.shape[1]
     size = judging_batches(config, vocabulary, max(widths), config.evaluation.batch_size, mesh)[max(widths)]
     program = share_out(lambda model, batch: margins(model, vocabulary, *batch), graphdef, mesh)
-    program = program.lower(params, tuple(tokens_like(size, width, mesh) for width in widths)).compile(
-        compile_quickly(mesh)
-    )
+    program = compiled(program, params, tuple(tokens_like(size, width, mesh) for width in widths), mesh=mesh)
 
     def lowest(params: nnx.State, part: Questions) -> float:
         """The lowest margin of some sources; of one that has several accepted answers, the surest counts."""

@@ -84,13 +84,6 @@ class Bench:
             return [json.loads(path.read_text()) for path in paths]
 
 
-def share_programs(folder: pathlib.Path):
-    """Keep compiled programs in a folder, unless they are kept elsewhere: many trainings share them."""
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(folder.resolve()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
 def machine() -> dict[str, Any]:
     """What the numbers were measured on, and with."""
     return {

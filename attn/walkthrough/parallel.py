@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from attn.tasks.generated import Generated
 from attn.training import meshes
-from attn.training.state import build_dispatch, initial_state
+from attn.training.state import initial_state
+from attn.training.steps import build_dispatch
 from attn.walkthrough.bench import Bench, configured, matched, parameters
 from attn.walkthrough.claims import Check, Claim, Numbers, Table
 
@@ -64,7 +65,7 @@ class Step:
         training = {"batch_size": batch, "steps_per_dispatch": 1}
         config = configured({**settings, "task": task, "training": training})
         mesh = meshes.data_mesh(batch)
-        dispatch = build_dispatch(config, Generated(config.task), mesh)
+        dispatch = jax.jit(build_dispatch(config, Generated(config.task), mesh))
         state = jax.jit(lambda: initial_state(config, config.task.vocabulary))()
         self._state, self._until = meshes.replicate((state, np.int32(config.training.steps)), mesh)
         jaxpr = jax.make_jaxpr(dispatch)(self._state, self._until, None).jaxpr

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from attn.training.folders import RunError, write_whole
+from attn.training.programs import keep_programs
 from attn.walkthrough import page
-from attn.walkthrough.bench import Bench, machine, share_programs
+from attn.walkthrough.bench import Bench, machine
 from attn.walkthrough.claims import Claim, Measured, verdict
 from attn.walkthrough.registry import CLAIMS
 
@@ -44,7 +45,7 @@ def walk(
                 f"{folder / name}.json: of a {of} run of other sizes; {agree}give another --output, or delete the file"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    share_programs(folder / "programs")
+    keep_programs(folder / "programs")
     bench = Bench(folder / "runs", say)
     try:
         for number, name in enumerate(names, start=1):

@@ -19,7 +19,8 @@ from attn.training.flags import load_config
 from attn.training.folders import Folder
 from attn.training.identity import digest_of
 from attn.training.progress import Display
-from attn.training.state import State, build_dispatch, initial_state
+from attn.training.state import State, initial_state
+from attn.training.steps import build_dispatch
 
 
 def restored(folder) -> State:

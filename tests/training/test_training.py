@@ -16,19 +16,20 @@ from flax import nnx
 
 import attn
 from attn import experiment
-from attn.tasks.examples import _EXAMPLES
+from attn.tasks.examples import _EXAMPLES, decoder_input
 from attn.tasks.generated import Generated
-from attn.training import checkpoints, meshes
+from attn.training import checkpoints, meshes, steps
 from attn.training.config import Config, to_mapping
 from attn.training.flags import load_config
 from attn.training.folders import Folder
 from attn.training.groups import Optimizer
 from attn.training.identity import digest_of
 from attn.training.judging import build_answer, judge
-from attn.training.loop import compile_programs
+from attn.training.loop import compile_programs, compile_steps
 from attn.training.optimizers import learning_rate
 from attn.training.progress import Display
-from attn.training.state import build_dispatch, example_loss, initial_state, model_structure
+from attn.training.state import initial_state, model_structure
+from attn.training.steps import build_dispatch, example_loss
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ def test_loss_and_update_are_those_of_a_plain_step(config):
         model, begin = nnx.merge(graphdef, params), config.task.vocabulary.begin
         sample_keys, dropout_keys = zip(*map(jax.random.split, keys))
         examples = jax.vmap(config.task.sample)(jnp.stack(sample_keys))
-        losses = jax.vmap(lambda example, key: example_loss(model, begin, example, key))
+        losses = jax.vmap(lambda example, key: example_loss(model, example, decoder_input(example.target, begin), key))
         reports = losses(examples, jnp.stack(dropout_keys))
         return reports.loss.sum.sum() / reports.loss.count.sum()
 
@@ -171,7 +172,7 @@ def test_the_jitted_programs_hold_one_entry_after_many_calls(config):
     for until in (2, 4, 6):
         dispatch_once(config, 2, until)
     _, _, dispatch = dispatcher(config, 2)
-    assert dispatch._cache_size() == 1
+    assert [program._cache_size() for program in dispatch] == [1, 1, 1, 1]
 
 
 def test_judging_counts_what_a_plain_loop_counts(copy_run):
@@ -368,3 +369,20 @@ def test_a_checkpoint_of_another_shape_or_config_is_named(copy_run, repository, 
 
 def test_the_largest_divisor_that_fits():
     assert [meshes.largest_divisor(*pair) for pair in ((32, 2), (32, 7), (7, 6), (6, 100), (5, 1))] == [2, 4, 1, 6, 1]
+
+
+def test_steps_are_the_same_however_many_of_them_fit_into_a_dispatch(config, monkeypatch):
+    """The batches of a dispatch lie in memory: of large ones it has fewer."""
+    data, mesh = Generated(config.task), meshes.data_mesh(config.training.batch_size)
+    ends, lengths = [], []
+    for fitting in (1 << 26, 3 * config.training.batch_size * (7 + 7 + 7) * 4):
+        monkeypatch.setattr(steps, "_LARGEST", fitting)
+        lengths.append(steps.dispatch_length(config, data))
+        start = meshes.replicate(jax.jit(lambda: initial_state(config, config.task.vocabulary))(), mesh)
+        ends.append(compile_steps(config, data, mesh, start)(start, 0, 8))
+    assert lengths[0] > lengths[1] == 3
+    (one, report), (few, reports) = ends
+    np.testing.assert_allclose(float(report.loss.value()), float(reports.loss.value()), rtol=1e-6)
+    assert report.tokens == reports.tokens
+    for a, b in zip(leaves(one), leaves(few)):
+        np.testing.assert_allclose(a, b, atol=1e-6)

@@ -1,0 +1,280 @@
+"""Training steps: draw the batches, take steps on them.
+
+Several steps are one dispatch. It is four programs: one brings the parameters into the arrays in which the optimizer
+holds them, one draws the batches of all its steps, one takes the steps, one brings the parameters back. So the
+programs compile side by side, and what is drawn is drawn for all steps at once.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from attn.tasks.examples import PAD, Example, decoder_input, example_keys, length_key, with_replaced
+from attn.tasks.generated import Generated
+from attn.tasks.stored import StackedBatches, Stored
+from attn.training.config import Config
+from attn.training.meshes import DATA
+from attn.training.metrics import Mean, cross_entropy
+from attn.training.optimizers import optimizer, packing
+from attn.training.state import State, model_structure
+
+_WIDTHS = 4  # that batches of one length are padded to
+_REPLACED = 2**32 - 1  # what an example's key is folded with for its replaced tokens: the model splits it into fewer
+_LARGEST = 1 << 26  # bytes of the batches of a dispatch
+_EVERYWHERE, _BY_DEVICE = PartitionSpec(), PartitionSpec(None, DATA)
+_STORED = StackedBatches(_EVERYWHERE, Example(_BY_DEVICE, _BY_DEVICE))
+
+
+class Report(NamedTuple):
+    """What some steps have shown: the loss in nats a token, and how many source and target tokens were read."""
+
+    loss: Mean
+    tokens: Float[Array, ""]
+
+
+class Bucket(NamedTuple):
+    """The shape of a batch: how many examples, and the widths of their sources and targets."""
+
+    size: int
+    source: int
+    target: int
+
+
+class Batches(NamedTuple):
+    """The batches of K steps, with all that is random about them but dropout.
+
+    Attributes:
+      bucket: the number of each batch's `Bucket`, to which it is cut.
+      examples: padded to the widest bucket.
+      inputs: what the decoder reads to predict the targets.
+    """
+
+    bucket: Int[Array, "K"]
+    examples: Example
+    inputs: Int[Array, "K B T"]
+
+
+_BATCHES = Batches(_EVERYWHERE, Example(_BY_DEVICE, _BY_DEVICE), _BY_DEVICE)
+
+
+class Dispatch(NamedTuple):
+    """`(state, until, stored) -> (state, report)`: up to `dispatch_length` steps, none beyond step `until`.
+
+    `stored` are the stacked batches of `Stored` data, None for a sampler. Each device differentiates the loss of its
+    own examples; the gradients are added up in one message.
+
+    Attributes:
+      pack: (parameters, their average or None) -> the same as the optimizer holds them.
+      draw: (step, stored) -> the batches of the steps from this one on.
+      advance: (packed state, until, batches) -> (packed state, report); the memory of the packed state is used again.
+      unpack: undoes `pack`.
+    """
+
+    pack: Callable
+    draw: Callable[[Int[Array, ""], StackedBatches | None], Batches]
+    advance: Callable[[State, Int[Array, ""], Batches], tuple[State, Report]]
+    unpack: Callable
+
+    def __call__(self, state: State, until: Int[Array, ""], stored: StackedBatches | None = None):
+        batches = self.draw(state.step, stored)
+        state, report = self.advance(_changed(state, self.pack), until, batches)
+        return _changed(state, self.unpack), report
+
+
+def build_dispatch(config: Config, data: Generated | Stored, mesh: Mesh) -> Dispatch:
+    """Make the programs of a dispatch, each jitted."""
+    pack, unpack = packing(config.optimizer, model_structure(config, data.vocabulary)[1])
+    draw = jax.shard_map(
+        _drawing(config, data), mesh=mesh, in_specs=(_EVERYWHERE, stored_specs(data)), out_specs=_BATCHES
+    )
+    advance = jax.shard_map(
+        _advancing(config, data, pack, unpack),
+        mesh=mesh,
+        in_specs=(_EVERYWHERE, _EVERYWHERE, _BATCHES),
+        out_specs=(_EVERYWHERE, _EVERYWHERE),
+    )
+    return Dispatch(_of_both(pack), jax.jit(draw), jax.jit(advance, donate_argnums=0), _of_both(unpack))
+
+
+def arguments_of(
+    dispatch: Dispatch, config: Config, data: Generated | Stored, mesh: Mesh, state: State
+) -> dict[str, tuple]:
+    """The arguments of each program of a dispatch, as shapes with their shardings: what to compile for.
+
+    Args:
+      dispatch: made of the same config, data and mesh.
+      state: a state, or the shapes of one.
+    """
+
+    def shapes(tree, spec: PartitionSpec):
+        place = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+
+    count, buckets = dispatch_length(config, data), _buckets(config, data)
+    rows = mesh.size * -(-max(bucket.size for bucket in buckets) // mesh.size)
+    number = jax.ShapeDtypeStruct((count,), jnp.int32)
+    source, target = (
+        jax.ShapeDtypeStruct((count, rows, max(widths)), jnp.int32)
+        for widths in ((bucket.source for bucket in buckets), (bucket.target for bucket in buckets))
+    )
+    number, examples = shapes(number, _EVERYWHERE), shapes(Example(source, target), _BY_DEVICE)
+    state = shapes(state, _EVERYWHERE)
+    packed = shapes(jax.eval_shape(functools.partial(_changed, change=dispatch.pack), state), _EVERYWHERE)
+    return {
+        "pack": (state.params, state.average),
+        "draw": (state.step, None if isinstance(data, Generated) else StackedBatches(number, examples)),
+        "advance": (packed, state.step, Batches(number, examples, examples.target)),
+        "unpack": (packed.params, packed.average),
+    }
+
+
+def dispatch_length(config: Config, data: Generated | Stored) -> int:
+    """Return how many steps a dispatch has at most.
+
+    It ends at every evaluation, checkpoint and at the last step; and its batches lie in memory, all of them.
+    """
+    training = config.training
+    widest = max(bucket.size * (bucket.source + 2 * bucket.target) for bucket in _buckets(config, data))
+    fit = max(1, _LARGEST // (widest * jnp.dtype(jnp.int32).itemsize))
+    return min(training.steps_per_dispatch, training.evaluate_every, training.checkpoint_every, training.steps, fit)
+
+
+def stored_specs(data: Generated | Stored) -> StackedBatches | None:
+    """How the stacked batches of a dispatch are shared out: their examples by device."""
+    return None if isinstance(data, Generated) else _STORED
+
+
+def example_loss(model: nnx.Module, example: Example, inputs: Int[Array, "T"], key: Array | None) -> Report:
+    """Predict each token of a target from those before it and the source.
+
+    Args:
+      model, example, key: as of the model's call.
+      inputs: what the decoder reads: the begin token, then the target without its last; or with some replaced.
+    """
+    length = jnp.sum(example.target != PAD)
+    logits = model(example.source, inputs, target_length=length, key=key)
+    loss = cross_entropy(logits, example.target, PAD)
+    return Report(loss, jnp.sum(example.source != PAD) + loss.count)
+
+
+def _of_both(change: Callable) -> Callable:
+    """`change` of parameters and of their average, if there is one."""
+    return jax.jit(lambda params, average: (change(params), None if average is None else change(average)))
+
+
+def _changed(state: State, change: Callable) -> State:
+    """The state with its parameters changed and their average; the optimizer's state is handed on."""
+    params, average = change(state.params, state.average)
+    return state._replace(params=params, average=average)
+
+
+def _buckets(config: Config, data: Generated | Stored) -> list[Bucket]:
+    """The shapes that batches have."""
+    size = config.training.batch_size
+    if isinstance(data, Stored):
+        sizes = data.batches(size, config.training.seed).sizes
+        widths = [(bucket.source.shape[1], bucket.target.shape[1]) for bucket in data.training]
+        return [Bucket(size, *both) for size, both in zip(sizes, widths)]
+    tasks = [data]
+    if config.training.one_length:
+        task, parts = data.task, range(1, _WIDTHS + 1)
+        longest = sorted({max(task.min_length, -(-task.max_length * part // _WIDTHS)) for part in parts})
+        tasks = [dataclasses.replace(task, max_length=length) for length in longest]
+    examples = [jax.eval_shape(task.sample, jax.random.key(0)) for task in tasks]
+    return [Bucket(size, *(tokens.shape[0] for tokens in example)) for example in examples]
+
+
+def _drawing(config: Config, data: Generated | Stored) -> Callable:
+    """`(step, stored) -> batches` of one device's share, from a step on."""
+    seed, buckets, vocabulary = config.training.seed, _buckets(config, data), data.vocabulary
+    count, sizes = dispatch_length(config, data), jnp.array([bucket.size for bucket in buckets])
+    replace = functools.partial(with_replaced, share=config.training.replaced_tokens, vocabulary_size=vocabulary.size)
+
+    def inputs(target, key):
+        tokens = decoder_input(target, vocabulary.begin)
+        return replace(tokens, jax.random.fold_in(key, _REPLACED)) if config.training.replaced_tokens else tokens
+
+    def drawn(step) -> tuple[Int[Array, ""], Callable]:
+        """The bucket of a step's batch, and its examples by their keys."""
+        if not config.training.one_length:
+            return jnp.zeros((), jnp.int32), jax.vmap(data.sample)
+        length = data.task.draw_length(length_key(seed, step))
+        bucket = jnp.searchsorted(jnp.array([bucket.source - 1 for bucket in buckets]), length)  # less the end token
+        return bucket, jax.vmap(lambda key: data.task.sample(key, length=length))
+
+    def batch(step, stored: StackedBatches | None) -> Batches:
+        bucket, examples = (stored.bucket, lambda _: stored.examples) if stored else drawn(step)
+        each = _share_of(sizes[bucket])
+        rows = _share_of(max(bucket.size for bucket in buckets))
+        numbers = jax.lax.axis_index(DATA) * each + jnp.arange(rows)
+        keys, keys_of_replaced = example_keys(seed, step, numbers)
+        examples = examples(keys)
+        return Batches(bucket, examples, jax.vmap(inputs)(examples.target, keys_of_replaced))
+
+    return lambda step, stored: jax.vmap(batch)(step + jnp.arange(count), stored)
+
+
+def _advancing(config: Config, data: Generated | Stored, pack: Callable, unpack: Callable) -> Callable:
+    """`(packed state, until, batches) -> (packed state, report)` on one device's share of the batches."""
+    differentiate = _differentiating(config, data)
+    optimise, averaging = optimizer(config.optimizer, config.training.steps), config.optimizer.averaging
+
+    def advance(state: State, batch: Batches) -> tuple[State, Report]:
+        # Marked as differing by device, the parameters' gradients stay local until the one sum below.
+        params = jax.tree.map(lambda x: jax.lax.pcast(x, DATA, to="varying"), unpack(state.params))
+        gradients, report = differentiate(params, state.step, batch)
+        gradients, report = jax.lax.psum((pack(gradients), report), DATA)
+        gradients = jax.tree.map(lambda x: x / report.loss.count, gradients)
+        updates, optimizer_state = optimise.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return State(params, optimizer_state, state.step + 1, averaged(state, params)), report
+
+    def averaged(state: State, new):
+        # At step t the newest counts 1 / (1 + a t): the average spans a part of the steps so far.
+        weight = 1 / (1 + averaging * state.step)
+        return jax.tree.map(lambda mean, new: mean + (new - mean) * weight, state.average, new) if averaging else None
+
+    def dispatch(state: State, until: Int[Array, ""], batches: Batches) -> tuple[State, Report]:
+        nothing = Report(Mean(jnp.zeros(()), jnp.zeros(())), jnp.zeros(()))
+
+        def step(state, batch):
+            return jax.lax.cond(state.step < until, advance, lambda state, _: (state, nothing), state, batch)
+
+        state, reports = jax.lax.scan(step, state, batches)
+        return state, jax.tree.map(jnp.sum, reports)
+
+    return dispatch
+
+
+def _differentiating(config: Config, data: Generated | Stored) -> Callable:
+    """`(params, step, batch) -> (gradients, report)` of one device's share of a batch, cut to its bucket."""
+    graphdef, _ = model_structure(config, data.vocabulary)
+
+    def of_bucket(bucket: Bucket) -> Callable:
+        def loss(params, step, batch: Batches):
+            rows = _share_of(bucket.size)
+            numbers = jax.lax.axis_index(DATA) * rows + jnp.arange(rows)
+            _, dropout_keys = example_keys(config.training.seed, step, numbers)
+            source, target = batch.examples
+            examples = Example(source[:rows, : bucket.source], target[:rows, : bucket.target])
+            losses = jax.vmap(functools.partial(example_loss, nnx.merge(graphdef, params)))
+            report = jax.tree.map(jnp.sum, losses(examples, batch.inputs[:rows, : bucket.target], dropout_keys))
+            return report.loss.sum, report
+
+        return jax.grad(loss, has_aux=True)
+
+    branches = [of_bucket(bucket) for bucket in _buckets(config, data)]
+    return lambda params, step, batch: jax.lax.switch(batch.bucket, branches, params, step, batch)
+
+
+def _share_of(size):
+    """How many examples of a batch each device has; the last may lack some."""
+    return -(-size // jax.lax.axis_size(DATA))
