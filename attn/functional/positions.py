@@ -128,6 +128,7 @@ def relative_buckets(
       Integers in 0..num_buckets-1, for `score=lambda s, i, j: s + table[relative_buckets(j - i)]`.
 
     Raises:
+      TypeError: distances that are not integers.
       ValueError: too few buckets, or a max_distance within the exact ones.
 
     Source: Raffel et al. 2020, section 2.1.
@@ -141,6 +142,8 @@ def relative_buckets(
             f"relative_buckets: num_buckets {num_buckets} and max_distance {max_distance} leave no exact buckets "
             "or no distances beyond them"
         )
+    if not isinstance(distance, int) and not jnp.issubdtype(dtype := jnp.result_type(distance), jnp.integer):
+        raise TypeError(f"relative_buckets: distance must be of integers, got {dtype}")
     distance = jnp.asarray(dtypes.clamped(distance))
     ahead = jnp.where(distance > 0, each, 0) if bidirectional else 0
     far = jnp.abs(distance) if bidirectional else jnp.maximum(-distance, 0)

@@ -130,6 +130,12 @@ def test_buckets_that_cannot_be_are_refused(options):
         positions.relative_buckets(jnp.arange(3), **options)
 
 
+@pytest.mark.parametrize("distance", [64.0, jnp.arange(3.0), np.float32(2)])
+def test_relative_buckets_are_of_integers(untyped, distance):
+    with pytest.raises(TypeError, match="distance must be of integers, got float"):
+        positions.relative_buckets(distance)
+
+
 def test_alibi_slopes_of_eight_heads_are_the_papers():
     np.testing.assert_array_equal(
         positions.alibi_slopes(8), [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256]
