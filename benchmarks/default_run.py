@@ -6,7 +6,8 @@
 
 Each run is a process of its own, timed from its start to its final line, imports, compilation and evaluation
 included. "one_device" computes on one CPU device instead of one per core: sums are rounded otherwise, as on another
-processor. Against another checkout the two take turns, the default config with one seed after another.
+processor. Against another checkout the two take turns, the default config with one seed after another; this checkout
+twice: "first" with no compiled programs at hand, as the first time on a machine, and "again" with those of the first.
 
 Writes benchmarks/results/default_run.json after every run; what it holds already of the same code and machine is not
 done again. The picture of the first run goes to docs/attention.png.
@@ -76,12 +77,11 @@ def write(results: dict, output: pathlib.Path):
 
 
 def run(task: str, seed: int, rounding: str, picture: pathlib.Path | None) -> dict:
-    """Train once; the summary of the run, and the seconds that the whole process took."""
+    """Train once, with no compiled programs at hand; the summary of the run, and the seconds that it took."""
+    words = f"--config.task.name={task}", f"--config.training.seed={seed}"
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch) / "run"
-        seconds = timed(
-            ROOT, folder, ROUNDINGS[rounding], f"--config.task.name={task}", f"--config.training.seed={seed}"
-        )
+        seconds = timed(ROOT, folder, pathlib.Path(scratch) / "programs", ROUNDINGS[rounding], *words)
         summary = json.loads((folder / "summary.json").read_text())
         if picture:
             shutil.copy(folder / "attention.png", picture)
@@ -93,29 +93,45 @@ def run(task: str, seed: int, rounding: str, picture: pathlib.Path | None) -> di
     return row
 
 
-def timed(checkout: pathlib.Path, folder: pathlib.Path, environment: dict[str, str], *words: str) -> float:
-    """The seconds of a whole training process of a checkout."""
-    environment = os.environ | {"PYTHONPATH": str(checkout.resolve())} | environment
+def timed(
+    checkout: pathlib.Path, folder: pathlib.Path, programs: pathlib.Path, environment: dict[str, str], *words: str
+) -> float:
+    """The seconds of a training process of a checkout, from its start to its final line.
+
+    Args:
+      checkout: whose train.py to run.
+      folder: of the run.
+      programs: folder for compiled programs.
+      environment: variables to set.
+      words: further arguments.
+    """
+    own = {"PYTHONPATH": str(checkout.resolve()), "XDG_CACHE_HOME": str(programs)} | environment
     command = [sys.executable, "train.py", *words, f"--workdir={folder}"]
-    start = time.perf_counter()
-    subprocess.run(command, cwd=checkout, env=environment, check=True, stdout=subprocess.DEVNULL)
-    return round(time.perf_counter() - start, 2)
+    start = last = time.perf_counter()
+    with subprocess.Popen(command, cwd=checkout, env=os.environ | own, stdout=subprocess.PIPE) as process:
+        for _ in process.stdout:
+            last = time.perf_counter()
+    if process.returncode:
+        sys.exit(f"error: {' '.join(command)} in {checkout} ended with status {process.returncode}")
+    return round(last - start, 2)
 
 
 def compare(other: pathlib.Path, pairs: int) -> dict:
-    """The seconds of whole runs of two checkouts that take turns, and the ratio of their medians."""
-    seconds = {"this": [], "other": []}
+    """The seconds of whole runs of two checkouts that take turns, and the ratios of their medians."""
+    seconds = {"other": [], "first": [], "again": []}
     with tempfile.TemporaryDirectory() as scratch:
         for seed in range(pairs):
-            checkouts = [("other", other), ("this", ROOT)][:: 1 if seed % 2 == 0 else -1]
-            for name, checkout in checkouts:
-                folder = pathlib.Path(scratch) / f"{name}-{seed}"
-                seconds[name].append(timed(checkout, folder, {}, f"--config.training.seed={seed}"))
-            print(f"seed {seed}: other {seconds['other'][-1]:.1f} s, this {seconds['this'][-1]:.1f} s", flush=True)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    ratio = round(medians["this"] / medians["other"], 3)
-    print(f"medians: other {medians['other']:.1f} s, this {medians['this']:.1f} s: {ratio:.2f} of it")
-    return {"seconds": seconds, "medians": medians, "ratio": ratio}
+            programs = pathlib.Path(scratch) / f"programs-{seed}"
+            turns = ["other", "first", "again"] if seed % 2 == 0 else ["first", "again", "other"]
+            for turn in turns:
+                checkout = other if turn == "other" else ROOT
+                folder = pathlib.Path(scratch) / f"{turn}-{seed}"
+                seconds[turn].append(timed(checkout, folder, programs, {}, f"--config.training.seed={seed}"))
+            print(f"seed {seed}: " + ", ".join(f"{turn} {seconds[turn][-1]:.1f} s" for turn in turns), flush=True)
+    medians = {turn: statistics.median(values) for turn, values in seconds.items()}
+    ratios = {turn: round(medians[turn] / medians["other"], 3) for turn in ("first", "again")}
+    print(f"medians: {medians}; of the other's: {ratios}")
+    return {"seconds": seconds, "medians": medians, "ratios": ratios}
 
 
 def print_row(row: dict):

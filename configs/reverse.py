@@ -31,14 +31,14 @@ def get_config() -> ConfigDict:
     )
     config.optimizer = dict(
         name="muon",
-        learning_rate=0.02,  # of the matrices between hidden layers
+        learning_rate=0.035,  # of the matrices between hidden layers
         rest_learning_rate=0.02,  # of embeddings, norms, biases and logits
         momentum=0.95,
         warmup_fraction=0.05,  # of the most steps; then the rates fall as 1 / step
         decay="inverse",
         beta1=0.9,
         beta2=0.95,
-        weight_decay=0.3,
+        weight_decay=0.15,
         clip_norm=10.0,
         averaging=0.2,  # evaluated and kept is an average over about the last fifth of the steps
     )

@@ -168,11 +168,12 @@ def test_training_and_judging_compile_once(config):
     assert int(state.step) == 12
 
 
-def test_the_jitted_programs_hold_one_entry_after_many_calls(config):
-    for until in (2, 4, 6):
-        dispatch_once(config, 2, until)
-    _, _, dispatch = dispatcher(config, 2)
-    assert [program._cache_size() for program in dispatch] == [1, 1, 1, 1]
+def test_a_dispatch_up_to_another_step_compiles_nothing(config):
+    dispatch_once(config, 2, until=2)
+    with counting_compilations() as compiled:
+        for until in (4, 6):
+            dispatch_once(config, 2, until)
+    assert compiled == []
 
 
 def test_judging_counts_what_a_plain_loop_counts(copy_run):
