@@ -29,8 +29,9 @@ RUNS = {
 }
 
 
-# By day one kind of attention in a recurrent model stands for both.
-ALL = [pytest.param(name, marks=pytest.mark.nightly if name == "lstm_additive" else ()) for name in RUNS]
+# By day one recurrent model stands for all, and one Transformer.
+BY_DAY = ("lstm_multiplicative", "anchored")
+ALL = [pytest.param(name, marks=() if name in BY_DAY else pytest.mark.nightly) for name in RUNS]
 
 
 @pytest.fixture(scope="module", params=ALL)

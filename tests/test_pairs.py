@@ -279,6 +279,7 @@ def test_too_long_for_learned_positions_is_one_line(repository, pairs_file, tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.nightly
 def test_a_run_neither_resumes_nor_is_judged_with_other_pairs(repository, tmp_path, capsys):
     path = tmp_path / "pairs.tsv"
     write_pairs(path, 600, longest=4)  # one or two buckets, each of which is compiled

@@ -49,6 +49,7 @@ def test_the_run_knows_where_its_data_lie(run, where):
     assert Folder(run).config().data.folder == str(where / "data")
 
 
+@pytest.mark.nightly
 def test_it_is_judged_by_any_part(run, tmp_path, capsys):
     for part, lengths in (("test_long", range(7, 25)), ("test", range(1, 7)), ("validation", range(1, 7))):
         words = ["--part", part, "--examples", "3", "--output", str(tmp_path / part)]

@@ -163,6 +163,7 @@ def test_a_shift_is_added_to_the_embeddings_of_the_source(name, settings):
     assert np.abs(run(model, other) - run(model)).max() > 1e-3
 
 
+@pytest.mark.some(16)
 @pytest.mark.parametrize("kind", ["decoder", "cross"])
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_an_encoding_asks_for_the_answer_s_length_if_and_only_if_it_says_so(name, kind):

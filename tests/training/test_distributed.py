@@ -49,7 +49,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("learnt", ["command", pytest.param("pairs_command", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("learnt", ["command", "pairs_command"])
 def test_two_processes_have_the_losses_of_one(learnt, tmp_path, request):
     command = request.getfixturevalue(learnt)
     cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
@@ -74,6 +75,7 @@ def test_two_processes_have_the_losses_of_one(learnt, tmp_path, request):
     assert "held-out exact match" not in outputs[1][0]
 
 
+@pytest.mark.nightly
 def test_a_batch_that_hosts_cannot_share_is_refused(command, tmp_path):
     cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     flags = [*command, "--distributed=on", "--config.training.batch_size=31"]
@@ -98,6 +100,7 @@ def test_what_is_no_count_is_named(monkeypatch, name, text):
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("number", ["0", "1"])
 def test_a_process_whose_others_do_not_come_says_so_and_leaves(command, tmp_path, number):
     """The first waits for the others to join, the others for the first to answer."""
@@ -124,6 +127,7 @@ def test_interrupted_while_it_waits_for_others_it_leaves_at_once(command, tmp_pa
     assert (process.returncode, err) == (130, "stopped before the run began\n")
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("mode", ["on", "auto"])
 def test_half_a_cluster_is_named(command, tmp_path, mode):
     process = start([*command, f"--distributed={mode}"], tmp_path / "x", 1, JAX_NUM_PROCESSES="2")

@@ -96,7 +96,7 @@ def unbroken(train, tmp_path_factory):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("seed", range(int(os.environ.get("ATTN_KILLED_RUNS", "2"))))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("ATTN_KILLED_RUNS", "1"))))
 def test_a_run_that_is_killed_ends_as_one_that_is_not(train, tmp_path, unbroken, seed):
     whole, moments = unbroken
     rng, run = random.Random(seed), tmp_path / "run"

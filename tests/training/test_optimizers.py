@@ -25,6 +25,7 @@ def parameters(config) -> nnx.State:
     return nnx.state(build_model(config, config.task.vocabulary, nnx.Rngs(0)), nnx.Param)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("model", MODELS)
 def test_packing_and_unpacking_changes_nothing(model, name):

@@ -11,7 +11,7 @@ import pytest
 
 import attn
 from attn import experiment
-from attn.tasks.examples import with_replaced
+from attn.tasks.examples import decoder_input, with_replaced
 from attn.tasks.generated import Generated
 from attn.training import checkpoints, meshes
 from attn.training.decoding import confirmed, margins
@@ -73,6 +73,7 @@ def test_a_run_that_was_killed_before_its_summary_goes_no_further(copy_run, tmp_
     assert Folder(tmp_path / "run").summary()["stopped_when_exact"]
 
 
+@pytest.mark.nightly
 def test_a_stopped_run_resumes_to_the_same_end(repository, tiny, copy_run, tmp_path, monkeypatch):
     show, run = Display.show, tmp_path / "run"
 
@@ -91,6 +92,7 @@ def test_a_stopped_run_resumes_to_the_same_end(repository, tiny, copy_run, tmp_p
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.nightly
 def test_the_last_step_without_exact_answers_is_said(repository, tiny, tmp_path, capsys):
     few = tiny | {"training.steps": "4", "training.evaluate_every": "2", "training.steps_per_dispatch": "2"}
     assert experiment.run(request(repository, tmp_path / "run", few)) == 0
@@ -107,11 +109,11 @@ def test_margins_are_those_of_the_logits_and_positive_where_the_answer_is_writte
     found, right = (check(run.model, run.vocabulary, *asked) for check in (margins, confirmed))
     np.testing.assert_array_equal(found > 0, right)
     assert 0 < right.sum() < len(right)
-    for source, target, margin in zip(questions.sources[::7], questions.targets[::7], found[::7]):
+    logits_of = jax.jit(lambda source, target: run.model(source, decoder_input(target, run.vocabulary.begin)))
+    for source, target, margin in zip(*(x[::7] for x in asked), found[::7]):
         length = int((target != 0).sum())
-        read = jnp.array([run.vocabulary.begin, *target[: length - 1]])
-        logits = np.asarray(run.model(jnp.asarray(source), read), np.float64)[:, 1:]  # padding is never written
-        leads = [row[token - 1] - np.delete(row, token - 1).max() for row, token in zip(logits, target[:length])]
+        logits = np.asarray(logits_of(source, target), np.float64)[:length, 1:]  # padding is never written
+        leads = [row[token - 1] - np.delete(row, token - 1).max() for row, token in zip(logits, np.asarray(target))]
         assert float(margin) == pytest.approx(min(leads), abs=1e-3)
 
 

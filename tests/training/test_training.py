@@ -372,6 +372,7 @@ def test_the_largest_divisor_that_fits():
     assert [meshes.largest_divisor(*pair) for pair in ((32, 2), (32, 7), (7, 6), (6, 100), (5, 1))] == [2, 4, 1, 6, 1]
 
 
+@pytest.mark.nightly
 def test_steps_are_the_same_however_many_of_them_fit_into_a_dispatch(config, monkeypatch):
     """The batches of a dispatch lie in memory: of large ones it has fewer."""
     data, mesh = Generated(config.task), meshes.data_mesh(config.training.batch_size)

@@ -43,6 +43,7 @@ def test_the_document_lists_every_check_as_it_came_out(name):
     assert f"walkthrough/{name}.png" in section
 
 
+@pytest.mark.nightly
 def test_every_claim_is_drawn_from_its_records_on_one_page(tmp_path):
     shutil.copytree(RESULTS, tmp_path, dirs_exist_ok=True)
     assert cli.main(["walkthrough", "--output", str(tmp_path)]) == 0  # all is measured already

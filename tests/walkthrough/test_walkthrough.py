@@ -141,6 +141,7 @@ def test_spaces_after_commas_are_no_part_of_a_name(asked, tmp_path):
     assert len(asked) == 1
 
 
+@pytest.mark.nightly
 def test_interrupted_while_it_compiles_it_says_how_to_go_on(repository, tmp_path):
     """In a process of its own, which ends by itself and not by a crash."""
     # A process that was started in the background ignores SIGINT, and so do its children.
