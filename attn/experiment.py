@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import sys
@@ -84,42 +85,59 @@ def run(request: Request) -> int:
     except KeyboardInterrupt:
         return fail(NOTHING_WRITTEN, 130)
     try:
-        if finished and (finished["steps"] >= config.training.steps or finished.get("stopped_when_exact")):
-            _note_moved_data(folder, config)
-            more = "; more steps: --config.training.steps=N" if finished["steps"] >= config.training.steps else ""
-            print(f"{folder.path} is finished already{more or ', as its answers were exact'}")
-            report(finished, folder)
-            return 0
         with stopped_by_sigterm():
-            data = training_data.load(config, folder.vocabulary(config) if request.resume else None)
-        check_fits(config, data)
-        if request.resume:
-            folder.check_data(data)
-        keep_programs()
-        meshes.use_cores(config.training.batch_size)
-        meshes.start_hosts(request.distributed)
-        mesh = meshes.data_mesh(config.training.batch_size)
-        writes = jax.process_index() == 0
-        with folder.held() if writes else contextlib.nullcontext():
-            if writes:
-                folder.update_config(config) if request.resume else folder.create(config, data)
-            outcome = train(config, data, folder, mesh, clock, resume=request.resume)
-            if writes:
-                draw(config, data, folder, outcome)
-                summary = summarise(config, data, folder, outcome, clock)
-        if writes:
-            report(summary, folder)
-        return 0
+            return _carry_out(request, folder, config, finished, clock)
     except (ConfigError, DataError, RunError, LockError, CheckpointError, meshes.DistributedError) as error:
         return fail(error, 2)
     except TrainingError as error:
         return fail(error, 1)
+    except jax.errors.JaxRuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        said = re.sub(r"^[A-Z_]+: ", "", str(error).splitlines()[0]).rstrip(".")
+        return fail(f"{said}; a smaller config.training.batch_size or model needs less", 1)
     except OSError as error:  # a full disk, a folder that may not be written
         return fail(f"{error.filename or folder.path}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
         return fail(f"stopped; {_go_on(folder)}" if folder.is_run() else NOTHING_WRITTEN, 130)
     except Interrupted as error:
         return fail(f"{error}; {_go_on(folder)}", 130)
+
+
+def _carry_out(request: Request, folder: Folder, config: Config, finished: dict | None, clock: Clock) -> int:
+    """Train, evaluate, draw and report; return the exit status.
+
+    Args:
+      request: what was asked for.
+      folder, config: of the run.
+      finished: the summary of the run if it is resumed and was finished.
+      clock: counts the seconds of each phase.
+    """
+    if finished and (finished["steps"] >= config.training.steps or finished.get("stopped_when_exact")):
+        _note_moved_data(folder, config)
+        more = "; more steps: --config.training.steps=N" if finished["steps"] >= config.training.steps else ""
+        print(f"{folder.path} is finished already{more or ', as its answers were exact'}")
+        report(finished, folder)
+        return 0
+    data = training_data.load(config, folder.vocabulary(config) if request.resume else None)
+    check_fits(config, data)
+    if request.resume:
+        folder.check_data(data)
+    keep_programs()
+    meshes.use_cores(config.training.batch_size)
+    meshes.start_hosts(request.distributed)
+    mesh = meshes.data_mesh(config.training.batch_size)
+    writes = jax.process_index() == 0
+    with folder.held() if writes else contextlib.nullcontext():
+        if writes:
+            folder.update_config(config) if request.resume else folder.create(config, data)
+        outcome = train(config, data, folder, mesh, clock, resume=request.resume)
+        if writes:
+            draw(config, data, folder, outcome)
+            summary = summarise(config, data, folder, outcome, clock)
+    if writes:
+        report(summary, folder)
+    return 0
 
 
 def _check_resumable(folder: Folder, config: Config, finished: dict | None):

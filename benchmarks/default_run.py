@@ -108,7 +108,8 @@ def timed(
     own = {"PYTHONPATH": str(checkout.resolve()), "XDG_CACHE_HOME": str(programs)} | environment
     command = [sys.executable, "train.py", *words, f"--workdir={folder}"]
     start = last = time.perf_counter()
-    with subprocess.Popen(command, cwd=checkout, env=os.environ | own, stdout=subprocess.PIPE) as process:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    with subprocess.Popen(command, cwd=checkout, env=inherited | own, stdout=subprocess.PIPE) as process:
         for _ in process.stdout:
             last = time.perf_counter()
     if process.returncode:

@@ -4,6 +4,7 @@ import fcntl
 import importlib.metadata
 import os
 import pathlib
+import signal
 import tempfile
 from collections.abc import Callable
 
@@ -27,6 +28,8 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_num_cpu_devices", 2)  # before the backend starts, so that meshes are real ones
 
 settings.register_profile("nightly", max_examples=300)

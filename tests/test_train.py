@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 from absl import flags
 
@@ -166,3 +168,24 @@ def test_flags_reach_the_experiment(call, monkeypatch):
     monkeypatch.setattr(experiment, "run", lambda request: seen.append(request) or 0)
     assert call("--workdir=w", "--resume", "--distributed=off", "--config.training.seed", "3")[0] == 0
     assert seen == [experiment.Request(None, {"training.seed": "3"}, "w", True, "off")]
+
+
+def test_memory_that_does_not_suffice_is_one_line(call, monkeypatch):
+    def train(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 27418603056 bytes.")
+
+    monkeypatch.setattr(experiment, "train", train)
+    status, _, err = call("--workdir=run", "--distributed=off")
+    assert status == 1
+    assert err == (
+        "error: Out of memory allocating 27418603056 bytes; a smaller config.training.batch_size or model needs less\n"
+    )
+
+
+@pytest.mark.parametrize("stage", ["train", "draw", "summarise"])
+def test_sigterm_is_one_line_at_every_stage(call, monkeypatch, stage):
+    for name in ("train", "draw", "summarise"):
+        stop = lambda *_, **__: signal.raise_signal(signal.SIGTERM)  # noqa: E731
+        monkeypatch.setattr(experiment, name, stop if name == stage else lambda *_, **__: None)
+    status, _, err = call("--workdir=run", "--distributed=off")
+    assert (status, err) == (130, "stopped; go on with: python train.py --resume --workdir=run\n")

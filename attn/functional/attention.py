@@ -13,7 +13,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Num
 
 from attn.functional import closures, dtypes, mods, reference, tiles
@@ -253,6 +252,7 @@ def _over_heads(one_head, query, memory: tuple, mask, score, dropout, *, axis: i
     # In 32 bits, since the gradient of what heads share is a sum over them.
     memory = [jnp.moveaxis(x, 1, 0) for x in (memory if N == K else dtypes.widened(memory))]
     if N == K:
+        memory = _sharded_as(query, memory)
         results = _each(lambda both: one(*both), (of_heads, memory), at_once)
     else:  # the memory is there once for all heads of a group
         in_groups = jax.tree.map(lambda x: x.reshape(K, N // K, *x.shape[1:]), of_heads)
@@ -281,10 +281,7 @@ def _each(function, xs, at_once: int):
 def _sharded_as(query: Array, tree):
     """Arrays with a leading axis of heads, sharded as the query's: on an explicit mesh `jax.vmap` needs it so."""
     heads = jax.typeof(query).sharding.spec[1]
-    if heads is None:
-        return tree
-    rest = lambda x: jax.typeof(x).sharding.spec[1:]  # noqa: E731
-    return jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec(heads, *rest(x))), tree)
+    return jax.tree.map(lambda x: tiles.sharded_along(x, heads), tree)
 
 
 def _at(mask: Mask | None, score: Score | None, T: int, S: int):
@@ -337,6 +334,7 @@ def _check_scale(scale, width: int) -> float | Num[Array, ""]:
     mods.check_real("scale", scale)
     if jnp.shape(scale) != ():
         raise TypeError(f"scale must be a scalar, got shape {jnp.shape(scale)}; use score= for more")
+    scale = dtypes.as_real(scale)
     return scale if isinstance(scale, (int, float)) else dtypes.widened(jnp.asarray(scale))
 
 
@@ -347,7 +345,7 @@ def _check_dropout(dropout):
 
 def _check_rows(rows, T: int) -> Int[Array, "R"]:
     if rows is None:
-        return jnp.arange(T)
+        return jnp.arange(T, dtype=jnp.int32)
     rows = rows if dtypes.is_array(rows) else jnp.asarray(rows)
     if not jnp.issubdtype(rows.dtype, jnp.integer):
         raise TypeError(f"rows must be integers, got {rows.dtype}")

@@ -40,6 +40,17 @@ def clamped(value):
     return value
 
 
+def as_real(value):
+    """A real number, or real numbers, as floats where JAX would take an integer for another number, or for none.
+
+    That is beyond 32 bits: integers of NumPy wrap around, integers of Python overflow.
+    """
+    if isinstance(value, int):
+        return value if -FAR <= value <= FAR else float(value)
+    is_long = isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "iu" and value.dtype.itemsize > 4
+    return value.astype(np.float64) if is_long else value
+
+
 def clamp_known(mod, *fields: str):
     """Clamp those of the fields that are known while tracing, when a mod is built.
 
@@ -95,8 +106,20 @@ def in_32_bits(query_ids, key_ids) -> tuple:
     return tuple(np.searchsorted(distinct, ids.astype(object)).astype(np.int32) for ids in both)
 
 
-def as_one_dtype(*arrays) -> list[Array]:
-    """Arrays of integers in a dtype that holds them all, also under strict promotion of dtypes."""
-    arrays = [jnp.asarray(array) for array in arrays]
-    dtype = jax.dtypes.canonicalize_dtype(np.result_type(*(array.dtype for array in arrays)))
-    return [array.astype(dtype) for array in arrays]
+def comparable(query_ids, key_ids) -> tuple[Array, Array]:
+    """Ids in one dtype, in which those are equal that were, also under strict promotion of dtypes."""
+    both = jnp.asarray(query_ids), jnp.asarray(key_ids)
+    wanted = np.result_type(*(ids.dtype for ids in both))
+    dtype = jax.dtypes.canonicalize_dtype(wanted)
+    if dtype == wanted and dtype.kind in "iu":
+        return tuple(ids.astype(dtype) for ids in both)
+    # Signed beside unsigned, and no dtype holds both: an id that the other dtype lacks has no equal there.
+    signed = jnp.dtype("int64" if jax.config.jax_enable_x64 else "int32")
+    limit = jnp.iinfo(signed).max
+
+    def narrowed(ids):
+        if jnp.issubdtype(ids.dtype, jnp.signedinteger):
+            return jnp.maximum(ids, -1).astype(signed)
+        return jnp.where(ids > jnp.asarray(limit, ids.dtype), jnp.asarray(-2, signed), ids.astype(signed))
+
+    return tuple(map(narrowed, both))

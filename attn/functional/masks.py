@@ -355,11 +355,11 @@ class segments(Mask):
         return self
 
     def __call__(self, i: Positions, j: Positions):
-        query_ids, key_ids = dtypes.as_one_dtype(self.query_ids, self.key_ids)
+        query_ids, key_ids = dtypes.comparable(self.query_ids, self.key_ids)
         return query_ids[i] == key_ids[j]
 
     def bounds(self, rows, columns):
-        query_ids, key_ids = dtypes.as_one_dtype(self.query_ids, self.key_ids)
+        query_ids, key_ids = dtypes.comparable(self.query_ids, self.key_ids)
         queries, keys = query_ids[rows], key_ids[columns]
         low, high = queries.min(axis=1)[:, None], queries.max(axis=1)[:, None]
         least, most = keys.min(axis=1)[None, :], keys.max(axis=1)[None, :]

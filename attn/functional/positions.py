@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Num
 from attn.functional import dtypes
 
 
-def sinusoidal(positions: Num[Array, "T"], width: int, *, base: float = 10_000.0) -> Float[Array, "T D"]:
+def sinusoidal(positions: Num[Array, "T"], width: int, *, base: dtypes.Real = 10_000.0) -> Float[Array, "T D"]:
     """Sines and cosines of geometrically spaced frequencies.
 
         PE(t, 2m) = sin(t / base^(2m/D)),  PE(t, 2m+1) = cos(t / base^(2m/D))
@@ -71,7 +71,7 @@ def rotary(
     x: Float[Array, "T *heads H"],
     positions: Num[Array, "T"],
     *,
-    base: float = 10_000.0,
+    base: dtypes.Real = 10_000.0,
     fraction: float | np.floating = 1.0,
     scale: float = 1.0,
 ) -> Float[Array, "T *heads H"]:
@@ -219,10 +219,10 @@ def randomized(key: Array, length: int, max_length: int, *, count: dtypes.Intege
     return jnp.where(jnp.arange(length) < wanted, drawn, last)
 
 
-def _angles(positions: Num[Array, "T"], width: int, base: float, scale=1.0) -> Float[Array, "T pairs"]:
+def _angles(positions: Num[Array, "T"], width: int, base: dtypes.Real, scale=1.0) -> Float[Array, "T pairs"]:
     """t / (scale base^(2m/D)) for m = 0 .. ceil(D/2) - 1."""
-    frequencies = base ** (-jnp.arange(0.0, width, 2) / width)
-    scaled = positions.astype(frequencies.dtype) / jnp.asarray(scale, frequencies.dtype)
+    frequencies = dtypes.as_real(base) ** (-jnp.arange(0.0, width, 2) / width)
+    scaled = positions.astype(frequencies.dtype) / jnp.asarray(dtypes.as_real(scale), frequencies.dtype)
     return scaled[:, None] * frequencies[None, :]
 
 

@@ -23,7 +23,7 @@ def attend(
     dropout: Dropout | None,
 ) -> tuple[Float[Array, "T Hv"], Normalizer]:
     """Weigh the values: out = softmax(scores) value, and the sum that normalises the softmax."""
-    i, j = jnp.arange(query.shape[0]), jnp.arange(key.shape[0])
+    i, j = (jnp.arange(len(x), dtype=jnp.int32) for x in (query, key))
     s, visible = scores_of(query, key, i, mask, score, scale)
     p, normalizer = softmax(s, visible)
     if dropout is not None:
@@ -53,7 +53,7 @@ def scores_of(query, key, rows, mask, score, scale) -> tuple[Float[Array, "R S"]
         return _scaled_products(query, key, scale), None
     (query, bad_queries), (key, bad_keys) = tiles.zero_nonfinite_rows(query), tiles.zero_nonfinite_rows(key)
     s = _scaled_products(query, key, scale)
-    i, j = rows[:, None], jnp.arange(key.shape[0])[None, :]
+    i, j = rows[:, None], jnp.arange(key.shape[0], dtype=jnp.int32)[None, :]
     s = s if score is None else scores.evaluate(score, s, i, j)
     visible = tiles.visible_pairs(None if score is None else s, i, j, mask)
     return tiles.mark_nonfinite(s, visible, bad_queries[:, None] | bad_keys[None, :]), visible

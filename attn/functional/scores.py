@@ -113,6 +113,7 @@ class softcap(Score):
 
     def __post_init__(self):
         mods.check_real("softcap: cap", self.cap)
+        object.__setattr__(self, "cap", dtypes.as_real(self.cap))
         known = dtypes.known(self.cap)
         if known is not None and not ((known > 0) & (known < np.inf)).all():
             raise ValueError(f"softcap: cap must be positive and finite, got {self.cap}")
@@ -143,6 +144,7 @@ class alibi(Score):
 
     def __post_init__(self):
         mods.check_real("alibi: slope", self.slope)
+        object.__setattr__(self, "slope", dtypes.as_real(self.slope))
         mods.check_integer_or_none("alibi: offset", self.offset)
         _check_reach("alibi", self.offset)
 

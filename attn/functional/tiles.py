@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from attn.functional import masks
 
@@ -41,7 +42,7 @@ def gathered(x: Float[Array, "n width"]) -> Float[Array, "n width"]:
     return sharded_along(x, None)
 
 
-def sharded_along(x: Float[Array, "n *width"], axes) -> Float[Array, "n *width"]:
+def sharded_along(x: Shaped[Array | np.ndarray, "n *width"], axes) -> Shaped[Array | np.ndarray, "n *width"]:
     """On an explicit mesh, distribute the rows over these axes of the mesh."""
     first, *rest = jax.typeof(x).sharding.spec or (None,)
     return x if first == axes else jax.sharding.reshard(x, PartitionSpec(axes, *rest))

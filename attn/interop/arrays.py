@@ -68,7 +68,7 @@ def as_bias(value, axes: str, shape: tuple[int, ...]) -> Array | None:
     """
     if value is None:
         return None
-    bias = as_array("bias", value)
+    bias = as_array("bias", dtypes.as_real(value))
     if bias.dtype == jnp.bool_:
         raise TypeError("bias must be real numbers to add to the scores, got bool: bools belong in mask")
     if not jnp.issubdtype(bias.dtype, jnp.floating) and not jnp.issubdtype(bias.dtype, jnp.integer):

@@ -161,6 +161,7 @@ def _run(config, state, programs, on_the_way, folder, display, clock, stop, on_c
             if on_checkpoint is not None:
                 on_checkpoint(state)
             checkpoints.save(folder.checkpoints, state, digest_of(config))
+            stopping = stop.is_set()  # also while it was saved
         if stopping:
             raise Interrupted(f"stopped at step {step:,}, which is saved")
     if programs.exactness is not None:

@@ -7,6 +7,7 @@ import pathlib
 import platform
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +16,8 @@ from jax.sharding import Mesh
 from jax.stages import Compiled, Wrapped
 
 _TRACING = threading.Lock()
+_LIMIT = 1 << 26  # bytes of all programs that are kept
+_ZSTANDARD = b"\x28\xb5\x2f\xfd"  # how its files begin
 _CPU = ("model name", "flags", "Features", "CPU part")  # what /proc/cpuinfo says of a processor, on x86 and on ARM
 
 
@@ -53,25 +56,50 @@ def keep_programs(folder: pathlib.Path | None = None):
     JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
 
     Args:
-      folder: the user's own for programs of this processor, unless given. Where it cannot be written, none is kept.
+      folder: the user's own, unless given. Where it cannot be written, none is kept.
     """
-    if jax.config.jax_compilation_cache_dir:
+    # A full disk, or a file that is damaged: the program is compiled again.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
+    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return
     with contextlib.suppress(OSError, RuntimeError):  # no home is a RuntimeError
-        folder = _of_this_processor() if folder is None else folder.resolve()
+        folder = (_users_folder() if folder is None else folder.resolve()) / _processor()
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
+            _sweep(folder)
             jax.config.update("jax_compilation_cache_dir", str(folder))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-            # A full disk, or a file that is damaged: the program is compiled again.
-            warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
+            if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+                jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def _of_this_processor() -> pathlib.Path:
-    """The user's folder for programs of this processor: others may lack instructions that these use."""
+def _users_folder() -> pathlib.Path:
+    """The user's folder for programs."""
+    given = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (given if given.is_absolute() else pathlib.Path.home() / ".cache") / "attn" / "programs"
+
+
+def _processor() -> str:
+    """A name for this kind of processor: others may lack instructions that its programs use."""
     about = platform.processor() + platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
         about = "".join(sorted({line for line in cpuinfo.read_text().splitlines() if line.startswith(_CPU)}))
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(cache) / "attn" / f"programs-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
+    return hashlib.sha256(about.encode()).hexdigest()[:16]
+
+
+def _sweep(folder: pathlib.Path):
+    """Delete programs that are damaged, which JAX would neither load nor replace, and the oldest beyond a limit."""
+    kept = 0
+    for path in sorted(folder.glob("*-cache"), key=lambda path: path.stat().st_mtime, reverse=True):
+        kept += path.stat().st_size
+        if kept > _LIMIT or not _is_whole(path.read_bytes()):
+            path.unlink()
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether a program was written to its end, as far as can be told."""
+    if data.startswith(_ZSTANDARD):  # which JAX uses where it is installed
+        return True
+    with contextlib.suppress(zlib.error):
+        return bool(zlib.decompress(data))
+    return False

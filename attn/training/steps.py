@@ -28,7 +28,7 @@ from attn.training.state import State, model_structure
 
 _WIDTHS = 4  # that batches of one length are padded to
 _REPLACED = 2**32 - 1  # what an example's key is folded with for its replaced tokens: the model splits it into fewer
-_LARGEST = 1 << 26  # bytes of the batches of a dispatch
+_LARGEST = 1 << 24  # bytes of the batches of a dispatch; to draw them takes a few times as much
 _EVERYWHERE, _BY_DEVICE = PartitionSpec(), PartitionSpec(None, DATA)
 _STORED = StackedBatches(_EVERYWHERE, Example(_BY_DEVICE, _BY_DEVICE))
 
@@ -144,7 +144,8 @@ def dispatch_length(config: Config, data: Generated | Stored) -> int:
     training = config.training
     widest = max(bucket.size * (bucket.source + 2 * bucket.target) for bucket in _buckets(config, data))
     fit = max(1, _LARGEST // (widest * jnp.dtype(jnp.int32).itemsize))
-    return min(training.steps_per_dispatch, training.evaluate_every, training.checkpoint_every, training.steps, fit)
+    most = min(training.steps_per_dispatch, training.evaluate_every, training.checkpoint_every, training.steps)
+    return -(-most // -(-most // fit))  # in as few dispatches as fit, all alike
 
 
 def stored_specs(data: Generated | Stored) -> StackedBatches | None:

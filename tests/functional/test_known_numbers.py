@@ -8,6 +8,7 @@ import pytest
 
 import attn
 from attn import masks, positions, scores
+from attn.interop.jax_nn import dot_product_attention
 
 I, J = cases.positions(5, 7)
 HUGE = 2**40
@@ -54,6 +55,65 @@ def test_they_do_not_wrap_inside_attention_either(implementation, name):
     np.testing.assert_allclose(
         ours, attn.attention(*arrays, mask=dense, implementation="reference"), rtol=1e-6, atol=1e-7
     )
+
+
+# A real number of NumPy's integers beyond 32 bits, and what it must mean: the same as the float.
+REAL = {
+    "scale": lambda n: {"scale": n},
+    "cap": lambda n: {"score": scores.softcap(n)},
+    "cap per head": lambda n: {"score": attn.per_head(scores.softcap(np.stack([n, np.ones_like(n)])))},
+    "slope": lambda n: {"score": scores.alibi(n, 0)},
+    "slope per head": lambda n: {"score": attn.per_head(scores.alibi(np.stack([n, np.ones_like(n)]), 0))},
+}
+
+
+@pytest.mark.some(3)
+@pytest.mark.parametrize("number", [np.int64(2**32), np.uint64(2**63), np.array(2**33)])
+@pytest.mark.parametrize("name", REAL)
+def test_real_numbers_beyond_32_bits_are_those_of_the_float(implementation, name, number):
+    arrays = [1e-9 * x if name == "scale" else x for x in cases.normal((5, 2, 3), (7, 2, 3))]
+    arrays.append(cases.normal((7, 2, 2))[0])
+    ours, expected = (
+        attn.multi_head_attention(*arrays, implementation=implementation, **REAL[name](n))
+        for n in (number, number.astype(np.float32))
+    )
+    np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("base", [np.int64(2**32), np.uint64(2**63), np.array(2**33), 2**40])
+def test_a_base_beyond_32_bits_is_that_of_the_float(base):
+    places, x = jnp.arange(5), jnp.ones((5, 4))
+    np.testing.assert_array_equal(
+        positions.sinusoidal(places, 6, base=base), positions.sinusoidal(places, 6, base=float(base))
+    )
+    np.testing.assert_array_equal(positions.rotary(x, places, base=base), positions.rotary(x, places, base=float(base)))
+
+
+@pytest.mark.parametrize("low", [-(2**40), -(2**32)])
+def test_a_bias_beyond_32_bits_is_that_of_the_float(low):
+    query, key, value = cases.normal((1, 4, 1, 2), (1, 4, 1, 2), (1, 4, 1, 2))
+    bias = np.array([low, 0, 0, 0])[None, None, None]
+    ours, expected = (dot_product_attention(query, key, value, bias=x) for x in (bias, bias.astype(np.float32)))
+    np.testing.assert_array_equal(ours, expected)
+    np.testing.assert_allclose(ours, dot_product_attention(query, key[:, 1:], value[:, 1:]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("other", ["int32", "int8", "int64"])
+def test_signed_and_unsigned_ids_are_equal_only_where_the_numbers_are(x64, other):
+    with jax.enable_x64(x64):
+        if other == "int64" and not x64:
+            pytest.skip("there is none")
+        unsigned = "uint64" if other == "int64" else "uint32"
+        top = int(jnp.iinfo(unsigned).max)
+        query_ids = np.array([0, 5, 100, top, top // 2 + 1, top - 1], unsigned)
+        key_ids = np.array([-1, -2, -100, 0, 5, jnp.iinfo(other).min, jnp.iinfo(other).max], other)
+        mask = masks.segments(jnp.asarray(query_ids), jnp.asarray(key_ids))
+        expected = query_ids.astype(object)[:, None] == key_ids.astype(object)[None, :]
+        i, j = np.arange(len(query_ids))[:, None], np.arange(len(key_ids))[None, :]
+        np.testing.assert_array_equal(jax.jit(lambda mask: mask(i, j))(mask), expected)
+        some, every = mask.bounds(i, j.T)
+        assert (np.asarray(some) >= expected).all() and (np.asarray(every) <= expected).all()
 
 
 @pytest.mark.parametrize("left, offset", [(HUGE, 2**35), (2**31 - 1, 2**30)])

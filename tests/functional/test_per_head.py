@@ -210,9 +210,10 @@ def test_grouped_queries_share_their_keys_in_memory(implementation):
 
 
 @pytest.mark.some(1)
+@pytest.mark.parametrize("sharded", ["grouped", "all", "queries", "keys and values"])
 @pytest.mark.skipif(jax.device_count() < 2, reason="one device")
-def test_heads_may_be_sharded_on_an_explicit_mesh(implementation):
-    N, K, T, H = 4, 2, 5, 3
+def test_heads_may_be_sharded_on_an_explicit_mesh(implementation, sharded):
+    N, K, T, H = 4, 2 if sharded == "grouped" else 4, 5, 3
     arrays = cases.normal((T, N, H), (T, K, H), (T, K, H))
 
     def call(query, key, value):
@@ -222,9 +223,13 @@ def test_heads_may_be_sharded_on_an_explicit_mesh(implementation):
 
     both = lambda *a: (call(*a), jax.grad(lambda *a: jnp.sum(call(*a) ** 2), argnums=(0, 1, 2))(*a))  # noqa: E731
     expected = jax.tree.leaves(jax.jit(both)(*arrays))
+    queries, memory = (
+        PartitionSpec(None, None if sharded == other else "heads") for other in ("keys and values", "queries")
+    )
+    specs = queries, memory, memory
     with jax.set_mesh(jax.make_mesh((2,), ("heads",), axis_types=(AxisType.Explicit,))):
-        sharded = [jax.device_put(x, PartitionSpec(None, "heads")) for x in arrays]
-        found = jax.tree.leaves(jax.jit(both)(*sharded))
-        assert all(x.sharding.spec == PartitionSpec(None, "heads", None) for x in found)
+        found = jax.tree.leaves(jax.jit(both)(*map(jax.device_put, arrays, specs)))
+        for x, spec in zip(found, (queries, *specs)):
+            assert x.sharding.spec == PartitionSpec(*spec, None)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(np.asarray(ours), theirs, rtol=1e-5, atol=1e-6)

@@ -79,8 +79,13 @@ def strict_dtypes():
         yield
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_strict_promotion_of_dtypes_accepts_what_is_ours(implementation, strict_dtypes, dtype):
+@pytest.mark.parametrize("dtype, x64", [("float32", False), ("bfloat16", False), ("float32", True), ("float64", True)])
+def test_strict_promotion_of_dtypes_accepts_what_is_ours(implementation, strict_dtypes, dtype, x64):
+    with jax.enable_x64(x64):
+        call_with_mods_of_mixed_dtypes(implementation, dtype)
+
+
+def call_with_mods_of_mixed_dtypes(implementation, dtype):
     half, byte = jnp.bfloat16, jnp.int8
     query, key, value = cases.normal((S, H), (S, H), (S, HV), dtype=dtype)
     ids = jnp.zeros(S, byte)
@@ -88,8 +93,10 @@ def test_strict_promotion_of_dtypes_accepts_what_is_ours(implementation, strict_
     mask = mask & masks.segments(ids, ids.astype(jnp.int32))
     score = scores.relative_bias(jnp.zeros(2 * S - 1, half)) >> scores.softcap(half(3)) >> scores.alibi(half(0.5))
     score = score >> scores.dense(jnp.zeros((S, S), jnp.float16))
-    out = attn.attention(query, key, value, mask=mask, score=score, implementation=implementation)
+    options = dict(mask=mask, score=score)
+    out = attn.attention(query, key, value, **options, implementation=implementation)
     assert out.shape == (S, HV) and out.dtype == dtype
+    assert attn.attention_weights(query, key, **options).shape == (S, S)
 
 
 def test_strict_promotion_of_dtypes_accepts_positions(strict_dtypes):
