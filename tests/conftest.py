@@ -1,6 +1,7 @@
 """Shapes and dtypes of every annotated function are enforced while the tests run."""
 
 import fcntl
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -17,7 +18,7 @@ if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and importlib.metadata.ve
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # no stack of each operation
 # A program that several tests compile, workers and subprocesses among them, is compiled once. The folder is new for
 # every run; with JAX_COMPILATION_CACHE_DIR one of your own is kept, and the next run is faster.
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     programs = tempfile.TemporaryDirectory(prefix="attn-programs-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs.name
@@ -49,6 +50,11 @@ def pytest_collection_modifyitems(items):
         for number, item in enumerate(group):
             if number not in by_day:
                 item.add_marker(pytest.mark.nightly)
+
+
+def pytest_collection_finish():
+    """Leave out of every later garbage collection what the imports have made, which stays."""
+    gc.freeze()
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def attend(
     dropout: Dropout | None,
 ) -> tuple[Float[Array, "T Hv"], Normalizer]:
     """Weigh the values: out = softmax(scores) value, and the sum that normalises the softmax."""
-    i, j = (jnp.arange(len(x), dtype=jnp.int32) for x in (query, key))
+    i, j = (jnp.arange(x.shape[0], dtype=jnp.int32) for x in (query, key))
     s, visible = scores_of(query, key, i, mask, score, scale)
     p, normalizer = softmax(s, visible)
     if dropout is not None:

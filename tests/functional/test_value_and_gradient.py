@@ -25,7 +25,9 @@ drawn = settings(
 seeds = st.integers(0, 2**32 - 1)
 magnitudes = st.integers(-10, 4).map(lambda exponent: 2.0**exponent)
 GRID = [(name, case) for case in cases.cases() for name in cases.able_implementations(*case.features)]
-CASES = [pytest.param(*each, marks=() if each[1] in cases.typical() else pytest.mark.nightly) for each in GRID]
+TYPICAL = [each for each in GRID if each[1] in cases.typical()]
+BY_DAY = [each for k, each in enumerate(TYPICAL) if each[0] != "reference" or k % 3 == 0]
+CASES = [pytest.param(*each, marks=() if each in BY_DAY else pytest.mark.nightly) for each in GRID]
 
 
 def draw_head(case: cases.Case, seed: int, magnitude: float):
