@@ -65,7 +65,8 @@ class Step:
         training = {"batch_size": batch, "steps_per_dispatch": 1}
         config = configured({**settings, "task": task, "training": training})
         mesh = meshes.data_mesh(batch)
-        dispatch = jax.jit(build_dispatch(config, Generated(config.task), mesh))
+        programs = build_dispatch(config, Generated(config.task), mesh)
+        dispatch = jax.jit(lambda state, until, stored: programs(state, until, stored))
         state = jax.jit(lambda: initial_state(config, config.task.vocabulary))()
         self._state, self._until = meshes.replicate((state, np.int32(config.training.steps)), mesh)
         jaxpr = jax.make_jaxpr(dispatch)(self._state, self._until, None).jaxpr
