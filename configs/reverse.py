@@ -2,7 +2,7 @@
 
 python train.py --config=configs/reverse.py
 
-Training ends once the answers to 10,000 validation strings are exact with a margin, after 600 to 1,000 steps.
+Training ends once the answers to 10,000 validation strings are exact with a margin, after some hundred steps.
 How many of 10,000 other held-out strings are then right: benchmarks/results/default_run.json.
 """
 
