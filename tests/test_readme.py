@@ -119,6 +119,7 @@ def test_pairs_are_made_trained_on_and_loaded_as_shown(shell, tmp_path, monkeypa
     assert 32 < space["examples"].source.shape[0] <= 64
 
 
+@pytest.mark.nightly
 def test_data_sets_are_loaded_as_shown(shell, tmp_path):
     [code] = [code for code in blocks("python") if "tfds.data_source" in code]
     code += "\nassert len(test) == 10_000 and 'source' in test[0]"

@@ -45,6 +45,7 @@ def test_the_samples_of_the_report_are_short(run):
     assert len(set(lengths)) == 3 and lengths == sorted(lengths)
 
 
+@pytest.mark.nightly
 def test_the_run_knows_where_its_data_lie(run, where):
     assert Folder(run).config().data.folder == str(where / "data")
 

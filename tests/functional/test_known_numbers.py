@@ -67,7 +67,7 @@ REAL = {
 }
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("number", [np.int64(2**32), np.uint64(2**63), np.array(2**33)])
 @pytest.mark.parametrize("name", REAL)
 def test_real_numbers_beyond_32_bits_are_those_of_the_float(implementation, name, number):
@@ -207,6 +207,7 @@ def test_a_rate_of_numpy_drops_as_one_of_python_does(rate):
 
 
 # Raffel et al. 2020: floor(log(d / exact) / log(max / exact) * count), in whole numbers.
+@pytest.mark.some(4)
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("num_buckets, max_distance", [(32, 128), (16, 64), (8, 20), (32, 32), (20, 70), (64, 1000)])
 def test_buckets_begin_where_the_logarithm_is_a_whole_number(num_buckets, max_distance, x64):

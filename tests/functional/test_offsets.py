@@ -38,6 +38,7 @@ NESTED = {
 }
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize("name", NESTED)
 def test_an_unset_offset_is_zero_where_the_lengths_agree(name):
     np.testing.assert_array_equal(weights(5, 5, NESTED[name](None)), weights(5, 5, NESTED[name](0)))
@@ -59,6 +60,7 @@ def test_an_unset_offset_is_an_error_where_the_lengths_differ(name):
         weights(5, 3, build(None))
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize("name", [name for name in NESTED if "within" not in name and "chain, per" not in name])
 def test_offsets_may_be_traced(name):
     shared = lambda o: jnp.broadcast_to(o, N) if name in ("per_head", "alibi, per_head") else o  # noqa: E731

@@ -75,7 +75,7 @@ MIXED = {
 }
 
 
-@pytest.mark.some(4)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", MIXED)
 def test_each_head_gets_its_own(implementation, name):
     query, key, value = heads()

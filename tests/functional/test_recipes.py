@@ -102,7 +102,7 @@ def test_every_recipe_is_tested():
     assert set(RECIPES) == {*EXPECTED, "Drop-ins"}
 
 
-@pytest.mark.some(6)
+@pytest.mark.some(4)
 @pytest.mark.parametrize("title", EXPECTED)
 def test_the_recipe_does_what_it_says(title, implementation, monkeypatch):
     of_many = functools.partial(attn.multi_head_attention, implementation=implementation)

@@ -204,6 +204,7 @@ def test_what_a_score_returns_at_a_masked_pair_never_matters(implementation):
     query, key, value = cases.normal((T, H), (S, H), (S, HV))
     mask = attn.masks.causal(1)
 
+    @jax.jit
     def call(filler):
         score = lambda s, i, j: jnp.where(j <= i + 1, s, filler)  # noqa: E731
         out = lambda *a: attn.attention(*a, mask=mask, score=score, implementation=implementation)  # noqa: E731

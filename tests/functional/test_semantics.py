@@ -121,6 +121,7 @@ NOTHING = {
 }
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize("how", NOTHING)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_fully_masked_rows_are_zero(implementation, debug_nans, how, dtype):
@@ -134,6 +135,7 @@ def test_fully_masked_rows_are_zero(implementation, debug_nans, how, dtype):
         assert np.all(np.isfinite(np.delete(logsumexp, 1)))
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("how", NOTHING)
 def test_fully_masked_rows_have_gradient_zero(implementation, debug_nans, how):
     options = {**NOTHING[how], "implementation": implementation, "return_logsumexp": True}
@@ -146,6 +148,7 @@ def test_fully_masked_rows_have_gradient_zero(implementation, debug_nans, how):
         assert all(np.all(np.isfinite(g)) for g in (dquery, dkey, dvalue))
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("how", NOTHING)
 def test_fully_masked_rows_have_tangent_zero(implementation, debug_nans, how):
     query, key, value = head()
@@ -178,7 +181,7 @@ HIDING = {
 }
 
 
-@pytest.mark.some(5)
+@pytest.mark.some(3)
 @pytest.mark.parametrize("how", HIDING)
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_what_no_query_may_attend_to_never_matters(implementation, how, poison):

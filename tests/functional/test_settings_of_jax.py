@@ -21,6 +21,7 @@ def heads(groups=N):
     return cases.normal((T, N, H), (S, groups, H), (S, groups, HV))
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", MASKS)
 def test_infinities_are_no_error_where_none_is_returned(implementation, name):
     with jax.debug_infs(True), jax.debug_nans(True):
@@ -39,7 +40,7 @@ def test_the_drop_in_makes_no_infinities_either():
     assert not np.any(out[0, 0]) and np.all(np.isfinite(out))
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("groups", [1, N])
 def test_attention_is_linear_in_the_values(implementation, name, groups):
@@ -54,7 +55,7 @@ def test_attention_is_linear_in_the_values(implementation, name, groups):
     np.testing.assert_allclose(transposed, jax.vjp(attend, value)[1](cotangent)[0], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("sharded", ["queries", "keys and values", "all"])
 @pytest.mark.parametrize("name", ["none", "causal", "function"])
 def test_sequences_may_be_sharded_on_an_explicit_mesh(implementation, sharded, name):
@@ -79,6 +80,7 @@ def strict_dtypes():
         yield
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("dtype, x64", [("float32", False), ("bfloat16", False), ("float32", True), ("float64", True)])
 def test_strict_promotion_of_dtypes_accepts_what_is_ours(implementation, strict_dtypes, dtype, x64):
     with jax.enable_x64(x64):

@@ -133,7 +133,7 @@ def test_keys_that_every_device_has_get_their_gradient_after_all_conditionals():
     assert not waiting_in_conditionals(gradient, query, key, value)
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
 @pytest.mark.parametrize("mask", [None, masks.causal(S - T)], ids=["all", "causal"])
 def test_what_a_score_captures_may_alone_differ_by_device(implementation, mask, check_vma):

@@ -143,6 +143,7 @@ INTEGERS = {
 }
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize("name", INTEGERS)
 def test_functions_of_integers_jit_and_vmap(strict, name):
     call, numbers = INTEGERS[name], jnp.arange(1, 5).reshape(2, 2)

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 import attn
 
-pytestmark = pytest.mark.usefixtures("optimized")  # the programs that users run
 BOUND = 4  # in units of eps (1 + max|s|) max(oracle on absolute values)
 drawn = settings(
     deadline=None,
@@ -26,7 +25,7 @@ seeds = st.integers(0, 2**32 - 1)
 magnitudes = st.integers(-10, 4).map(lambda exponent: 2.0**exponent)
 GRID = [(name, case) for case in cases.cases() for name in cases.able_implementations(*case.features)]
 TYPICAL = [each for each in GRID if each[1] in cases.typical()]
-BY_DAY = [each for k, each in enumerate(TYPICAL) if each[0] != "reference" or k % 3 == 0]
+BY_DAY = [each for k, each in enumerate(TYPICAL) if k % 4 == 0 or k % 12 == 3]  # of either implementation some
 CASES = [pytest.param(*each, marks=() if each in BY_DAY else pytest.mark.nightly) for each in GRID]
 
 
@@ -83,7 +82,7 @@ def test_value_and_gradient_agree_with_the_oracle(implementation, case, seed, ma
     assert max(found.values()) <= BOUND, found
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("implementation", cases.able_implementations("dropout", "logsumexp"))
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 def test_value_and_gradient_with_dropout_agree_with_the_oracle(implementation, dtype):

@@ -46,6 +46,7 @@ def test_weights_are_the_oracles():
     )
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_chosen_rows_are_rows_of_the_whole(name):
     rows = [2, 0]

@@ -54,17 +54,38 @@ def write(folder, budgets="2, 3"):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def table(tmp_path_factory):
+    """A table's file, and a folder for its results."""
     folder = tmp_path_factory.mktemp("lengths")
-    config, output = write(folder), folder / "out"
-    assert cli.main(["lengths", "--config", str(config), "--output", str(output)]) == 0
-    return config, output
+    return write(folder), folder / "out"
+
+
+@pytest.fixture(scope="module")
+def done(table):
+    """The same, with all of them."""
+    assert run(*table) == 0
+    return table
 
 
 def run(config, output, *more):
     return cli.main(["lengths", "--config", str(config), "--output", str(output), *more])
 
 
+def test_a_row_is_measured_once_and_written(table, tmp_path, capsys, monkeypatch):
+    config, _ = table
+    assert run(config, tmp_path, "--only", "lstm") == 0
+    found = json.loads((tmp_path / "lstm.json").read_text())["lstm-reverse-2-seed0"]
+    assert found["steps"] == 4 and not found["exact_at_longest"]  # nothing is learnt in four steps
+    for each in found["ends"]["given"]["tokens"].values():
+        assert each["confirmed_alike"] == each["strings"] >= 7
+    assert (tmp_path / "lengths.md").read_text().count("| `lstm` | order | given |") == 1
+    assert (tmp_path / "lengths.png").stat().st_size > 10_000
+    monkeypatch.setattr(Bench, "trained", lambda *_: pytest.fail("trained again"))
+    assert run(config, tmp_path, "--only", "lstm") == 0
+    assert "1 models in 1 rows, of which 0 are missing" in capsys.readouterr().out
+
+
+@pytest.mark.nightly
 def test_it_writes_every_row_the_tables_and_the_figure(done):
     _, output = done
     pointer = json.loads((output / "pointer.json").read_text())
@@ -85,6 +106,7 @@ def test_it_writes_every_row_the_tables_and_the_figure(done):
     assert "### reverse, 2 symbols" in text and (output / "lengths.png").stat().st_size > 10_000
 
 
+@pytest.mark.nightly
 def test_what_is_there_is_not_done_again(done, capsys, monkeypatch):
     config, output = done
     before = {path: path.stat().st_mtime_ns for path in output.glob("*.json")}
@@ -94,6 +116,7 @@ def test_what_is_there_is_not_done_again(done, capsys, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in output.glob("*.json")} == before
 
 
+@pytest.mark.nightly
 def test_one_model_that_is_missing_is_made_up_for(done, tmp_path):
     config, output = done
     held = json.loads((output / "pointer.json").read_text())
@@ -112,6 +135,7 @@ def test_one_model_that_is_missing_is_made_up_for(done, tmp_path):
     assert set(json.loads((tmp_path / "pointer.json").read_text())) == {"pointer-copy-2-seed0", "pointer-copy-2-seed1"}
 
 
+@pytest.mark.nightly
 def test_a_page_keeps_what_stands_around_the_tables(done, tmp_path):
     config, output = done
     path = tmp_path / "page.md"
@@ -123,6 +147,7 @@ def test_a_page_keeps_what_stands_around_the_tables(done, tmp_path):
     assert (tmp_path / "page.png").exists()
 
 
+@pytest.mark.nightly
 def test_an_end_that_a_row_asks_by_now_is_asked_of_models_that_are_there(done, tmp_path):
     config, output = done
     held = json.loads((output / "pointer.json").read_text())
@@ -147,8 +172,8 @@ def test_an_end_that_a_row_asks_by_now_is_asked_of_models_that_are_there(done, t
         (["--page", "page.png"], "--page=page.png: must end in .md"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_line(arguments, said, done, capsys):
-    config, output = done
+def test_what_cannot_be_is_said_in_a_line(arguments, said, table, capsys):
+    config, output = table
     try:
         status = run(config, output, *arguments)
     except SystemExit as error:
@@ -158,6 +183,7 @@ def test_what_cannot_be_is_said_in_a_line(arguments, said, done, capsys):
     assert said in line
 
 
+@pytest.mark.nightly
 def test_damaged_results_and_those_of_another_table_are_named(done, tmp_path, capsys):
     config, output = done
     (tmp_path / "pointer.json").write_text('{"pointer-copy-2-seed0": {}}')
@@ -171,6 +197,7 @@ def test_damaged_results_and_those_of_another_table_are_named(done, tmp_path, ca
     assert "of other settings; delete it to do it again, or give another --output" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 def test_results_of_other_settings_are_kept_though_more_is_asked_of_them_now(done, tmp_path, capsys):
     _, output = done
     held = json.loads((output / "pointer.json").read_text())
@@ -183,8 +210,8 @@ def test_results_of_other_settings_are_kept_though_more_is_asked_of_them_now(don
     assert (tmp_path / "pointer.json").read_text() == text
 
 
-def test_a_page_without_a_place_for_the_tables_is_named_before_anything_is_trained(done, tmp_path, capsys):
-    config, _ = done
+def test_a_page_without_a_place_for_the_tables_is_named_before_anything_is_trained(table, tmp_path, capsys):
+    config, _ = table
     for held, said in [(b"mine", "has no lines"), (b"\xff", "not a text")]:
         (tmp_path / "lengths.md").write_bytes(held)
         assert run(config, tmp_path) == 2
@@ -192,6 +219,7 @@ def test_a_page_without_a_place_for_the_tables_is_named_before_anything_is_train
         assert (tmp_path / "lengths.md").read_bytes() == held and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.nightly
 def test_a_damaged_config_of_a_run_is_named_before_it_is_trained(done, tmp_path, capsys):
     config, output = done
     shutil.copytree(output / "runs", tmp_path / "runs")
@@ -298,6 +326,7 @@ def test_what_is_right_is_counted(task):
     assert wrong.structured(9)["one odd"] == {"strings": 9, "exact": 0}
 
 
+@pytest.mark.nightly
 def test_no_length_compiles_a_program_of_its_own(done):
     _, output = done
     examiner = Examiner(attn.load(next((output / "runs").glob("copy-transformer-seed0-*"))), "given")
@@ -308,6 +337,7 @@ def test_no_length_compiles_a_program_of_its_own(done):
     assert examiner.check._cache_size() == 2
 
 
+@pytest.mark.nightly
 def test_the_seconds_of_a_training_that_was_stopped_are_not_known(done):
     config, output = done
     table = runpy.run_path(str(config))["get_table"]()
@@ -336,12 +366,14 @@ def test_a_spread_is_best_median_and_worst_and_rounds_down_what_is_not_all():
     assert page._percent(99.97) == "< 100"
 
 
+@pytest.mark.nightly
 def test_seeds_limit_every_row(done, capsys):
     config, output = done
     assert run(config, output, "--seeds", "1") == 0
     assert "2 models in 2 rows" in capsys.readouterr().out
 
 
+@pytest.mark.nightly
 def test_a_folder_gives_back_what_it_holds(done):
     config, output = done
     table = runpy.run_path(str(config))["get_table"]()

@@ -156,6 +156,7 @@ def test_a_killed_preparation_leaves_nothing_that_is_taken_for_whole(tmp_path):
     assert sum(len(bucket.source) for bucket in data.training) + asked == sum(3**n for n in range(2, 7))
 
 
+@pytest.mark.nightly
 def test_two_processes_may_prepare_it_at_once(tmp_path):
     # 29,523 short strings: long enough for both to be at it.
     load = f"tasks.load('reverse', symbols=3, max_length=9, source='tfds', folder={str(tmp_path)!r})"

@@ -232,9 +232,9 @@ def final_state(folder, config) -> list[np.ndarray]:
     )
 
 
-# The data of TFDS are stored as pairs are, and read by the same code.
-@pytest.mark.some(1)
-@pytest.mark.parametrize("source", ["generated", pytest.param("tfds", marks=pytest.mark.nightly), "pairs"])
+# By day a run is killed and goes on, in test_kills.py, and another falls back, in test_checkpoints.py.
+@pytest.mark.nightly
+@pytest.mark.parametrize("source", ["generated", "tfds", "pairs"])
 def test_a_stopped_run_resumes_to_the_same_bits(repository, tiny, tmp_path, capsys, monkeypatch, source):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     if source == "tfds":
@@ -272,6 +272,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(repository, tiny, tmp_path, caps
     assert len(rows[0]) == 6
 
 
+@pytest.mark.nightly
 def test_stopped_at_its_last_step_it_is_judged_when_it_goes_on(repository, tiny, tmp_path, monkeypatch, capsys):
     show = Display.show
 
@@ -309,6 +310,7 @@ def test_a_finished_run_is_never_lost(repository, tiny, copy_run, capsys):
     assert {path: path.read_bytes() for path in copy_run.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.nightly
 def test_a_loss_that_is_not_finite_stops_the_run(repository, tiny, tmp_path, capsys):
     wild = {
         "model.num_encoder_layers": "1",
