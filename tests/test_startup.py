@@ -32,6 +32,7 @@ def run(program: str, *words: str, **environment: str | None) -> subprocess.Comp
     )
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("module", ["jax", "attn.experiment"])
 def test_interrupted_while_it_imports_training_says_one_line(repository, tmp_path, module):
     program = INTERRUPTED_AT.format(module=module) + TRAIN.format(script=str(repository / "train.py"))
@@ -40,6 +41,7 @@ def test_interrupted_while_it_imports_training_says_one_line(repository, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("words", [["predict", "RUN", "1"], ["lengths"]])
 def test_interrupted_while_it_imports_a_command_says_one_line(tmp_path, words):
     done = run(INTERRUPTED_AT.format(module="flax") + ASK, *words)
@@ -63,6 +65,7 @@ cli.script()
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_while_it_compiles_training_does_not_wait_for_the_compilation(repository, tiny, tmp_path, number):
     """The compilation never ends."""

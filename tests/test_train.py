@@ -128,6 +128,7 @@ def test_a_malformed_call_is_one_line_and_status_2(call, tmp_path, line):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     ("flag", "said"),
     [

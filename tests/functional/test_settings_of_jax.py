@@ -80,7 +80,7 @@ def strict_dtypes():
         yield
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("dtype, x64", [("float32", False), ("bfloat16", False), ("float32", True), ("float64", True)])
 def test_strict_promotion_of_dtypes_accepts_what_is_ours(implementation, strict_dtypes, dtype, x64):
     with jax.enable_x64(x64):

@@ -121,7 +121,7 @@ def test_tied_embeddings_share_one_matrix(name):
     assert count(make(name)) - count(make(name, tied_embeddings=True)) == 2 * VOCABULARY * SIZES[name]["width"]
 
 
-@pytest.mark.some(6)
+@pytest.mark.some(4)
 @every_case
 def test_every_parameter_gets_a_gradient(name, settings):
     graphdef, params = nnx.split(make(name, **settings), nnx.Param)

@@ -71,6 +71,7 @@ def test_padding_does_not_move_the_state(kind):
     np.testing.assert_array_equal(padded_state, state)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 @pytest.mark.parametrize("attention", ["none", "additive", "multiplicative"])
 def test_padding_is_out_of_reach_by_its_gradient(name, attention):

@@ -138,6 +138,7 @@ def test_in_memory_it_is_what_was_prepared(folder):
     assert data.longest_source == 7  # the long part is asked apart
 
 
+@pytest.mark.nightly
 def test_a_killed_preparation_leaves_nothing_that_is_taken_for_whole(tmp_path):
     settings = {"symbols": 3, "min_length": 2, "max_length": 6}
     script = (

@@ -118,6 +118,7 @@ def test_a_process_whose_others_do_not_come_says_so_and_leaves(command, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.nightly
 def test_interrupted_while_it_waits_for_others_it_leaves_at_once(command, tmp_path):
     cluster = SLURM | {"SLURM_PROCID": "0", "JAX_COORDINATOR_PORT": str(free_port())}
     process = start(command, tmp_path / "run", 1, **cluster)

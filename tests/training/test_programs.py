@@ -52,6 +52,7 @@ def test_the_oldest_beyond_a_limit_are_deleted(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0-cache", "1-cache"]
 
 
+@pytest.mark.nightly
 def test_nothing_is_kept_where_it_cannot_be_or_elsewhere_where_jax_is_told_so(tmp_path):
     assert answer("/proc/nowhere")[0] == "None"
     (tmp_path / ".cache").touch()  # a file in the way

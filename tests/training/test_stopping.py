@@ -65,6 +65,7 @@ def test_a_finished_run_says_that_it_was_exact(copy_run, capsys):
     assert "is finished already, as its answers were exact" in capsys.readouterr().out
 
 
+@pytest.mark.nightly
 def test_a_run_that_was_killed_before_its_summary_goes_no_further(copy_run, tmp_path):
     shutil.copytree(copy_run, tmp_path / "run")
     (tmp_path / "run/summary.json").unlink()
@@ -126,6 +127,7 @@ def test_tokens_are_replaced_in_their_share_by_any_but_padding():
     np.testing.assert_array_equal(with_replaced(tokens, jax.random.key(0), 0.0, 6), tokens)
 
 
+@pytest.mark.nightly
 def test_the_average_is_that_of_the_parameters_of_all_steps(repository, tiny):
     config = load_config(str(repository / "configs/copy.py"), tiny | {"optimizer.averaging": "0.5"})
     mesh = meshes.data_mesh(config.training.batch_size)

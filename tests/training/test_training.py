@@ -90,6 +90,7 @@ def test_same_seed_same_bits_and_another_seed_other_bits(config):
     assert any((a != b).any() for a, b in zip(leaves(one[0].params), leaves(other[0].params)))
 
 
+@pytest.mark.nightly
 def test_one_device_and_two_take_the_same_steps(config):
     (one, report), (two, both) = dispatch_once(config, 1), dispatch_once(config, 2)
     assert float(report.tokens) == float(both.tokens)

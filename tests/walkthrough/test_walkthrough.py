@@ -36,9 +36,8 @@ def models(tmp_path_factory):
     return tmp_path_factory.mktemp("models")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "access" else pytest.mark.nightly) for name in CLAIMS]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", CLAIMS)
 def test_every_claim_is_measured_judged_and_drawn(name, tmp_path, models, monkeypatch, capsys):
     """At a size at which nothing is learnt: the numbers of such models are no verdict on the claim."""
     monkeypatch.setitem(CLAIMS, name, smaller(CLAIMS[name], **TINY[name]))
