@@ -107,6 +107,7 @@ def test_standard_input_is_read_as_a_file_of_pairs_is(pairs_run, capsys, monkeyp
     assert captured.err == "input 2: '\\u2028' not in the vocabulary, read as unknown\n"
 
 
+@pytest.mark.nightly
 def test_what_is_no_utf8_is_answered_and_what_cannot_be_printed_is_shown(pairs_run):
     command = [sys.executable, "-m", "attn.cli", "predict", str(pairs_run), b"a\xff", "--", "-b"]
     done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
@@ -140,6 +141,7 @@ def test_samples_are_those_that_can_be_asked_again():
     assert sorted(experiment._sample_rows(vocabulary, unknown)) == [0, 1]  # better than none
 
 
+@pytest.mark.nightly
 def test_signs_of_mathematics_are_drawn_as_they_are(pairs_run, tmp_path):
     maps = attn.load(pairs_run).look("abc")._replace(source=["$", "^", "^", "$"], written=list("$_$ "))
     pictures.save(pictures.draw_maps(maps, "$^^$"), tmp_path / "maps.png")

@@ -45,6 +45,7 @@ def test_what_was_written_token_by_token_is_confirmed_alike(name):
             assert all(each["confirmed_alike"] == each["strings"] for each in counts["tokens"].values())
 
 
+@pytest.mark.nightly
 def test_the_example_of_a_row_is_a_table_and_its_encoding_matters(tmp_path):
     [code] = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/lengths.md").read_text(), re.DOTALL | re.M)
     (tmp_path / "mine.py").write_text(code)

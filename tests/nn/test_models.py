@@ -97,6 +97,7 @@ def test_padding_of_the_source_changes_nothing(name, settings):
     np.testing.assert_allclose(run(model, longer), run(model), atol=2e-5)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_dropout_comes_from_its_key_alone(name):
     model = make(name, dropout=0.3)
@@ -106,6 +107,7 @@ def test_dropout_comes_from_its_key_alone(name):
     np.testing.assert_array_equal(run(model), run(make(name)))
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters(name):
     half = make(name, dtype="bfloat16")

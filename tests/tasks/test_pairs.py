@@ -124,6 +124,7 @@ def test_the_vocabulary_is_of_the_training_part_alone(tmp_path):
     assert "test: 1 targets have tokens that no training pair has" in said
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("tokens", "pieces"),
     [
@@ -288,7 +289,7 @@ LENGTHS = {
 }
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("count", [300, 5_000])
 @pytest.mark.parametrize("kind", LENGTHS)
 def test_padding_stays_under_a_quarter_for_natural_lengths(tmp_path, kind, count):

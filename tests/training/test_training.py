@@ -169,6 +169,7 @@ def test_training_and_judging_compile_once(config):
     assert int(state.step) == 12
 
 
+@pytest.mark.nightly
 def test_a_dispatch_up_to_another_step_compiles_nothing(config):
     dispatch_once(config, 2, until=2)
     with counting_compilations() as compiled:

@@ -141,6 +141,7 @@ def test_exact_match_is_that_of_evaluation(run):
     assert max(exact_match(without(run, inside="cross", matrix="W_O"), [5, 6], 20)) < 0.1
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("place", [0, 2, 4])
 def test_a_hidden_place_is_one_that_is_masked(run, place):
     source = jnp.array([3, 1, 4, 1, run.vocabulary.end, 0, 0])
