@@ -31,7 +31,7 @@ def shell(copy_run, tiny, tmp_path):
     for name in ("benchmarks", "configs", "train.py", "launch", "Makefile", "requirements.txt", "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
     small = {f"--config.{key}={value}" for key, value in (tiny | {"training.steps": "20"}).items()}
-    without_feed_forward = {setting for setting in small if "feed_forward" not in setting}
+    recurrent = {setting for setting in small if "feed_forward" not in setting and "coder_layers" not in setting}
     of_pairs = {setting for setting in small if not setting.startswith("--config.task.")}
 
     def run(line: str) -> subprocess.CompletedProcess:
@@ -41,7 +41,7 @@ def shell(copy_run, tiny, tmp_path):
             dry = "--dry-run --quiet --no-deps --no-build-isolation"
             line = line.replace("pip install", f"cd {ROOT} && python -m pip install {dry}") + " && echo done"
         elif line.startswith("python train.py"):
-            sizes = {"configs/pairs.py": of_pairs, "configs/lstm.py": without_feed_forward}
+            sizes = {"configs/pairs.py": of_pairs, "configs/lstm.py": recurrent}
             [sizes] = [sizes[name] for name in sizes if name in line] or [small]
             line += " " + shlex.join(sorted(sizes))
         elif line.startswith("python benchmarks/spelling.py"):
