@@ -29,8 +29,8 @@ RUNS = {
 }
 
 
-# By day one stands for all; Transformers are trained in other tests.
-ALL = [pytest.param(name, marks=() if name == "lstm_multiplicative" else pytest.mark.nightly) for name in RUNS]
+# By day the tests of `attn lengths` train an LSTM, and many others Transformers.
+ALL = [pytest.param(name, marks=pytest.mark.nightly) for name in RUNS]
 
 
 @pytest.fixture(scope="module", params=ALL)

@@ -25,7 +25,7 @@ seeds = st.integers(0, 2**32 - 1)
 magnitudes = st.integers(-10, 4).map(lambda exponent: 2.0**exponent)
 GRID = [(name, case) for case in cases.cases() for name in cases.able_implementations(*case.features)]
 TYPICAL = [each for each in GRID if each[1] in cases.typical()]
-BY_DAY = [each for k, each in enumerate(TYPICAL) if k % 4 == 0 or k % 12 == 3]  # of either implementation some
+BY_DAY = [each for k, each in enumerate(TYPICAL) if k % 6 == 0 or k % 12 == 3]  # of either implementation some
 CASES = [pytest.param(*each, marks=() if each in BY_DAY else pytest.mark.nightly) for each in GRID]
 
 

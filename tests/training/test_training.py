@@ -153,6 +153,7 @@ def test_batches_of_one_length_draw_it_anew_at_every_step(config):
     np.testing.assert_allclose(float(one[1].loss.value()), float(two[1].loss.value()), rtol=1e-5)
 
 
+@pytest.mark.nightly
 def test_training_and_judging_compile_once(config):
     mesh = meshes.data_mesh(config.training.batch_size)
     data = Generated(config.task)
