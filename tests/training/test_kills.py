@@ -96,11 +96,12 @@ def unbroken(train, tmp_path_factory):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("kills", [1, pytest.param(2, marks=pytest.mark.nightly)])  # of the run, and of what goes on
 @pytest.mark.parametrize("seed", range(int(os.environ.get("ATTN_KILLED_RUNS", "1"))))
-def test_a_run_that_is_killed_ends_as_one_that_is_not(train, tmp_path, unbroken, seed):
+def test_a_run_that_is_killed_ends_as_one_that_is_not(train, tmp_path, unbroken, seed, kills):
     whole, moments = unbroken
     rng, run = random.Random(seed), tmp_path / "run"
-    killed = [train(run, rng.randrange(1, moments))[0] for _ in range(1 + seed % 2)]  # or killed again once it goes on
+    killed = [train(run, rng.randrange(1, moments))[0] for _ in range(kills)]
     assert killed[0] == -signal.SIGKILL and set(killed) <= {-signal.SIGKILL, 0}
     assert train(run, 0)[0] == 0
     assert digests(run) == digests(whole)

@@ -34,9 +34,7 @@ from attn.training.steps import build_dispatch, example_loss
 
 @pytest.fixture(scope="module")
 def config(repository, tiny) -> Config:
-    """Of a model of one layer, which compiles faster."""
-    layers = {"model.num_encoder_layers": "1", "model.num_decoder_layers": "1"}
-    return load_config(str(repository / "configs/copy.py"), tiny | layers | {"training.steps_per_dispatch": "7"})
+    return load_config(str(repository / "configs/copy.py"), tiny | {"training.steps_per_dispatch": "7"})
 
 
 @contextlib.contextmanager
@@ -248,7 +246,6 @@ def test_a_stopped_run_resumes_to_the_same_bits(repository, tiny, tmp_path, caps
         (tmp_path / "pairs.tsv").write_text("".join(f"{line}\t{line}\n" for line in lines))
         tiny = {name: value for name, value in tiny.items() if not name.startswith("task.")}
         tiny |= {"data.path": str(tmp_path / "pairs.tsv"), "model.dropout": "0.1"}
-        tiny |= {"model.num_encoder_layers": "1", "model.num_decoder_layers": "1"}
     config = "pairs" if source == "pairs" else "copy"
     assert experiment.run(request(repository, tiny, whole, config=config)) == 0
     # Ask the second run to stop, as a terminal would, when it reports step 30.
@@ -316,8 +313,6 @@ def test_a_finished_run_is_never_lost(repository, tiny, copy_run, capsys):
 @pytest.mark.nightly
 def test_a_loss_that_is_not_finite_stops_the_run(repository, tiny, tmp_path, capsys):
     wild = {
-        "model.num_encoder_layers": "1",
-        "model.num_decoder_layers": "1",
         "optimizer.learning_rate": "1000",
         "optimizer.clip_norm": "1e30",
         "model.norm": "post",
