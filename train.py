@@ -19,7 +19,10 @@ _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
     "auto",
     ["auto", "on", "off"],
-    "Train on all hosts of a pod or cluster: if there are any, surely, no.",
+    "Multi-host training. auto: if a cluster is detected; on: required; off: never.",
+)
+_IMPORTS = flags.DEFINE_string(
+    "imports", None, "Modules to import first, separated by commas: they register your mechanisms, models, tasks, ..."
 )
 _PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resulting config and leave.")
 
@@ -41,7 +44,7 @@ def main(argv: list[str]) -> int:
 def _request(argv: list[str]):
     """Return what the command line asks for; an exit status if that is all."""
     from attn import experiment
-    from attn.tasks.settings import nearest
+    from attn.settings import nearest
     from attn.training.config import ConfigError, to_mapping
     from attn.training.flags import split_overrides
 
@@ -50,6 +53,8 @@ def _request(argv: list[str]):
         stray = flags.FLAGS(words)[1:]
         if stray:
             raise ConfigError(f"stray argument {stray[0]!r}; settings are given as --config.SECTION.NAME=VALUE")
+        if _IMPORTS.value is not None:
+            overrides["imports"] = _IMPORTS.value
         request = experiment.Request(_CONFIG.value, overrides, _WORKDIR.value, _RESUME.value, _DISTRIBUTED.value)
         if _PRINT_CONFIG.value:
             print(json.dumps(to_mapping(experiment.prepare(request)[1]), indent=2))

@@ -14,7 +14,7 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from attn import interop, tasks
+    from attn import interop, mechanisms, tasks
     from attn.functional import (
         Dropout,
         Unsupported,
@@ -50,7 +50,7 @@ def load(run):
 
 def __getattr__(name: str):
     """A public name, imported at its first use: commands set up their process first, and `tasks` brings TFDS."""
-    if name in ("functional", "interop", "tasks"):
+    if name in ("functional", "interop", "mechanisms", "tasks"):
         return importlib.import_module(f"attn.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'attn' has no attribute {name!r}")
@@ -70,6 +70,7 @@ __all__ = [
     "interop",
     "load",
     "masks",
+    "mechanisms",
     "multi_head_attention",
     "multi_head_attention_weights",
     "per_head",

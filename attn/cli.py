@@ -59,7 +59,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
-    """Of the whole command line, and of each command."""
+    """Return the parser of the whole command line, and those of each command."""
     parser = _Parser(
         prog="attn",
         description="Ask a trained run, RUN, by its folder (runs/reverse-...), or measure claims about attention.",
@@ -118,7 +118,7 @@ def _add_walkthrough(commands):
         "walkthrough",
         help="measure every claim about attention: a table, JSON files and one page",
         description="Train the models that the claims need, measure each claim, and write FOLDER/NAME.json and "
-        "FOLDER/index.html. The same command goes on where it was stopped.",
+        "FOLDER/index.html. The same command resumes an interrupted run.",
     )
     walkthrough.add_argument(
         "--only",
@@ -132,30 +132,30 @@ def _add_walkthrough(commands):
         help="at reduced widths, lengths and seeds: minutes instead of half an hour or more",
     )
     walkthrough.add_argument(
-        "--output", metavar="FOLDER", help="folder to write, or to go on with (runs/walkthrough, or -quick after it)"
+        "--output", metavar="FOLDER", help="folder to write to or to resume (runs/walkthrough, or -quick after it)"
     )
 
 
 def _add_lengths(commands):
     lengths = commands.add_parser(
         "lengths",
-        help="train the rows of a table and ask them strings far longer than those of training",
-        description="Train the rows of a table for every task, alphabet and seed, ask them strings far longer than "
-        "those of training, and write FOLDER/ROW.json, FOLDER/lengths.md and FOLDER/lengths.png. The same command goes "
-        "on where it was stopped.",
+        help="train the rows of a study and evaluate them on strings far longer than those of training",
+        description="Train the rows of a study for every task, alphabet and seed, evaluate them on strings far longer "
+        "than those of training, and write FOLDER/ROW.json, FOLDER/lengths.md and FOLDER/lengths.png. The same command "
+        "resumes an interrupted run.",
     )
     lengths.add_argument(
         "--config",
         metavar="FILE",
         default="configs/lengths.py",
-        help="Python file with get_table() (configs/lengths.py)",
+        help="Python file with get_study() (configs/lengths.py)",
     )
     lengths.add_argument("--only", metavar="ROWS", type=_names, help="some of its rows, such as anchored,rotary (all)")
     lengths.add_argument(
-        "--seeds", metavar="N", type=_whole(1_000), help="how many seeds of each row at most (as the table says)"
+        "--seeds", metavar="N", type=_whole(1_000), help="how many seeds of each row at most (as the study says)"
     )
     lengths.add_argument(
-        "--output", metavar="FOLDER", help="folder to write, or to go on with (runs/lengths, by the file's name)"
+        "--output", metavar="FOLDER", help="folder to write to or to resume (runs/lengths, by the file's name)"
     )
     lengths.add_argument(
         "--page", metavar="FILE", help="Markdown file to write the tables into, between marks (FOLDER/lengths.md)"

@@ -2,19 +2,20 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
-import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from rich.console import Console
 from rich.progress import track
 
 from attn.inspection import pictures
 from attn.runs import Run, load
+from attn.settings import LOCAL_PATH, error_message, one_of
+from attn.studies import report
 from attn.tasks.examples import DataError
-from attn.tasks.settings import LOCAL_PATH, fault, one_of
 from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
 from attn.training import meshes
 from attn.training.checkpoints import CheckpointError
@@ -26,7 +27,6 @@ from attn.training.locks import LockError
 from attn.training.loop import Interrupted, TrainingError
 from attn.training.programs import keep_programs
 from attn.training.progress import readable
-from attn.walkthrough.claims import verdict
 
 # Their message is one line for the user.
 ERRORS = (CheckpointError, ConfigError, DataError, InputError, LockError, RunError, TrainingError)
@@ -64,8 +64,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if stem.name in ("", ".."):
         raise InputError(f"--output={arguments.output}: must name files, such as FOLDER/STEM")
     json_path, png_path = (stem.with_name(stem.name + ending) for ending in (".json", ".png"))
-    _check_writable(json_path)
-    _check_writable(png_path)
+    report.check_writable(json_path)
+    report.check_writable(png_path)
     scores = run.evaluate(
         arguments.lengths, arguments.examples, part=arguments.part, beam_width=arguments.beam, track=_track
     )
@@ -114,26 +114,38 @@ def inspect(arguments: argparse.Namespace) -> int:
     output = run.folder / "inspect.png" if arguments.output is None else pathlib.Path(arguments.output)
     if output.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"--output={output}: the ending must be .png, .svg or .pdf")
-    _check_writable(output)
+    report.check_writable(output)
     written = run.inspect(arguments.input, output)
     _warn_of_unknown(run.vocabulary, arguments.input)
     print(f"wrote {written}")
     return 0
 
 
+def _resumable(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Make Ctrl-C end a command with one line and status 130; the same command resumes."""
+
+    @functools.wraps(command)
+    def run(arguments: argparse.Namespace) -> int:
+        meshes.use_cores(meshes.cores())
+        try:
+            return command(arguments)
+        except (Interrupted, KeyboardInterrupt) as error:
+            print(f"{str(error) or 'stopped'}; the same command resumes from there", file=sys.stderr)
+            return 130
+
+    return run
+
+
+@_resumable
 def walkthrough(arguments: argparse.Namespace) -> int:
-    """Measure the claims, and tell of each whether it holds."""
-    from attn.walkthrough.registry import CLAIMS  # here, since no other command needs them
-    from attn.walkthrough.running import walk
+    """Measure the claims, and show for each whether it holds."""
+    from attn.studies.walkthrough.claims import verdict  # here, since no other command needs them
+    from attn.studies.walkthrough.registry import CLAIMS
+    from attn.studies.walkthrough.running import walk
 
     names = _chosen(arguments.only, CLAIMS)
     folder = _output(arguments.output, RUNS / ("walkthrough-quick" if arguments.quick else "walkthrough"))
-    meshes.use_cores(meshes.cores())
-    try:
-        measured = walk(folder, names, quick=arguments.quick)
-    except (Interrupted, KeyboardInterrupt) as error:
-        print(f"{str(error) or 'stopped'}; the same command goes on from there", file=sys.stderr)
-        return 130
+    measured = walk(folder, names, quick=arguments.quick)
     print()
     for name, each in measured.items():
         checks = CLAIMS[name].check(each.numbers)
@@ -145,72 +157,57 @@ def walkthrough(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@_resumable
 def lengths(arguments: argparse.Namespace) -> int:
-    """Train the rows of a table, ask them, and write what came of them."""
-    from attn.lengths import page  # here, since no other command needs them
-    from attn.lengths.running import read, run_table, shortly
+    """Train and evaluate the rows of a study, and write the report."""
+    from attn.studies.lengths import page  # here, since no other command needs them
+    from attn.studies.lengths.running import read, run_study, summary
 
+    meshes.use_cores(meshes.cores())
     path = pathlib.Path(arguments.config)
-    table = _table(path, arguments.seeds)
-    names = _chosen(arguments.only, table.rows)
+    study = _study(path, arguments.seeds)
+    names = _chosen(arguments.only, study.rows)
     folder = _output(arguments.output, RUNS / path.stem)
     written = folder / "lengths.md" if arguments.page is None else pathlib.Path(arguments.page)
     if arguments.page is not None:
-        _check_writable(written, "--page")
-    _check_page(written)
-    meshes.use_cores(meshes.cores())
-    try:
-        run_table(table, names, folder, track=_track)
-    except (Interrupted, KeyboardInterrupt) as error:
-        print(f"{str(error) or 'stopped'}; the same command goes on from there", file=sys.stderr)
-        return 130
-    found = {name: each for row in table.rows for name, each in read(table, row, folder).items()}
+        report.check_writable(written, "--page")
+    report.check_page(written)
+    run_study(study, names, folder, track=_track)
+    results = {name: each for row in study.rows for name, each in read(study, row, folder).items()}
     print()
-    for name, each in found.items():
-        print(f"{name}: {shortly(table, each)}")
-    page.save(table, found, written)
-    print(f"\nwrote {written} and {written.with_suffix('.png')}")
+    for name, each in results.items():
+        print(f"{name}: {summary(study, each)}")
+    picture = written.with_suffix(".png")
+    report.save_markdown(written, page.write(study, results, picture.name), page.draw(study, results))
+    print(f"\nwrote {written} and {picture}")
     return 0
 
 
-def _check_page(path: pathlib.Path):
-    """Find out before the work is done whether tables can be written into a page, and a figure beside it."""
-    from attn.lengths import page
+def _study(path: pathlib.Path, seeds: int | None):
+    """Return the study of a config file, with at most so many seeds."""
+    from attn.studies.lengths.study import Study
 
-    if path.suffix != ".md":
-        raise InputError(f"--page={path}: must end in .md; the figure beside it will end in .png")
-    try:
-        if path.exists() and page.into(path.read_text(), "") is None:
-            raise InputError(f"{path}: has no lines {page.BEGIN} and {page.END} to write between")
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text") from None
-
-
-def _table(path: pathlib.Path, seeds: int | None):
-    """The table of a config file, with so many seeds at most."""
-    from attn.lengths.table import Table
-
-    table = run_file(path, "get_table")
-    if not isinstance(table, Table):
-        raise ConfigError(f"--config={path}: get_table() returned {table!r}, must be an attn.lengths.table.Table")
-    table.check()
+    study = run_file(path, "get_study")
+    if not isinstance(study, Study):
+        raise ConfigError(f"--config={path}: get_study() returned {study!r}, must be a Study of attn.studies.lengths")
+    study.check()
     if seeds is not None:
-        rows = {name: dataclasses.replace(row, seeds=min(seeds, row.seeds)) for name, row in table.rows.items()}
-        table = dataclasses.replace(table, rows=rows)
-    return table
+        rows = {name: dataclasses.replace(row, seeds=min(seeds, row.seeds)) for name, row in study.rows.items()}
+        study = dataclasses.replace(study, rows=rows)
+    return study
 
 
 def _chosen(only: Sequence[str] | None, known: Collection[str]) -> list[str]:
     """The names that are asked for, each once; all that are known unless some are."""
     for name in only or ():
-        if said := fault(str, name, one_of(known)):
+        if said := error_message(str, name, one_of(known)):
             raise InputError(f"--only: {said}")
     return list(dict.fromkeys(known if only is None else only))
 
 
 def _output(given: str | None, usual: pathlib.Path) -> pathlib.Path:
     """The folder to write to."""
-    if given is not None and (said := fault(str, given, LOCAL_PATH)):
+    if given is not None and (said := error_message(str, given, LOCAL_PATH)):
         raise InputError(f"--output: {said}")
     folder = usual if given is None else pathlib.Path(given).expanduser()
     if file := file_in_the_way(folder):
@@ -222,19 +219,6 @@ def _load(path: str) -> Run:
     keep_programs()
     meshes.use_cores(meshes.cores())
     return load(path, lambda line: print(readable(line), file=sys.stderr))
-
-
-def _check_writable(path: pathlib.Path, option: str = "--output"):
-    """Find out before the work is done whether its result can be written."""
-    if path.is_dir():
-        raise InputError(f"{option}={path}: a folder, must be a file")
-    if not path.parent.is_dir():
-        raise InputError(f"{option}={path}: no such folder as {path.parent}")
-    try:
-        with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise InputError(f"{option}={path}: cannot be written ({error.strerror or error})") from None
 
 
 def _track(batches: Sequence) -> Iterable:

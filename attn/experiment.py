@@ -15,17 +15,17 @@ import numpy as np
 
 from attn.inspection.capture import capture
 from attn.runs import Run
+from attn.settings import LOCAL_PATH, error_message
 from attn.startup import NOTHING_WRITTEN
 from attn.tasks import builders
 from attn.tasks.examples import DataError, Questions
 from attn.tasks.generated import Generated
-from attn.tasks.settings import LOCAL_PATH, fault
 from attn.tasks.stored import Stored
 from attn.tasks.vocabulary import UNREADABLE, Pieces, Vocabulary, before
 from attn.training import data as training_data
 from attn.training import flags, locks, meshes, rows
 from attn.training.checkpoints import CheckpointError
-from attn.training.config import Config, ConfigError, check_fits, to_mapping
+from attn.training.config import Config, ConfigError, check_fits, check_runs, to_mapping
 from attn.training.folders import Folder, RunError, new_folder, newest_folder
 from attn.training.identity import PATHS, flat, may_change
 from attn.training.judging import Judgement
@@ -46,7 +46,7 @@ _SCORES = {
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What `train.py` was asked for.
+    """The request that `train.py` was given.
 
     Attributes:
       config: path of the config file; None for the default, or, to resume, for the run's own.
@@ -104,6 +104,15 @@ def run(request: Request) -> int:
         return fail(f"{error}; {_go_on(folder)}", 130)
 
 
+def _load_data(request: Request, folder: Folder, config: Config) -> Generated | Stored:
+    """Load the data of a run, and check that its model fits them, and that they are those that it began with."""
+    data = training_data.load(config, folder.vocabulary(config) if request.resume else None)
+    check_fits(config, data)
+    if request.resume:
+        folder.check_data(data)
+    return data
+
+
 def _carry_out(request: Request, folder: Folder, config: Config, finished: dict | None, clock: Clock) -> int:
     """Train, evaluate, draw and report; return the exit status.
 
@@ -119,14 +128,14 @@ def _carry_out(request: Request, folder: Folder, config: Config, finished: dict 
         print(f"{folder.path} is finished already{more or ', as its answers were exact'}")
         report(finished, folder)
         return 0
-    data = training_data.load(config, folder.vocabulary(config) if request.resume else None)
-    check_fits(config, data)
-    if request.resume:
-        folder.check_data(data)
+    # What is wrong with a file is said before other hosts are waited for; but preparing a TFDS data set runs JAX.
+    data = None if config.data.source == "tfds" else _load_data(request, folder, config)
     keep_programs()
     meshes.use_cores(config.training.batch_size)
     meshes.start_hosts(request.distributed)
+    data = data or _load_data(request, folder, config)
     mesh = meshes.data_mesh(config.training.batch_size)
+    check_runs(config, data)
     writes = jax.process_index() == 0
     with folder.held() if writes else contextlib.nullcontext():
         if writes:
@@ -172,7 +181,7 @@ def prepare(request: Request) -> tuple[Folder, Config]:
     """
     workdir = request.workdir
     if workdir is not None:
-        if said := fault(str, workdir, LOCAL_PATH):
+        if said := error_message(str, workdir, LOCAL_PATH):
             raise ConfigError(f"--workdir: {said}")
         workdir = os.path.expanduser(workdir)  # which shells leave alone after `=`
     if not request.resume:
@@ -189,10 +198,10 @@ def prepare(request: Request) -> tuple[Folder, Config]:
         config = flags.override(to_mapping(before), request.overrides)
     config = _settled(config)
     old, new = flat(to_mapping(before)), flat(to_mapping(config))
-    for key in old:
-        if old[key] != new[key] and not may_change(key):
+    for key in old | new:
+        if old.get(key) != new.get(key) and not may_change(key):
             raise ConfigError(
-                f"config.{key}: got {new[key]!r}, must stay {old[key]!r} to resume {folder.path}; "
+                f"config.{key}: got {new.get(key)!r}, must stay {old.get(key)!r} to resume {folder.path}; "
                 "for another value start another run"
             )
     return folder, config
@@ -208,7 +217,7 @@ def _note_moved_data(folder: Folder, config: Config):
 
 
 def _settled(config: Config) -> Config:
-    """The same config with whole paths, so that the run's data are found from any folder."""
+    """Return the config with absolute paths, so that the run's data are found from any folder."""
     given = {name: getattr(config.data, name) for name in PATHS}
     if config.data.source == "tfds":
         given["folder"] = given["folder"] or builders.default_folder()
@@ -252,7 +261,7 @@ def draw(config: Config, data: Generated | Stored, folder: Folder, outcome: Outc
 
 
 def _beam(config: Config, beam: Judgement | None) -> dict | None:
-    """What a beam made of the same questions, if one was asked for."""
+    """Return the metrics of the additional beam, if there is one."""
     return beam and {"width": config.evaluation.beam_width, **beam.scores.overall().values()}
 
 
@@ -273,7 +282,7 @@ def _reads_back(vocabulary: Vocabulary, source: np.ndarray) -> bool:
     text = vocabulary.write(source, side="source")
     if isinstance(vocabulary, Pieces) and vocabulary.unknown_pieces(text):
         return False
-    return _can_be_typed(text) and vocabulary.read(text) == before(vocabulary.end, source)
+    return _can_be_typed(text) and vocabulary.read(text) == before(vocabulary.source_end, source)
 
 
 def _can_be_typed(text: str) -> bool:
@@ -283,7 +292,7 @@ def _can_be_typed(text: str) -> bool:
 def _sample(data: Generated | Stored, outcome: Outcome, row: int) -> dict:
     """One question of the evaluation as text: input, answer, and what would be right."""
     vocabulary, questions = data.vocabulary, outcome.questions
-    answer, targets = outcome.judgement.answers[row], questions.targets[questions.asked == row]
+    answer, targets = outcome.judgement.answers[row], questions.targets[questions.source_rows == row]
     return {
         "input": vocabulary.write(questions.sources[row], side="source"),
         "answer": vocabulary.write(answer),
@@ -337,7 +346,7 @@ def _shown(text: str) -> str:
 
 
 def _command() -> list[str]:
-    """How to call the `attn` script from here."""
+    """Return the words that call the `attn` script from here."""
     if shutil.which("attn"):
         return ["attn"]
     script = pathlib.Path(sys.executable).parent / "attn"

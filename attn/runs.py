@@ -14,14 +14,15 @@ from flax import nnx
 
 from attn.inspection import pictures
 from attn.inspection.capture import Maps, capture
+from attn.settings import LENGTHS, Constraint, between, checked
 from attn.tasks.examples import Questions, padded
 from attn.tasks.generated import Generated
-from attn.tasks.settings import LENGTHS, Rule, between, checked
 from attn.tasks.stored import Stored
 from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
 from attn.training import checkpoints, data, meshes
-from attn.training.config import BEAM_WIDTH, Config, longest_input
+from attn.training.config import longest_input
 from attn.training.folders import Folder, RunError
+from attn.training.groups import BEAM_WIDTH, Config
 from attn.training.identity import digest_of
 from attn.training.judging import Scores, answer_all, build_answer, judge, judging_batches
 from attn.training.progress import shortened
@@ -32,7 +33,7 @@ def _are_texts(values: object) -> bool:
     return isinstance(values, Collection) and not isinstance(values, str) and all(isinstance(v, str) for v in values)
 
 
-_TEXTS = Rule("a list of texts", _are_texts)
+_TEXTS = Constraint("a list of texts", _are_texts)
 _OF_EACH_LENGTH = 100  # held-out examples, where it is not said how many
 
 
@@ -84,7 +85,7 @@ class Run:
         longest = min(longest, self.longest_input() or longest)
         most = min(256, _power_of_two(len(sources)))
         lengths = np.array([len(source) for source in sources])
-        ended = padded([[*source, self.vocabulary.end] for source in sources])
+        ended = padded([[*source, self.vocabulary.source_end] for source in sources])
         mesh = meshes.data_mesh(most)
         batches = judging_batches(self.config, self.vocabulary, longest + 1, most, mesh, beam_width)
         params = meshes.replicate(self.params, mesh)
@@ -130,7 +131,7 @@ class Run:
         return judge(answer, params, questions, self.vocabulary, batches, mesh, track=track).scores
 
     def _questions(self, lengths: Sequence[int] | None, examples: int | None, part: str | None) -> Questions:
-        """What `evaluate` asks."""
+        """Return the questions of `evaluate`."""
         config, seed, each = self.config, self.config.evaluation.seed, examples or _OF_EACH_LENGTH
         if (
             part is None
@@ -180,16 +181,16 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What the run has learnt: its task, or its file of pairs."""
+        """The name of the run's task, or of its file of pairs."""
         return self.config.task.name if self.config.data.path is None else pathlib.Path(self.config.data.path).name
 
     def about(self) -> list[str]:
-        """What the run has learnt from, with what, and how well, in lines for people."""
+        """Describe the run in lines: its data, vocabulary, model and test."""
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         summary = Folder(self.folder).summary()
         lines = [f"run         {self.folder}, step {self.step:,} of {self.config.training.steps:,}"]
         lines += [f"data        {line}" for line in Folder(self.folder).data()["about"]]
-        lines += [f"vocabulary  {self.vocabulary.shown()}"]
+        lines += [f"vocabulary  {self.vocabulary.describe()}"]
         lines += [f"model       {self.config.model.name}, {count:,} parameters"]
         if summary:
             of = f"of {summary['examples_evaluated']:,} held-out sources"
@@ -205,8 +206,8 @@ class Run:
         return self.config.task.min_length, self.config.task.max_length
 
     def longest_input(self) -> int | None:
-        """How many tokens of a source the positions can encode, answer included; None for any number."""
-        return longest_input(self.config.model, self.vocabulary.room)
+        """Return the number of tokens of the longest source that the model can encode; None for any number."""
+        return longest_input(self.config.model, self.vocabulary.capacity)
 
     def read(self, text: str, number: int = 1) -> list[int]:
         """The tokens of input number `number`.

@@ -1,4 +1,4 @@
-"""How the process of a command begins: settings of the environment, streams and ^C, before anything heavy is imported.
+"""The start of a command's process: environment, streams and Ctrl-C, before anything heavy is imported.
 
 Only `train.py` and the `attn` script call this; `import attn` changes nothing.
 """
@@ -107,7 +107,7 @@ class _Forgiving(io.RawIOBase):
 
 
 def _forgiving(stream):
-    """The same text stream, over one whose reader may leave."""
+    """Return the text stream over one whose reader may leave."""
     if not isinstance(stream, io.TextIOWrapper):  # None where it is closed
         return stream
     raw = getattr(stream.buffer, "raw", None)  # None where Python was told not to buffer

@@ -29,7 +29,7 @@ import psutil
 from jax.sharding import NamedSharding, PartitionSpec
 from machine import describe as describe_machine
 
-from attn.tasks.generated import Generated, ask, distinct_strings
+from attn.tasks.generated import Generated, distinct_strings
 from attn.tasks.sequences import is_held_out
 from attn.training import meshes
 from attn.training.config import Config, from_mapping
@@ -81,15 +81,15 @@ class Attn:
 
     Args:
       seed: of parameters and batches.
-      steps_per_dispatch: how many steps one call of the compiled program takes.
+      steps_per_call: how many steps one call of the compiled program takes.
       judges: whether to compile the judge.
     """
 
     name = "attn"
 
-    def __init__(self, seed: int, steps_per_dispatch: int, judges: bool):
+    def __init__(self, seed: int, steps_per_call: int, judges: bool):
         started = time.perf_counter()
-        self.config = our_config(seed, steps_per_dispatch)
+        self.config = our_config(seed, steps_per_call)
         self._data = Generated(self.config.task)
         mesh = meshes.data_mesh(BATCH)
         initial = jax.jit(
@@ -114,7 +114,7 @@ class Attn:
 
     def exact_match(self, strings: np.ndarray) -> float:
         """By `attn.training.judging`: decoding with a cache of keys and values."""
-        questions = ask(self.config.task, strings, np.full(len(strings), LENGTH))
+        questions = self.config.task.questions(strings, np.full(len(strings), LENGTH))
         return self._judge(self.state.params, questions).scores.overall().exact_match.value()
 
 
@@ -182,7 +182,7 @@ class Race(NamedTuple):
     seconds_with_compile: float
 
 
-def our_config(seed: int, steps_per_dispatch: int) -> Config:
+def our_config(seed: int, steps_per_call: int) -> Config:
     """The set-up in the trainer's terms."""
     return from_mapping(
         {
@@ -206,7 +206,7 @@ def our_config(seed: int, steps_per_dispatch: int) -> Config:
                 "weight_decay": 0.0,
                 "clip_norm": 1e9,
             },
-            "training": {"seed": seed, "batch_size": BATCH, "steps_per_dispatch": steps_per_dispatch},
+            "training": {"seed": seed, "batch_size": BATCH, "steps_per_call": steps_per_call},
             "evaluation": {"batch_size": JUDGED_AT_ONCE},
         }
     )

@@ -16,12 +16,12 @@ import time
 
 import jax
 
-from attn.lengths.asking import Examiner
-from attn.lengths.table import Training
+from attn.studies.jobs import Trainer
+from attn.studies.lengths.evaluation import Evaluator
+from attn.studies.lengths.study import Job
 from attn.tasks.generated import Generated
 from attn.training import meshes
 from attn.training.flags import run_file
-from attn.walkthrough.bench import Bench
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -33,23 +33,20 @@ def main():
     parser.add_argument("--output", type=pathlib.Path, default=ROOT / "benchmarks/results/decoding.json")
     arguments = parser.parse_args()
     meshes.use_cores(meshes.cores())
-    table, training = (
-        run_file(ROOT / "configs/lengths.py", "get_table"),
-        Training("anchored_to_source", "reverse", 2, 0),
-    )
+    study, job = run_file(ROOT / "configs/lengths.py", "get_study"), Job("anchored_to_source", "reverse", 2, 0)
     with tempfile.TemporaryDirectory() as scratch:
-        run = Bench(pathlib.Path(scratch), lambda line: None).trained(table.settings(training, table.budgets[0]))
-    examiner = Examiner(run, "learned")
-    rows = [measure(examiner, 1_000, arguments.strings), measure(examiner, 10_000, 1)]
+        run = Trainer(pathlib.Path(scratch), lambda line: None).train(study.settings(job, study.budgets[0]))
+    evaluator = Evaluator(run, "learned")
+    rows = [measure(evaluator, 1_000, arguments.strings), measure(evaluator, 10_000, 1)]
     machine = {"cores": meshes.cores(), "python": platform.python_version(), "jax": jax.__version__}
     arguments.output.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
     print(f"wrote {arguments.output}")
 
 
-def measure(examiner: Examiner, length: int, strings: int) -> dict:
+def measure(evaluator: Evaluator, length: int, strings: int) -> dict:
     """Seconds for some strings of one length, once what is needed is compiled."""
-    questions = Generated(examiner.task).questions_of_each_length("test", [length], strings, 0)
-    programs = {"token by token": examiner.written, "confirmed in one pass": examiner.confirmed}
+    questions = Generated(evaluator.task).questions_of_each_length("test", [length], strings, 0)
+    programs = {"token by token": evaluator.decoded, "confirmed in one pass": evaluator.confirmed}
     row = {"length": length, "strings": len(questions.sources)}
     for name, program in programs.items():
         program(questions)

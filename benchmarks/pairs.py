@@ -114,7 +114,7 @@ def read(path: pathlib.Path) -> dict:
 
 def compare(path: pathlib.Path, blocks: int) -> dict:
     """Tokens a second on pairs and on examples that the device draws, in interleaved blocks."""
-    overrides = {"data.path": str(path), "training.steps_per_dispatch": str(STEPS)}
+    overrides = {"data.path": str(path), "training.steps_per_call": str(STEPS)}
     config = load_config(str(ROOT / "configs/pairs.py"), overrides)
     meshes.use_cores(config.training.batch_size)
     mesh = meshes.data_mesh(config.training.batch_size)
@@ -151,7 +151,7 @@ def compare(path: pathlib.Path, blocks: int) -> dict:
 
 def bucket_shares(rival: Contestant, batches) -> np.ndarray:
     """The share of each bucket in the steps that were timed."""
-    numbers = [batches.at(step)[0] for step in range(STEPS, rival.step)]
+    numbers = [batches.batch(step)[0] for step in range(STEPS, rival.step)]
     return np.bincount(numbers, minlength=len(batches.buckets)) / len(numbers)
 
 

@@ -1,4 +1,4 @@
-"""Keep what a full run of the walkthrough found: JSON files in results/walkthrough, figures in docs/walkthrough.
+"""Keep the results of a full run of the walkthrough: JSON files in results/walkthrough, figures in docs/walkthrough.
 
 attn walkthrough --output runs/walkthrough
 python benchmarks/walkthrough.py runs/walkthrough
@@ -9,16 +9,17 @@ It prints the verdicts and checks as docs/walkthrough.md lists them.
 import argparse
 import pathlib
 
-from attn.walkthrough.claims import Check, verdict
-from attn.walkthrough.registry import CLAIMS
-from attn.walkthrough.running import as_json, read
+from attn.studies.report import save_json
+from attn.studies.walkthrough.claims import Check, verdict
+from attn.studies.walkthrough.registry import CLAIMS
+from attn.studies.walkthrough.running import as_values, read
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS, FIGURES = "benchmarks/results/walkthrough", "docs/walkthrough"
 
 
 def line(check: Check) -> str:
-    """A check as one item of a list in Markdown."""
+    """Return a check as one item of a Markdown list."""
     return f"- {check.says}: {check.measured:.4g}, must be {check.must_be()}: {'holds' if check.holds() else 'no'}"
 
 
@@ -28,8 +29,8 @@ def main():
     parser.add_argument("--output", type=pathlib.Path, default=ROOT, help="write below this folder (the checkout)")
     arguments = parser.parse_args()
     folder, results, figures = arguments.folder, arguments.output / RESULTS, arguments.output / FIGURES
-    for place in (results, figures):
-        place.mkdir(parents=True, exist_ok=True)
+    for output in (results, figures):
+        output.mkdir(parents=True, exist_ok=True)
     for name, claim in CLAIMS.items():
         measured = read(folder, name)
         if measured is None:
@@ -37,7 +38,7 @@ def main():
         checks = claim.check(measured.numbers)
         print(f"## {claim.title}: {verdict(checks)}\n\n{claim.sentence}\n", *map(line, checks), "", sep="\n")
         claim.draw(measured.numbers).savefig(figures / f"{name}.png", dpi=90)
-        (results / f"{name}.json").write_text(as_json(name, measured))
+        save_json(results / f"{name}.json", as_values(name, measured), indent=2)
 
 
 if __name__ == "__main__":

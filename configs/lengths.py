@@ -1,77 +1,88 @@
-"""Far past the training length: strings of 1 to 40 symbols are learnt, up to 1,000 and 10,000 are asked.
+"""Far past the training length: trained on strings of 1 to 40 symbols, evaluated on up to 1,000 and 10,000.
 
 attn lengths --config=configs/lengths.py
 attn lengths --config=configs/lengths.py --only anchored,rotary
 
-Every row is an encoder-decoder of one layer a stack, width 64 and four heads, or a recurrent network of its size,
-trained with the same settings. A row of one's own is one line in `rows`. On one core it mostly takes two to four
-minutes to train a model and to ask it.
-`anchored` is exact at every length that is asked; what becomes of the others is in docs/lengths.md.
+Every row is an encoder-decoder with one layer per stack, width 64 and four heads, or a recurrent network of its size,
+trained with the same settings. A row of your own is one line in `rows`. On one core it mostly takes two to four
+minutes to train and evaluate a model.
+`anchored` is exact at every evaluated length; the results of all rows are in docs/lengths.md.
 """
 
 import dataclasses
 
-from attn.lengths.table import Row, Table
-from attn.nn.encodings import ENCODINGS
+from attn.studies.lengths.priors import prior
+from attn.studies.lengths.study import Row, Study
 
 _TRANSFORMER = dict(
     name="transformer", width=64, num_heads=4, num_encoder_layers=1, num_decoder_layers=1, feed_forward_width=128
 )
 
-_PLAIN = ("none", "sinusoidal", "learned", "rotary", "shaw", "t5", "alibi")
-_DRAWN = ("sinusoidal", "learned", "rotary", "alibi")
+_PLAIN = {
+    "none": "none",
+    "sinusoidal": "sinusoidal",
+    "learned": "learned(2050)",  # for all lengths that are evaluated
+    "rotary": "rotary",
+    "shaw": "shaw",
+    "t5": "t5",
+    "alibi": "alibi",
+}
+_DRAWN = {name: f"randomized({_PLAIN[name]})" for name in ("sinusoidal", "learned", "rotary", "alibi")}
+_ONCE = "anchored(keys=False, queries=False)"
 _IN_ORDER = "order, by reading in order"
 _FAR = ("copy", "reverse")
 
 
-def _with(positions, **settings) -> Row:
-    """Positions of one kind in all attention, or at the bottom of both stacks, for all lengths that are asked."""
-    return Row(_TRANSFORMER | {"positions": positions, "max_length": 2_050} | settings)
+def _with(mechanism: str) -> Row:
+    """Return a row with one mechanism in all attention, or at the bottom of both stacks."""
+    return Row(_TRANSFORMER | {"mechanism": mechanism})
 
 
-def _pointing(cross: str, own: str = "anchored_once", **settings) -> Row:
-    """Some positions in the cross-attention, `own` in the rest: if not said, every head looks at its place."""
-    said = ENCODINGS[cross].builds_in + ("; self-attention looks at its own place" if own != "none" else "")
-    model = _TRANSFORMER | {"positions": {"encoder": own, "decoder": own, "cross": cross}}
-    return Row(model, builds_in=said, **settings)
+def _pointing(cross: str, self_attention: str = _ONCE, **settings) -> Row:
+    """Return a row with one mechanism in the cross-attention and another in self-attention."""
+    own = "; self-attention looks at its own place" if self_attention != "none" else ""
+    model = _TRANSFORMER | {"mechanism": {"encoder": self_attention, "decoder": self_attention, "cross": cross}}
+    return Row(model, prior=prior(cross) + own, **settings)
 
 
 def _group(group: str, **rows: Row) -> dict[str, Row]:
-    """Rows that are drawn together."""
+    """Return rows that share a plot."""
     return {name: dataclasses.replace(row, group=group) for name, row in rows.items()}
 
 
-def get_table() -> Table:
-    """The rows, and how all of them are trained."""
-    given = dict(ends=("given",))  # they count from the answer's end, so that its length must be given
+def get_study() -> Study:
+    """Return the rows, and how all of them are trained."""
+    given = dict(ends=("given",))  # these count from the answer's end, so its length must be given
     rows = {
         **_group(
             "anchored",
             anchored=_pointing("anchored", seeds=10, symbols=(2, 16), far=_FAR, **given),
             anchored_to_source=_pointing(
-                "anchored_to_source", seeds=10, symbols=(2, 16), far=_FAR, tasks=("copy", "reverse")
+                "anchored(queries=False)", seeds=10, symbols=(2, 16), far=_FAR, tasks=("copy", "reverse")
             ),
-            anchored_cross_alone=_pointing("anchored", own="none", **given),
-            anchored_once=_pointing("anchored_once"),
-            anchored_frozen=_pointing("anchored_frozen", **given),
-            anchored_soft=_pointing("anchored_soft", **given),
-            anchored_unshifted=_pointing("anchored_unshifted", **given),
+            anchored_cross_alone=_pointing("anchored", self_attention="none", **given),
+            anchored_once=_pointing(_ONCE),
+            anchored_frozen=_pointing("anchored(frozen=True)", **given),
+            anchored_soft=_pointing("anchored(soft=True)", **given),
+            anchored_unshifted=_pointing("anchored(shift=False)", **given),
         ),
         **_group(
             "weaker priors",
-            anchored_t5=_pointing("anchored_t5", **given),
-            anchored_t5_longer=_pointing("anchored_t5", budgets=(2_400,), **given),
+            anchored_t5=_pointing("anchored_t5 + log_length", **given),
+            anchored_t5_longer=_pointing("anchored_t5 + log_length", budgets=(2_400,), **given),
             line=_pointing("line"),
-            anchored_rotary=_pointing("anchored_rotary", own="none", **given),
-            randomized_anchored_rotary=_pointing("randomized_anchored_rotary", own="none", **given),
+            anchored_rotary=_pointing("anchored_rotary + log_length", self_attention="none", **given),
+            randomized_anchored_rotary=_pointing(
+                "randomized(anchored_rotary) + log_length", self_attention="none", **given
+            ),
         ),
-        **_group("plain", **{name: _with(name) for name in _PLAIN}),
-        **_group("randomized", **{f"randomized_{name}": _with(f"randomized_{name}") for name in _DRAWN}),
+        **_group("plain", **{name: _with(mechanism) for name, mechanism in _PLAIN.items()}),
+        **_group("randomized", **{f"randomized_{name}": _with(mechanism) for name, mechanism in _DRAWN.items()}),
         **_group(
             "recurrent",
-            lstm=Row(dict(name="lstm", width=72, attention="none"), builds_in=_IN_ORDER),
-            lstm_attention=Row(dict(name="lstm", width=59, attention="additive"), builds_in=_IN_ORDER),
+            lstm=Row(dict(name="lstm", width=72, attention="none"), prior=_IN_ORDER),
+            lstm_attention=Row(dict(name="lstm", width=59, attention="additive"), prior=_IN_ORDER),
         ),
     }
     optimizer = dict(learning_rate=3e-3, warmup_fraction=0.1, decay="cosine", beta2=0.95, clip_norm=10.0)
-    return Table(rows, config={"optimizer": optimizer, "training": {"batch_size": 32}})
+    return Study(rows, config={"optimizer": optimizer, "training": {"batch_size": 32}})

@@ -22,8 +22,7 @@ def get_config() -> ConfigDict:
         num_encoder_layers=1,
         num_decoder_layers=1,
         feed_forward_width=128,
-        positions="sinusoidal",
-        max_length=512,  # of a table of learned positions
+        mechanism="sinusoidal",
         norm="pre",
         dropout=0.0,
         tied_embeddings=False,
@@ -48,11 +47,11 @@ def get_config() -> ConfigDict:
         stop_when_exact=10_000,  # validation strings, answered right with a margin
         replaced_tokens=0.2,  # of those that the decoder reads: it learns to look at the source instead
         batch_size=32,
-        steps_per_dispatch=100,
+        steps_per_call=100,
         evaluate_every=100,
         checkpoint_every=1_000,
     )
-    config.evaluation = dict(examples=10_000, examples_on_the_way=500, batch_size=500, beam_width=1, seed=0)
+    config.evaluation = dict(examples=10_000, intermediate_examples=500, batch_size=500, beam_width=1, seed=0)
     return config
 
 

@@ -3,10 +3,10 @@
 attn lengths --config=configs/tape_longer.py --only=randomized_relative --output=runs/tape_longer
 """
 
-from attn.lengths.table import Table
-from configs.tape import PUBLISHED, row, table
+from attn.studies.lengths.study import Study
+from configs.tape import PUBLISHED, row, study
 
 
-def get_table() -> Table:
-    """Every published encoding, one rate and one seed."""
-    return table({name: row(positions, group="published") for name, positions in PUBLISHED.items()}, steps=60_000)
+def get_study() -> Study:
+    """Return every published encoding, one rate and one seed."""
+    return study({name: row(mechanism, group="published") for name, mechanism in PUBLISHED.items()}, steps=60_000)

@@ -8,17 +8,17 @@ row's seeds the tables show the best; rows differ by rate.
 
 import dataclasses
 
-from attn.lengths.table import Table
-from configs.tape import PUBLISHED, row, table
+from attn.studies.lengths.study import Study
+from configs.tape import PUBLISHED, row, study
 
 _RATES = (1e-4, 3e-4, 1e-3)
 
 
-def get_table() -> Table:
-    """Every published encoding at every rate."""
+def get_study() -> Study:
+    """Return every published encoding at every rate."""
     rows = {
-        f"{name}_{rate:g}": dataclasses.replace(row(positions, seeds=10), config={"optimizer": {"learning_rate": rate}})
-        for name, positions in PUBLISHED.items()
+        f"{name}_{rate:g}": dataclasses.replace(row(mechanism, seeds=10), config={"optimizer": {"learning_rate": rate}})
+        for name, mechanism in PUBLISHED.items()
         for rate in _RATES
     }
-    return table(rows, steps=100_000, beyond=tuple(range(41, 501)), each=512)
+    return study(rows, steps=100_000, beyond=tuple(range(41, 501)), each=512)

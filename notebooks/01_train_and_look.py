@@ -94,7 +94,7 @@ Image(str(run.inspect("3 1 4 1 5 9 2 6", run_folder / "attention.png")))
 # %%
 maps = run.look("3 1 4 1 5 9 2 6")
 n = len(maps.source) - 1
-cross = maps.weights.cross[:, :, :n]  # [L N T S], without the row of the end token
+cross = maps.weights["cross"][:, :, :n]  # [L N T S], without the row of the end token
 on_target = cross[:, :, np.arange(n), n - 1 - np.arange(n)].mean(axis=-1)
 print("attention on the true source symbol, by layer and head:", np.round(on_target, 2))
 
@@ -108,5 +108,5 @@ for length, row in run.evaluate([1, 2, 4, 8, 12, 13, 14, 16], examples=50).by_le
     print(f"length {length:2d}: exact match {row.exact_match.value():.2f}, tokens {row.token_accuracy.value():.2f}")
 
 # %% [markdown]
-# Next: `python train.py --config.task.name=copy`, `--config.model.positions=rotary`, `--config.model.num_heads=1`,
+# Next: `python train.py --config.task.name=copy`, `--config.model.mechanism=rotary`, `--config.model.num_heads=1`,
 # or a mask of your own.

@@ -29,9 +29,10 @@ import numpy as np
 from IPython.display import Image
 
 import attn
+from attn.studies.jobs import Trainer
+from attn.studies.probes import encode, exact_match, untrained, without
+from attn.studies.walkthrough.positions import rotation
 from attn.training import meshes
-from attn.walkthrough.bench import Bench, exact_match, untrained, without
-from attn.walkthrough.positions import rotation
 
 meshes.use_cores(32)  # batches of 32 are shared out over the cores
 
@@ -70,10 +71,10 @@ rotation(3, 4).round(3)
 
 # %%
 tokens, order = jnp.asarray([3, 1, 4, 1, 5, 9, 2, 6]), np.array([5, 2, 7, 0, 3, 6, 1, 4])
-for positions in ("none", "sinusoidal"):
-    model = untrained({"model": {"positions": positions}}).model
-    moved = jnp.abs(model.encode(tokens)[0][order] - model.encode(tokens[order])[0]).max()
-    print(f"{positions:>10}: shuffling first or last differs by up to {moved:.1e}")
+for mechanism in ("none", "sinusoidal"):
+    fresh = untrained({"model": {"mechanism": mechanism}})
+    moved = jnp.abs(encode(fresh, tokens)[order] - encode(untaught, tokens[order])).max()
+    print(f"{mechanism:>10}: shuffling first or last differs by up to {moved:.1e}")
 
 # %% [markdown]
 # ## Heads
@@ -82,9 +83,9 @@ for positions in ("none", "sinusoidal"):
 # symbol after its place. No single place tells which, so that one set of weights has to serve both.
 
 # %%
-bench = Bench(pathlib.Path(tempfile.mkdtemp()))
+trainer = Trainer(pathlib.Path(tempfile.mkdtemp()))
 settings = {"task": {"name": "mirror_or_next", "max_length": 8}, "training": {"steps": 1_000}}
-run = bench.trained(settings)
+run = trainer.train(settings)
 Image(str(run.inspect("3 1 4 1 5 9 2 6", run.folder / "attention.png")))
 
 # %% [markdown]
@@ -107,7 +108,7 @@ plt.show()
 # A single head as wide as the four together has as many parameters. Same task, same examples:
 
 # %%
-one = bench.trained({**settings, "model": {"num_heads": 1}})
+one = trainer.train({**settings, "model": {"num_heads": 1}})
 print(f"four heads {whole:.2f}, one wide head {np.mean(exact_match(one, lengths, 50)):.2f}")
 
 # %% [markdown]

@@ -28,9 +28,10 @@ import tempfile
 import matplotlib.pyplot as plt
 from IPython.display import Image
 
+from attn.studies.jobs import Trainer
+from attn.studies.probes import count_parameters, exact_match, match_width, untrained
+from attn.studies.walkthrough.bottleneck import gradient_by_distance
 from attn.training import meshes
-from attn.walkthrough.bench import Bench, exact_match, matched, parameters, untrained
-from attn.walkthrough.bottleneck import gradient_by_distance
 
 meshes.use_cores(32)  # batches of 32 are shared out over the cores
 
@@ -45,20 +46,20 @@ MODELS = {
     "LSTM with attention": {"name": "lstm", "attention": "multiplicative"},
     "Transformer": {"name": "transformer"},
 }
-bench = Bench(pathlib.Path(tempfile.mkdtemp()))
+trainer = Trainer(pathlib.Path(tempfile.mkdtemp()))
 
 
 def settings(model):
     return {"task": {"max_length": 12}, "model": {**model, "width": 64}, "training": {"steps": 600}}
 
 
-count = parameters(settings(MODELS["Transformer"]))
+count = count_parameters(settings(MODELS["Transformer"]))
 of_model = {name: settings(model) for name, model in MODELS.items()}
 for name in ("LSTM", "LSTM with attention"):
-    of_model[name] = matched(of_model[name], count)  # wider or narrower, until it has as many
-runs = {name: bench.trained(given) for name, given in of_model.items()}
+    of_model[name] = match_width(of_model[name], count)  # wider or narrower, until it has as many
+runs = {name: trainer.train(given) for name, given in of_model.items()}
 for name, given in of_model.items():
-    print(f"{name:<20} {parameters(given):,} parameters")
+    print(f"{name:<20} {count_parameters(given):,} parameters")
 
 # %% [markdown]
 # ## How long a string gets through?
@@ -106,10 +107,10 @@ text = "3 1 4 1 5 9 2 6"
 print("asked: ", text)
 for name, run in runs.items():
     print(f"{name:<20}", *run.predict([text]))
-Image(str(runs["LSTM"].inspect(text, bench.folder / "lstm.png")))
+Image(str(runs["LSTM"].inspect(text, trainer.folder / "lstm.png")))
 
 # %%
-Image(str(runs["LSTM with attention"].inspect(text, bench.folder / "attention.png")))
+Image(str(runs["LSTM with attention"].inspect(text, trainer.folder / "attention.png")))
 
 # %% [markdown]
 # The anti-diagonal again, in a recurrent model: it is attention that finds the alignment, not the Transformer around

@@ -27,19 +27,20 @@ import matplotlib.pyplot as plt
 from IPython.display import Image
 
 import attn
-from attn.nn.variants import VARIANTS, Variant
+from attn import mechanisms
+from attn.studies.jobs import Trainer, losses
+from attn.studies.probes import exact_match
 from attn.training import meshes
-from attn.walkthrough.bench import Bench, exact_match, losses
 
 meshes.use_cores(32)  # batches of 32 are shared out over the cores
 
 # %% [markdown]
 # ## Write it
 #
-# `score` takes the scaled score `s` of the query at `i` and the key at `j`, and gives back another one. `mask` says who
-# may be looked at. This score pushes weights towards places whose distance from the query is even, and this mask hides
-# what is farther than three places away. Ready-made ones combine with yours: `attn.scores.softcap(20.0) >> score`,
-# `attn.masks.causal() & mask`.
+# `score` takes the scaled score `s` of the query at `i` and the key at `j`, and returns another one. `mask` says which
+# keys are visible. This score pushes weights towards positions whose distance from the query is even, and this mask
+# hides what is more than three positions away. Ready-made ones combine with yours:
+# `attn.scores.softcap(20.0) >> score`, `attn.masks.causal() & mask`.
 
 
 # %%
@@ -64,20 +65,21 @@ plt.show()
 # %% [markdown]
 # ## Train with it
 #
-# A name in `VARIANTS` is all that a model needs; it then holds for all attention layers, besides what they hide anyway
-# (padding, and the future from the decoder). Change the functions above, run this cell again, and it is trained anew.
+# Together they are a mechanism. A name is all that a model needs to use it, here on top of sinusoidal positions, in
+# every attention layer; padding, and the future of the decoder, stay hidden anyway. Change the functions above, run
+# this cell again, and it is trained again.
 
 # %%
-VARIANTS["mine"] = Variant(score=score, mask=mask)
-bench = Bench(pathlib.Path(tempfile.mkdtemp()))
+mechanisms.MECHANISMS["mine"] = mechanisms.of(score=score, mask=mask)
+trainer = Trainer(pathlib.Path(tempfile.mkdtemp()))
 
 
-def train(variant):
-    settings = {"task": {"name": "copy", "max_length": 12}, "model": {"variant": variant}, "training": {"steps": 800}}
-    return bench.trained(settings)
+def train(mechanism):
+    task, model = {"name": "copy", "max_length": 12}, {"mechanism": mechanism}
+    return trainer.train({"task": task, "model": model, "training": {"steps": 800}})
 
 
-mine, plain = train("mine"), train("plain")
+mine, plain = train("sinusoidal + mine"), train("sinusoidal")
 
 # %% [markdown]
 # ## Look
@@ -104,6 +106,8 @@ plt.show()
 # fell still tells them apart, and so would a longer `max_length`.
 
 # %% [markdown]
-# Things to try: a mask that sees only keys at even places; a score that forgets with distance, `s - 0.3 *
-# jnp.abs(i - j)`; `Variant(scale=1.0)`. To keep one, put its record into `attn/nn/variants.py`; the command line then
-# takes `--config.model.variant=mine`. [`docs/attention.md`](../docs/attention.md) has more recipes.
+# Things to try: a mask that sees only keys at even positions; a score that forgets with distance, `s - 0.3 *
+# jnp.abs(i - j)`; `mechanisms.of(scale=1.0)`; `train("rotary + softcap(20)")`. To keep a mechanism, put it into a file
+# of its own, such as `my_mechanism.py`, with `mechanisms.register(mechanisms.of(...), "mine")`; the command line then
+# takes `--imports=my_mechanism --config.model.mechanism="sinusoidal + mine"`. One with parameters is a class, as in the
+# README; [`docs/attention.md`](../docs/attention.md) has more recipes.

@@ -85,7 +85,7 @@ TINY = {
     "training.steps": "400",
     "training.checkpoint_every": "200",
     "evaluation.examples": "1000",
-    "evaluation.examples_on_the_way": "100",
+    "evaluation.intermediate_examples": "100",
     "evaluation.batch_size": "100",
 }
 

@@ -12,10 +12,10 @@ from matplotlib.image import imread
 
 import attn
 from attn import cli
+from attn.studies.probes import untrained
 from attn.tasks.vocabulary import InputError
 from attn.training.config import to_mapping
 from attn.training.flags import load_config
-from attn.walkthrough.bench import untrained
 
 
 def test_predict_prints_one_answer_an_input_in_order(copy_run, capsys):
@@ -134,21 +134,21 @@ def test_cross_attention_of_a_copy_is_the_diagonal(copy_run):
     assert maps.source == ["3", "1", "4", "1", "5", "end"]
     assert maps.written == maps.source
     assert maps.read == ["begin", "3", "1", "4", "1", "5"]
-    assert max(np.diagonal(head)[:5].mean() for head in maps.weights.cross[0]) > 0.5
+    assert max(np.diagonal(head)[:5].mean() for head in maps.weights["cross"][0]) > 0.5
 
 
 @pytest.mark.nightly  # by day a copy's diagonal
 def test_cross_attention_of_a_reversal_is_the_anti_diagonal(repository, tiny, trained):
     run = attn.load(trained("reverse", str(repository / "configs/reverse.py"), tiny | {"training.steps": "800"}))
     assert run.predict(["3 1 4 1 5 2", "6 1"]) == ["2 5 1 4 1 3", "1 6"]
-    cross = run.look("3 1 4 1 5 2").weights.cross[0]  # [N T S]
+    cross = run.look("3 1 4 1 5 2").weights["cross"][0]  # [N T S]
     anti = [np.mean([head[t, 5 - t] for t in range(6)]) for head in cross]
     straight = [np.mean([head[t, t] for t in range(6)]) for head in cross]
     assert max(anti) > 0.5 > 2 * straight[int(np.argmax(anti))]
 
 
 def test_learned_positions_bound_the_input(repository, tiny):
-    learned = {"model.positions": "learned", "model.max_length": "9"}
+    learned = {"model.mechanism": "learned(9)"}
     run = untrained(to_mapping(load_config(str(repository / "configs/copy.py"), tiny | learned)))
     assert len(run.predict(["1 2 3 4 5 6 1 2"])) == 1
     with pytest.raises(InputError, match=r"input 2: 9 tokens.*at most 8"):

@@ -9,16 +9,20 @@ from matplotlib.image import imread
 import attn
 from attn import cli, commands
 from attn.inspection.influence import influence
+from attn.studies.probes import untrained
 from attn.tasks.examples import decoder_input
 from attn.training.config import to_mapping
 from attn.training.flags import load_config
-from attn.walkthrough.bench import untrained
 
 TINY = {"task.symbols": "4", "training.steps": "400", "evaluation.examples": "200"}
 LSTM = {"task.max_length": "4", "model.width": "32", "optimizer.learning_rate": "1e-2"}
 ANCHORED = {"task.max_length": "6", "model.width": "32", "optimizer.learning_rate": "3e-3"}
-POINTER = {"model.positions": "anchored_once", "model.positions.cross": "anchored"}
-TAPE = {"model.positions": "anchored", "model.num_heads": "4", "model.num_layers": "2", "model.dropout": "0.0"}
+POINTER = {
+    "imports": "attn.studies.mechanisms",
+    "model.mechanism": "anchored(keys=False, queries=False)",
+    "model.mechanism.cross": "anchored",
+}
+TAPE = {"model.mechanism": "anchored", "model.num_heads": "4", "model.num_layers": "2", "model.dropout": "0.0"}
 
 RUNS = {
     "lstm": ("lstm", LSTM | {"model.attention": "none"}),
@@ -73,9 +77,9 @@ def test_without_cross_attention_influence_is_shown_instead(run):
         assert maps.influence is None
         model = run.config.model
         sizes = (model.num_decoder_layers, model.num_heads) if model.name == "transformer" else (1, 1)
-        assert maps.weights.cross.shape == (*sizes, 4, 4)
+        assert maps.weights["cross"].shape == (*sizes, 4, 4)
     else:
-        assert [len(weights) for weights in maps.weights] == [0, 0, 0]
+        assert maps.weights == {}
         assert maps.influence.shape == (4, 4)
 
 
@@ -98,7 +102,11 @@ def test_influence_is_the_slope_of_the_logits(run):
 
 
 def test_an_input_beyond_the_range_of_drawn_positions_is_refused(repository, monkeypatch, capsys):
-    settings = {"task.max_length": "6", "model.positions": "randomized_rotary", "model.positions.range": "9"}
+    settings = {
+        "task.max_length": "6",
+        "imports": "attn.studies.mechanisms",
+        "model.mechanism": "randomized(rotary, 9)",
+    }
     config = load_config(str(repository / "configs/copy.py"), TINY | settings)
     monkeypatch.setattr(commands, "_load", lambda _: untrained(to_mapping(config)))
     assert cli.main(["predict", "RUN", " ".join("1" * 9)]) == 2

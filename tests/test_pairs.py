@@ -39,7 +39,7 @@ SMALL = {
     "optimizer.learning_rate": "5e-3",
     "training.steps": "500",
     "training.batch_size": "32",
-    "training.steps_per_dispatch": "20",
+    "training.steps_per_call": "20",
     "training.evaluate_every": "250",
     "training.checkpoint_every": "250",
     "evaluation.beam_width": "2",
@@ -226,7 +226,11 @@ def test_evaluate_asks_the_test_part(pairs_run, tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(["evaluate", str(pairs_run), "--lengths", "8,70:71,80", "--examples", "1", "--output", stem]) == 0
     assert capsys.readouterr().err == "no sources of length 70 to 71, 80 are held out\n"
-    bad = ((["--part", "train"], "'train'"), (["--part", ""], "no part ''"), (["--lengths", "70"], "has such a length"))
+    bad = (
+        (["--part", "train"], "'train'"),
+        (["--part", ""], "part '' does not exist"),
+        (["--lengths", "70"], "has one of these lengths"),
+    )
     for words, said in bad:
         assert cli.main(["evaluate", str(pairs_run), *words, "--output", stem]) == 2
         assert said in capsys.readouterr().err
@@ -275,9 +279,9 @@ def test_a_bad_file_is_one_line_and_nothing_is_written(repository, tmp_path, cap
 
 
 def test_too_long_for_learned_positions_is_one_line(repository, pairs_file, tmp_path, capsys):
-    learned = {"model.positions": "learned", "model.max_length": "8"}
+    learned = {"model.mechanism": "learned(8)"}
     assert experiment.run(request(repository, pairs_file, tmp_path / "run", **learned)) == 2
-    assert "config.model.max_length: got 8, must be at least 9" in capsys.readouterr().err
+    assert "config.model.mechanism: tells 8 positions apart, must tell 9 apart" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -308,7 +312,7 @@ def test_a_run_neither_resumes_nor_is_judged_with_other_pairs(repository, tmp_pa
 
 @pytest.fixture(scope="module")
 def small_config(repository, pairs_file):
-    overrides = SMALL | {"data.path": pairs_file, "training.steps_per_dispatch": "4"}
+    overrides = SMALL | {"data.path": pairs_file, "training.steps_per_call": "4"}
     return load_config(str(repository / "configs/pairs.py"), overrides)
 
 
@@ -323,9 +327,9 @@ def test_a_step_is_that_of_the_bucket_alone(small_config):
     model = nnx.merge(model_structure(small_config, loaded.vocabulary)[0], state.params)
     begin = loaded.vocabulary.begin
     losses = jax.jit(jax.vmap(lambda example: example_loss(model, example, decoder_input(example.target, begin), None)))
-    steps = [next(k for k in range(500) if batches.at(k)[0] == b) for b in range(len(batches.buckets))]
+    steps = [next(k for k in range(500) if batches.batch(k)[0] == b) for b in range(len(batches.buckets))]
     for step in steps:
-        _, examples = batches.at(step)
+        _, examples = batches.batch(step)
         expected: Report = jax.tree.map(lambda x: float(x.sum()), losses(jax.tree.map(np.asarray, examples)))
         one = batches.stacked(step, step + 1, 4, mesh.size)
         fresh = replicate(jax.device_get(state), mesh)
@@ -340,11 +344,11 @@ def test_one_device_and_two_take_the_same_steps_on_buckets_of_odd_sizes(reposito
     rows = [*((f"{k:02d}", "aa") for k in range(52)), ("x" * 50, "y" * 40)]  # two buckets, which are two programs
     (tmp_path / "p.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in rows))
     overrides = SMALL | {"data.path": str(tmp_path / "p.tsv"), "training.batch_size": "8", "model.dropout": "0.2"}
-    config = load_config(str(repository / "configs/pairs.py"), overrides | {"training.steps_per_dispatch": "12"})
+    config = load_config(str(repository / "configs/pairs.py"), overrides | {"training.steps_per_call": "12"})
     loaded = data.load(config)
     batches = loaded.batches(8, config.training.seed)
     assert 1 in batches.sizes and any(size % 2 and size > 1 for size in batches.sizes)
-    assert {batches.at(step)[0] for step in range(12)} == set(range(len(batches.sizes)))
+    assert {batches.batch(step)[0] for step in range(12)} == set(range(len(batches.sizes)))
     state = jax.device_get(jax.jit(lambda: initial_state(config, loaded.vocabulary))())
     ends = []
     for devices in (1, 2):
@@ -363,7 +367,9 @@ def test_in_a_notebook_the_same_data_come_from_one_call(small_config, pairs_file
     loaded, own = data.load(small_config), attn.tasks.load("pairs", path=pairs_file)
     assert loaded.vocabulary == own.vocabulary
     for step in range(20):
-        for a, b in zip(jax.tree.leaves(loaded.batches(32, 0).at(step)), jax.tree.leaves(own.batches(32, 0).at(step))):
+        for a, b in zip(
+            jax.tree.leaves(loaded.batches(32, 0).batch(step)), jax.tree.leaves(own.batches(32, 0).batch(step))
+        ):
             np.testing.assert_array_equal(a, b)
     for part in ("validation", "test"):
         for a, b in zip(loaded.questions(part, None, 0), own.questions(part, None, 0)):

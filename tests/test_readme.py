@@ -14,12 +14,12 @@ from attn.training.flags import load_config, split_overrides
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+CONTRIBUTING, DATA = ((ROOT / name).read_text() for name in ("CONTRIBUTING.md", "docs/data.md"))
 
 
-def blocks(language: str) -> list[str]:
-    return [
-        text for name, text in re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE) if name == language
-    ]
+def blocks(language: str, text: str = README) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [block for name, block in found if name == language]
 
 
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
@@ -31,7 +31,8 @@ def shell(copy_run, tiny, tmp_path):
     for name in ("benchmarks", "configs", "train.py", "launch", "Makefile", "requirements.txt", "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
     small = {f"--config.{key}={value}" for key, value in (tiny | {"training.steps": "20"}).items()}
-    recurrent = {setting for setting in small if "feed_forward" not in setting and "coder_layers" not in setting}
+    one_stack = {setting for setting in small if "coder_layers" not in setting}
+    recurrent = {setting for setting in one_stack if "feed_forward" not in setting}
     of_pairs = {setting for setting in small if not setting.startswith("--config.task.")}
 
     def run(line: str) -> subprocess.CompletedProcess:
@@ -41,7 +42,11 @@ def shell(copy_run, tiny, tmp_path):
             dry = "--dry-run --quiet --no-deps --no-build-isolation"
             line = line.replace("pip install", f"cd {ROOT} && python -m pip install {dry}") + " && echo done"
         elif line.startswith("python train.py"):
-            sizes = {"configs/pairs.py": of_pairs, "configs/lstm.py": recurrent}
+            sizes = {
+                "configs/pairs.py": of_pairs,
+                "configs/lstm.py": recurrent,
+                "configs/decoder_only.py": one_stack,
+            }
             [sizes] = [sizes[name] for name in sizes if name in line] or [small]
             line += " " + shlex.join(sorted(sizes))
         elif line.startswith("python benchmarks/spelling.py"):
@@ -121,7 +126,7 @@ def test_pairs_are_made_trained_on_and_loaded_as_shown(shell, tmp_path, monkeypa
 
 @pytest.mark.nightly
 def test_data_sets_are_loaded_as_shown(shell, tmp_path):
-    [code] = [code for code in blocks("python") if "tfds.data_source" in code]
+    [code] = [code for code in blocks("python", DATA) if "tfds.data_source" in code]
     code += "\nassert len(test) == 10_000 and 'source' in test[0]"
     code += "\nimport sys; assert 'tensorflow' not in sys.modules"
     (tmp_path / "loaded.py").write_text(code)
@@ -158,19 +163,34 @@ def test_the_python_runs(name, copy_run, capsys):
         assert "■ · ■ · ■ ·" in capsys.readouterr().out
 
 
+def test_what_is_added_is_what_is_tested():
+    """Each is a file, or a part of one, that tests/extending trains with."""
+    mine = "".join(path.read_text() for path in (ROOT / "tests/extending/mine").glob("*.py"))
+    [mechanism] = [code for code in blocks("python") if "mechanisms.register" in code]
+    [task] = [code for code in blocks("python", CONTRIBUTING) if "tasks.register" in code]
+    for code in (mechanism, *task.split("\n\n\n")):
+        assert code.strip() in mine
+
+
 def test_every_python_block_is_run():
     assert len(blocks("python")) == len(IN_PROCESS) + 2
 
 
-def test_links_lead_somewhere():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
-    assert links
-    for link in links:
-        assert (ROOT / link).exists(), link
+def test_it_is_short():
+    assert len(README.splitlines()) < 200
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_links_lead_somewhere(name):
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / name).read_text())
+    for link in (link for link in links if not link.startswith("http")):
+        assert (ROOT / name).parent.joinpath(link).exists(), link
 
 
 def test_the_tree_is_the_tree():
-    [tree] = [block for block in blocks("") if "train.py" in block]
+    [tree] = [block for block in blocks("", CONTRIBUTING) if "train.py" in block]
     names = [line.split()[0] for line in tree.splitlines()]
     for line, name in zip(tree.splitlines(), names):
         path = ROOT / "attn" / name if line.startswith(" ") else ROOT / name

@@ -1,4 +1,4 @@
-"""TFDS data sets as a user trains on them: from preparing to the long strings, and never on others unnoticed."""
+"""TFDS data sets as a user trains on them: from preparing to the long strings, and an error for any other strings."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def where(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(repository, tiny, where):
-    """The folder of a finished run, on data that were prepared in the folder that TFDS is told of."""
+    """The folder of a finished run, on data prepared in TFDS's folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(where / "data"))
         request = experiment.Request(
@@ -51,7 +51,7 @@ def test_the_run_knows_where_its_data_lie(run, where):
 
 
 @pytest.mark.nightly
-def test_it_is_judged_by_any_part(run, tmp_path, capsys):
+def test_it_is_evaluated_on_any_part(run, tmp_path, capsys):
     for part, lengths in (("test_long", range(7, 25)), ("test", range(1, 7)), ("validation", range(1, 7))):
         words = ["--part", part, "--examples", "3", "--output", str(tmp_path / part)]
         assert cli.main(["evaluate", str(run), *words]) == 0
@@ -59,20 +59,20 @@ def test_it_is_judged_by_any_part(run, tmp_path, capsys):
         assert {row["length"] for row in rows} <= set(lengths) and len(rows) >= 4
         assert max(row["sources"] for row in rows) == 3
     assert cli.main(["evaluate", str(run), "--part", "train"]) == 2
-    assert "'train'; the parts are validation, test, test_long" in capsys.readouterr().err
+    assert "part 'train' does not exist; the parts are validation, test, test_long" in capsys.readouterr().err
 
 
 @pytest.mark.nightly
-def test_it_neither_resumes_nor_is_judged_with_other_strings(run, where, monkeypatch, capsys):
+def test_it_neither_resumes_nor_is_evaluated_with_other_strings(run, where, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(builders, "_SEED", 7)
         other = str(where / "other")
         assert resumed(run, **{"data.folder": other}) == 2
-    said = "began with as test part (by its SHA-256); start another run for it"
-    assert said in capsys.readouterr().err
+    message = "began with as test part (by its SHA-256); start another run for it"
+    assert message in capsys.readouterr().err
     (where / "data").rename(where / "kept")
     (where / "other").rename(where / "data")
-    with pytest.raises(attn.training.folders.RunError, match=re.escape(said)):
+    with pytest.raises(attn.training.folders.RunError, match=re.escape(message)):
         attn.load(run).evaluate(part="test")
     (where / "data").rename(where / "other")
     (where / "kept").rename(where / "data")

@@ -60,7 +60,7 @@ BAD_CALLS = {
     "--config.model.dropout=nan": ["config.model.dropout", "nan"],
     "--config.optimizer.beta1=hello": ["config.optimizer.beta1", "'hello'", "number"],
     "--config.model.tied_embeddings=maybe": ["config.model.tied_embeddings", "'maybe'", "true or false"],
-    "--config.task.name=sort": ["config.task.name", "'sort'", "copy, reverse, duplicate"],
+    "--config.task.name=shuffle": ["config.task.name", "'shuffle'", "copy, reverse, duplicate"],
     "--config.model=small": ["config.model", "group"],
     "--config.model.width.x=1": ["config.model.width"],
     "--config.model.width": ["config.model.width", "value"],

@@ -1,4 +1,4 @@
-"""The heart: attention as pure functions of arrays. Imports nothing but jax, jaxtyping and numpy."""
+"""Attention as pure functions of arrays. Imports only jax, jaxtyping and numpy."""
 
 from attn.functional import masks, positions, scores
 from attn.functional.attention import (

@@ -1,9 +1,9 @@
-"""Closure conversion: what a function captures becomes an argument, and 16-bit floats are summed in float32.
+"""Closure conversion: captured arrays become an argument, and derivatives of 16-bit floats are summed in float32.
 
 A derivative with respect to a captured array is a sum over everything that reads it: pairs of positions, tiles, heads.
-In bfloat16 a sum of ones stops at 256. So what is captured in 16 bits is held in float32, which changes no value, and
-is moved about (indexed, sliced, broadcast) in float32, so that the transposes of these, which are sums, are too.
-Arithmetic stays in the dtype that the function asks for, and so does what a derivative rule of the user's own sums.
+In bfloat16 a sum of ones stops at 256. So captured 16-bit floats are held in float32, which changes no value, and are
+indexed, sliced and broadcast in float32: the transposes of these are sums. Arithmetic stays in the dtype of the
+function, and so do the sums inside a derivative rule (`jax.custom_jvp`, `jax.custom_vjp`) of the user's.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from jax.extend.core import Literal
 
 from attn.functional import dtypes
 
-# Primitives that copy numbers and compute none.
+# Primitives that copy numbers without computing.
 _MOVES = frozenset(
     (
         *("broadcast_in_dim", "reshape", "squeeze", "transpose", "rev", "copy", "pad", "concatenate"),
@@ -24,12 +24,12 @@ _MOVES = frozenset(
 
 
 def convert(function: Callable, *examples) -> tuple[Callable, list]:
-    """Make what `function` captures an argument, as custom derivatives and loops require.
+    """Closure-convert a function: captured arrays become an explicit first argument, as `custom_jvp` and loops require.
 
-    `jax.closure_convert` would leave captured integers and bools where they are.
+    `jax.closure_convert` converts captured floats, but not integers and bools.
 
     Args:
-      function: of arrays, or trees of them, that returns the like.
+      function: of arrays, or trees of them, that returns arrays, or a tree of them.
       examples: arguments, or abstract ones (`jax.ShapeDtypeStruct`), of the shapes to convert for.
 
     Returns:
@@ -51,13 +51,13 @@ def convert(function: Callable, *examples) -> tuple[Callable, list]:
 
 
 def call(function: Callable, *arguments):
-    """Call a function of arrays so that what it captures in 16 bits gets its derivatives summed in float32."""
+    """Call a function of arrays so that derivatives of the 16-bit floats that it captures are summed in float32."""
     converted, captured = convert(function, *arguments)
     return converted(captured, *arguments)
 
 
 def _evaluate(jaxpr, captured: Sequence, arguments: Sequence) -> list:
-    """Evaluate a jaxpr; a 16-bit float is held in float32 from where it is captured to where it is computed with."""
+    """Evaluate a jaxpr; a captured 16-bit float is held in float32 until something is computed with it."""
     if not any(map(dtypes.is_half, [variable.aval for variable in _variables(jaxpr)])):
         return jax.core.eval_jaxpr(jaxpr, captured, *arguments)
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*captured, *arguments), strict=True))
@@ -87,7 +87,7 @@ def _evaluate(jaxpr, captured: Sequence, arguments: Sequence) -> list:
 
 
 def _spread(held, exact, equation):
-    """Broadcast a 16-bit scalar, which arithmetic would do by itself, in float32: the transpose of it is a sum."""
+    """Broadcast a 16-bit scalar in float32, as arithmetic would in 16 bits: the transpose of a broadcast is a sum."""
     shape = equation.outvars[0].aval.shape
     others = {v.aval.shape for v in equation.invars} - {()}
     if exact.shape == () and dtypes.is_half(exact) and shape and others == {shape}:
@@ -116,7 +116,7 @@ def _cond(parameters: dict, inputs: list) -> list:
 
 
 def _scan(parameters: dict, inputs: list) -> list:
-    """What every step reads stays in float32; what goes from step to step has the dtype that the function gave it."""
+    """Evaluate a scan: arrays that every step reads stay in float32, the carry has the dtype of the function."""
     closed, num_consts, num_carry = parameters["jaxpr"], parameters["num_consts"], parameters["num_carry"]
     consts, carry, xs = (
         inputs[:num_consts],

@@ -1,7 +1,7 @@
 """cuDNN's fused attention kernel through `jax.nn.dot_product_attention`: half precision on NVIDIA GPUs, reverse mode.
 
-It knows no functions of positions, so that a mask must be one of those that it can name. What it does differently
-is set right around it: a query that may attend to nothing gets 0, and what lies behind the padding is never read.
+It takes no functions of positions: a mask must be one of those that it has a name for. Two things that it does
+differently are corrected around it: a query that may attend to nothing gets 0, and padding is never read.
 """
 
 import jax
@@ -10,20 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from attn.functional import dtypes, masks
+from attn.functional.contract import Call
 
 
-def attend(
-    query: Float[Array, "T H"],
-    key: Float[Array, "S H"],
-    value: Float[Array, "S Hv"],
-    *,
-    mask: masks.Mask | None,
-    score: None,
-    scale: float,
-    dropout: None,
-) -> tuple[Float[Array, "T Hv"], None]:
-    """Weigh the values as `reference.attend` does; without the normaliser, of which the kernel has no derivative."""
-    options = _named(mask, query.shape[0], key.shape[0])
+def attend(call: Call) -> tuple[Float[Array, "T Hv"], None]:
+    """Compute the equation of `reference.attend`, without the normaliser, of which the kernel has no derivative."""
+    query, key, value = call.query, call.key, call.value
+    options = _named(call.mask, call.T, call.S)
     length = options.pop("length", None)
     if length is not None:
         real = jnp.arange(len(key))[:, None] < length
@@ -32,12 +25,12 @@ def attend(
         # The kernel wants at least one key; the output is set to 0 below where there is none.
         options["key_value_seq_lengths"] = jnp.clip(length, 1, len(key)).astype(jnp.int32)[None]
     arrays = (x[None, :, None, :] for x in (query, key, value))
-    out = jax.nn.dot_product_attention(*arrays, scale=scale, implementation="cudnn", **options)[0, :, 0, :]
+    out = jax.nn.dot_product_attention(*arrays, scale=call.scale, implementation="cudnn", **options)[0, :, 0, :]
     return (out if length is None else jnp.where(length > 0, out, 0)), None
 
 
-def refuses(call) -> str | None:
-    """What of a call (`implementations.Call`) keeps the kernel from serving it, in words."""
+def unsupported_reason(call: Call) -> str | None:
+    """Return what of a call keeps the kernel from serving it, in words, or None."""
     given = {str(x.dtype) for x in (call.query, call.key, call.value)}
     widths = {x.shape[-1] for x in (call.query, call.key, call.value)}
     if len(given) > 1 or not given <= {"float16", "bfloat16"}:
@@ -52,17 +45,17 @@ def refuses(call) -> str | None:
 
 
 def _same(left, right) -> bool:
-    """Whether two arguments are known to be equal."""
+    """Return whether two arguments are known to be equal."""
     return left is right or (_is_constant(left) and _is_constant(right) and np.array_equal(left, right))
 
 
 def _is_constant(value) -> bool:
-    """Whether a value can be told to the kernel when it is built: a number, not an array of JAX."""
+    """Return whether a value is known when the kernel is built: a number, not an array of JAX."""
     return not isinstance(value, jax.Array) and dtypes.known(value) is not None
 
 
 def _named(mask: masks.Mask | None, T: int, S: int) -> dict | None:
-    """The mask as arguments of the kernel (`length` for a padding); None where it has no name there."""
+    """Return the mask as arguments of the kernel (`length` for a padding); None where it has no name for it."""
     if mask is None:
         return {}
     if isinstance(mask, masks.both):

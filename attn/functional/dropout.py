@@ -1,4 +1,4 @@
-"""Dropout of attention weights, with bits that every implementation can recompute for any tile."""
+"""Dropout of attention weights, with random bits that every implementation can recompute for any tile."""
 
 import dataclasses
 import numbers
@@ -28,7 +28,7 @@ class Dropout:
       head: index of the head; the multi-head functions set it.
 
     Raises:
-      TypeError: a rate that is no number, a key that is none.
+      TypeError: rate is not a number, or key is not a PRNG key.
       ValueError: rate outside [0, 1), or rate > 0 without a key.
 
     Source: Srivastava et al. 2014; on attention weights as in Vaswani et al. 2017, section 5.4.
@@ -50,11 +50,11 @@ class Dropout:
             raise TypeError(f"Dropout: key must be a random key of JAX, as of jax.random.key(0), got {self.key!r}")
 
     def for_head(self, head: Int[Array, ""]) -> "Dropout":
-        """The same dropout, drawing the bits of head number `head`."""
+        """Return the same dropout with the random bits of head number `head`."""
         return dataclasses.replace(self, head=head)
 
     def keep(self, i: Int[Array, "..."], j: Int[Array, "..."]) -> Bool[Array, "..."]:
-        """Which of the weights at query positions `i` and key positions `j` (broadcast) are kept."""
+        """Return which weights at query positions `i` and key positions `j` (broadcast) are kept."""
         words = jax.random.bits(self.key, (2,), jnp.uint32)
         head = mix(words[0] + jnp.asarray(self.head).astype(jnp.uint32) * _GOLDEN)
         row = mix(head + i.astype(jnp.uint32) * _GOLDEN)
@@ -62,10 +62,20 @@ class Dropout:
         return mix(row ^ column) >= jnp.uint32(int(self.rate * 2**32))
 
     def __call__(self, weights: Array, i: Int[Array, "..."], j: Int[Array, "..."]) -> Array:
-        """The weights of a tile, dropped and rescaled."""
+        """Drop weights of a tile and rescale the others."""
         if self.rate == 0:
             return weights
         return jnp.where(self.keep(i, j), weights / (1 - self.rate), 0)
+
+
+def check_dropout(dropout):
+    """Check that dropout is `attn.Dropout` or None.
+
+    Raises:
+      TypeError: it is not.
+    """
+    if dropout is not None and not isinstance(dropout, Dropout):
+        raise TypeError(f"dropout must be attn.Dropout(rate, key) or None, got {dropout!r}")
 
 
 def _is_key(key) -> bool:

@@ -1,7 +1,6 @@
-"""Numbers as people give them, made safe: integers of any size and dtype, and arrays of 16-bit floats.
+"""Dtypes: integers of any size and dtype made safe, and 16-bit floats summed in 32 bits.
 
-JAX takes a NumPy integer beyond 32 bits for another number, without a word, and sums a gradient in the dtype of what it
-is the gradient of.
+JAX silently wraps NumPy integers beyond 32 bits, and sums a gradient in the dtype of the array that it belongs to.
 """
 
 import jax
@@ -23,17 +22,17 @@ def is_array(x) -> bool:
 
 
 def clamped(value):
-    """An integer, or integers, clamped to -2^30..2^30, so that no sum with positions leaves 32 bits.
+    """Clamp an integer, or integers, to -2^30..2^30, so that no sum with positions exceeds 32 bits.
 
-    No sequence is that long, so that what a length or an offset shows does not change; a width of 2^30 must be taken
-    for an unlimited one. Python integers stay Python integers and arrays become int32; None stays None.
+    No sequence is that long, so a mask with a clamped length or offset shows the same; a width of 2^30 must count as
+    unlimited. Python integers stay Python integers and arrays become int32; None stays None.
     """
     if isinstance(value, int):
         return max(-FAR, min(value, FAR))
     if isinstance(value, (np.ndarray, np.generic)):
         return np.asarray(np.clip(np.asarray(value, object), -FAR, FAR), np.int32)
     if isinstance(value, jax.Array):
-        limits = jnp.iinfo(value.dtype)  # of a narrow or unsigned dtype, which the bounds themselves may not fit into
+        limits = jnp.iinfo(value.dtype)  # a narrow or unsigned dtype may not hold -FAR or FAR
         value = jnp.minimum(value, FAR) if limits.max > FAR else value
         value = jnp.maximum(value, -FAR) if limits.min < -FAR else value
         return value.astype(jnp.int32)
@@ -41,9 +40,9 @@ def clamped(value):
 
 
 def as_real(value):
-    """A real number, or real numbers, as floats where JAX would take an integer for another number, or for none.
+    """Convert integers beyond 32 bits to floats; other real numbers stay as they are.
 
-    That is beyond 32 bits: integers of NumPy wrap around, integers of Python overflow.
+    JAX would wrap integers of NumPy around, and raise an overflow error for those of Python.
     """
     if isinstance(value, int):
         return value if -FAR <= value <= FAR else float(value)
@@ -52,10 +51,9 @@ def as_real(value):
 
 
 def clamp_known(mod, *fields: str):
-    """Clamp those of the fields that are known while tracing, when a mod is built.
+    """Clamp the fields of a mod that are not arrays of JAX, when it is built.
 
-    JAX would take a NumPy integer beyond 32 bits for another number, without a word. Arrays of JAX are clamped where
-    they are used, so that they stay the caller's own.
+    Arrays of JAX are clamped where they are used, so that the mod holds the caller's arrays.
     """
     for field in fields:
         if not isinstance(value := getattr(mod, field), jax.Array):
@@ -63,7 +61,7 @@ def clamp_known(mod, *fields: str):
 
 
 def known(value) -> np.ndarray | None:
-    """A number, or numbers, whose values are known while tracing; None of what is traced."""
+    """Return a number, or numbers, in NumPy if the values are known while tracing; None if they are traced."""
     if isinstance(value, (int, float, np.ndarray, np.generic)):
         return np.asarray(value)
     is_concrete = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
@@ -71,15 +69,15 @@ def known(value) -> np.ndarray | None:
 
 
 def widened(tree):
-    """The same tree with arrays of 16-bit floats as float32.
+    """Return the same tree with arrays of 16-bit floats as float32.
 
-    What is read many times gets a gradient that is a sum, and such a sum must not be rounded to 16 bits at each step.
+    The gradient of an array that is read many times is a sum, which must not be rounded to 16 bits at each step.
     """
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if is_half(x) else x, tree)
 
 
 def wide_dtype(*dtypes) -> np.dtype:
-    """The dtype to sum in: float64 where one of the dtypes is, else float32."""
+    """Return the dtype to sum in: float64 if one of the dtypes is, else float32."""
     return np.dtype("float64" if any(dtype == np.float64 for dtype in dtypes) else "float32")
 
 
@@ -89,10 +87,10 @@ def is_half(x) -> bool:
 
 
 def in_32_bits(query_ids, key_ids) -> tuple:
-    """Ids as given or, where 32 bits cannot hold those of NumPy, their ranks.
+    """Return ids as given or, where 32 bits cannot hold those of NumPy, their ranks.
 
     Raises:
-      ValueError: ids beyond 32 bits beside ids that are arrays of JAX.
+      ValueError: ids beyond 32 bits together with ids that are arrays of JAX.
     """
     both = query_ids, key_ids
     limits = np.iinfo(np.int32)
@@ -107,13 +105,13 @@ def in_32_bits(query_ids, key_ids) -> tuple:
 
 
 def comparable(query_ids, key_ids) -> tuple[Array, Array]:
-    """Ids in one dtype, in which those are equal that were, also under strict promotion of dtypes."""
+    """Convert ids to one dtype so that the same pairs are equal, also under strict promotion of dtypes."""
     both = jnp.asarray(query_ids), jnp.asarray(key_ids)
     wanted = np.result_type(*(ids.dtype for ids in both))
     dtype = jax.dtypes.canonicalize_dtype(wanted)
     if dtype == wanted and dtype.kind in "iu":
         return tuple(ids.astype(dtype) for ids in both)
-    # Signed beside unsigned, and no dtype holds both: an id that the other dtype lacks has no equal there.
+    # Signed and unsigned, and no dtype holds both: an id outside the range of the other dtype equals none of its ids.
     signed = jnp.dtype("int64" if jax.config.jax_enable_x64 else "int32")
     limit = jnp.iinfo(signed).max
 

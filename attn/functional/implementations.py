@@ -1,130 +1,159 @@
-"""The registry of implementations: what each can do, and which one serves a call.
+"""The registry of implementations: features and derivatives of each, and the choice of one for a call.
 
-A new implementation is one function with the signature of `reference.attend` and one line in
-`IMPLEMENTATIONS`. The shared test suite picks it up from there.
+To add an implementation, write a function `attend(call)` and register it, from any file:
+
+    register("tiled", Implementation(attend, features={"mask"}, derivatives={"reverse"}))
+
+1. `attend(call)` takes a `contract.Call` of one head and returns (out `[T Hv]`, `contract.Normalizer` of `[T]`). With
+   `all_heads=True` it takes all heads, `[T N H]`, `[S K H]` and `[S K Hv]`, masks and scores still marked by
+   `attn.per_head` (`mods.unwrap_per_head` takes the marks off), and returns (out `[T N Hv]`, normaliser of `[T N]`).
+2. It may assume that arguments are checked, offsets are resolved (inside marks: call `resolve(T, S)` on the mod of one
+   head), scores made from vectors are replaced, and that no feature is used, nor backend present, that it does not
+   declare. `out` may have any float dtype. Where "logsumexp" is not declared, the normaliser is None.
+3. It must keep the semantics of docs/attention.md. `contract` has them as functions: `prepare` for one head,
+   `zero_nonfinite_rows`, `zero_hidden_values`, `Head.apply_mask`. Sum in float32 or wider.
+4. Pieces for kernels: `blocks` (axes in blocks of any size), `survey` (the blocks that a mask needs), `closures`
+   (captured arrays as arguments), `sharding` (explicit meshes, varying axes under `shard_map`).
+5. What it cannot serve for another reason (a kind of mask, a dtype, a width) `unsupported_reason` says in words.
+6. The shared tests run over everything registered: for what it declares, each test of values, gradients and semantics;
+   for the rest it must raise `Unsupported`. tests/extending/test_implementation.py runs them over a kernel that is
+   registered from outside of the package.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 import jax
-from jaxtyping import Array
 
 from attn.functional import blockwise, cudnn, reference
-from attn.functional.dropout import Dropout
-from attn.functional.masks import Mask
-from attn.functional.scores import Score
+from attn.functional.contract import Call
 
 FEATURES = ("mask", "score", "dropout", "logsumexp")
 DERIVATIVES = ("reverse", "forward", "second")
 
 
 class Unsupported(NotImplementedError):
-    """A named implementation cannot serve a call; the message says which feature, and who can."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Call:
-    """What decides who can serve: the arguments of `attention`, or those of `multi_head_attention` without marks."""
-
-    query: Array
-    key: Array
-    value: Array
-    mask: Mask | None
-    score: Score | None
-    scale: object
-    dropout: Dropout | None
-    return_logsumexp: bool
-
-    @property
-    def T(self) -> int:
-        return self.query.shape[0]
-
-    @property
-    def S(self) -> int:
-        return self.key.shape[0]
-
-    @property
-    def features(self) -> frozenset[str]:
-        """Those of `FEATURES` that the call uses."""
-        used = {"mask": self.mask is not None, "score": self.score is not None, "logsumexp": self.return_logsumexp}
-        used["dropout"] = self.dropout is not None and self.dropout.rate > 0
-        return frozenset(feature for feature, is_used in used.items() if is_used)
+    """A named implementation cannot serve a call; the message names the feature and the implementations that can."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Implementation:
-    """What an implementation is.
+    """A way to compute attention, with its features and derivatives.
 
     Attributes:
-      attend: attention for one head of one sequence, as `reference.attend`; None for the normaliser where
-        "logsumexp" is not among the features.
+      attend: `(call) -> (out, normaliser)`; see the checklist above.
+      all_heads: whether `attend` takes all heads at once; otherwise one head.
       features: those of `FEATURES` that it serves.
       derivatives: those of `DERIVATIVES` that it has.
       backends: those of `jax.default_backend()` that it runs on; None for all.
-      refuses: what of a call it does not serve for another reason, in words; None if nothing.
-      pays: whether the unnamed choices should take it for a call, where it serves.
-      heads_at_once: how many of so many heads should run together, the others after them; a divisor.
+      unsupported_reason: `(call) -> str | None`, what of a call it cannot serve for another reason, in words. The call
+        is that of `attention` or `multi_head_attention`, without marks.
+      is_worthwhile: `(call) -> bool`, whether "auto" and "fastest" should take it for a call that it serves.
+      heads_at_once: `(N) -> int`, how many of N heads should run together, the others after them; a divisor of N.
+
+    Raises:
+      ValueError: an unknown feature or derivative.
     """
 
     attend: Callable
-    features: frozenset[str] = frozenset(FEATURES)
-    derivatives: frozenset[str] = frozenset(DERIVATIVES)
-    backends: frozenset[str] | None = None
-    refuses: Callable[[Call], str | None] = lambda call: None
-    pays: Callable[[Call], bool] = lambda call: True
+    all_heads: bool = False
+    features: Set[str] = frozenset(FEATURES)
+    derivatives: Set[str] = frozenset(DERIVATIVES)
+    backends: Set[str] | None = None
+    unsupported_reason: Callable[[Call], str | None] = lambda call: None
+    is_worthwhile: Callable[[Call], bool] = lambda call: True
     heads_at_once: Callable[[int], int] = lambda heads: heads
 
-    def lacks(self, call: Call, backend: str) -> list[str]:
-        """What keeps this implementation from serving a call on a backend."""
-        missing = sorted(call.features - self.features)
+    def __post_init__(self):
+        for name, known in (("features", FEATURES), ("derivatives", DERIVATIVES)):
+            object.__setattr__(self, name, frozenset(getattr(self, name)))
+            if unknown := getattr(self, name).difference(known):
+                raise ValueError(f"Implementation: {name} must be among {', '.join(known)}, got {sorted(unknown)}")
+        if self.backends is not None:
+            object.__setattr__(self, "backends", frozenset(self.backends))
+
+    def missing_features(self, call: Call, backend: str, *, return_logsumexp: bool = False) -> list[str]:
+        """Return what keeps this implementation from serving a call on a backend."""
+        missing = sorted(used_features(call, return_logsumexp) - self.features)
         if self.backends is not None and backend not in self.backends:
             missing.append(f"backend {backend!r}")
-        refused = None if missing else self.refuses(call)
-        return missing if refused is None else [refused]
+        reason = None if missing else self.unsupported_reason(call)
+        return missing if reason is None else [reason]
 
 
-# Which derivatives the unnamed choices insist on.
-_WANTED = {"auto": DERIVATIVES, "fastest": ("reverse",)}
+def used_features(call: Call, return_logsumexp: bool = False) -> frozenset[str]:
+    """Return those of `FEATURES` that a call uses."""
+    used = {"mask": call.mask is not None, "score": call.score is not None, "logsumexp": return_logsumexp}
+    used["dropout"] = call.dropout is not None and call.dropout.rate > 0
+    return frozenset(feature for feature, is_used in used.items() if is_used)
 
-# In the order in which "auto" and "fastest" prefer them.
+
+# The derivatives that an implementation must have to be chosen by these names.
+_REQUIRED = {"auto": DERIVATIVES, "fastest": ("reverse",)}
+
+# In the order in which "auto" and "fastest" prefer them; those registered later come last.
 IMPLEMENTATIONS = {
     "cudnn": Implementation(
-        cudnn.attend, frozenset({"mask"}), frozenset({"reverse"}), frozenset({"gpu"}), refuses=cudnn.refuses
+        cudnn.attend,
+        features={"mask"},
+        derivatives={"reverse"},
+        backends={"gpu"},
+        unsupported_reason=cudnn.unsupported_reason,
     ),
     "blockwise": Implementation(
-        blockwise.attend, refuses=blockwise.refuses, pays=blockwise.pays, heads_at_once=blockwise.heads_at_once
+        blockwise.attend,
+        unsupported_reason=blockwise.unsupported_reason,
+        is_worthwhile=blockwise.is_worthwhile,
+        heads_at_once=blockwise.heads_at_once,
     ),
     "reference": Implementation(reference.attend),
 }
 
 
-def choose(name: str, call: Call) -> Implementation:
-    """The implementation that serves a call.
-
-    Args:
-      name: a key of `IMPLEMENTATIONS`; "auto", the first that serves with every derivative; or "fastest", the
-        first that serves with reverse mode at least.
+def register(name: str, implementation: Implementation):
+    """Add an implementation, to be chosen by `implementation=name`.
 
     Raises:
-      TypeError: no string.
+      ValueError: the name is taken.
+    """
+    if name in IMPLEMENTATIONS or name in _REQUIRED:
+        raise ValueError(f"an implementation {name!r} exists already: choose another name")
+    IMPLEMENTATIONS[name] = implementation
+
+
+def choose(name: str, call: Call, *, return_logsumexp: bool = False) -> Implementation:
+    """Return the implementation that serves a call.
+
+    Args:
+      name: a name in the registry; "auto", the first that serves with every derivative; or "fastest", the
+        first that serves with reverse mode at least.
+      call: the arguments of `attention` or `multi_head_attention`, without marks.
+      return_logsumexp: whether the normaliser must be returned.
+
+    Raises:
+      TypeError: the name is not a string.
       ValueError: an unknown name.
       Unsupported: the named implementation cannot serve the call.
     """
     if not isinstance(name, str):
         raise TypeError(f"implementation must be a string, got {name!r}")
     backend = jax.default_backend()
-    able = {key: found for key, found in IMPLEMENTATIONS.items() if not found.lacks(call, backend)}
-    if name in _WANTED:
-        serving = [found for found in able.values() if found.derivatives.issuperset(_WANTED[name])]
+    missing = {
+        key: each.missing_features(call, backend, return_logsumexp=return_logsumexp)
+        for key, each in IMPLEMENTATIONS.items()
+    }
+    able = {key: IMPLEMENTATIONS[key] for key, lacking in missing.items() if not lacking}
+    if name in _REQUIRED:
+        serving = [each for each in able.values() if each.derivatives.issuperset(_REQUIRED[name])]
         if not serving:
-            used = ", ".join(sorted(call.features)) or "such a call"
+            used = ", ".join(sorted(used_features(call, return_logsumexp))) or "such a call"
             raise Unsupported(f"no implementation on backend {backend!r} supports {used}")
-        return next((found for found in serving if found.pays(call)), serving[-1])
+        return next((each for each in serving if each.is_worthwhile(call)), serving[-1])
     if name not in IMPLEMENTATIONS:
-        known = ", ".join(repr(key) for key in (*_WANTED, *IMPLEMENTATIONS))
+        known = ", ".join(repr(key) for key in (*_REQUIRED, *IMPLEMENTATIONS))
         raise ValueError(f"unknown implementation {name!r}; known: {known}")
     if name not in able:
-        lacking = ", ".join(IMPLEMENTATIONS[name].lacks(call, backend))
-        raise Unsupported(f"implementation {name!r} does not support {lacking}; these do: {', '.join(able)}")
+        raise Unsupported(
+            f"implementation {name!r} does not support {', '.join(missing[name])}; these do: {', '.join(able)}"
+        )
     return able[name]

@@ -1,227 +1,49 @@
 """Masks: functions `(i, j) -> bool` of query and key positions; True means that query i may attend to key j.
 
-Any callable will do. Those here are pytrees besides (see `mods`), know how to place queries among keys
-(`offset`), show themselves as a small matrix, and combine with each other and with plain functions:
+Any callable will do. Those here are also pytrees (see `mods`), have an `offset` that shifts the queries among the
+keys, show themselves as a small matrix, and combine with each other and with plain functions (see `mask_algebra`):
 
     causal() & padding(length)        sliding_window(4, 0) | (lambda i, j: j == 0)        ~causal()
 
-They are classes used as functions, hence their lower-case names.
+They are classes used as functions, so their names are lower-case.
 """
 
 import dataclasses
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool
 from jaxtyping import Integer as Integers
 
-from attn.functional import dtypes, mods
+from attn.functional import checks, dtypes, mods
 from attn.functional.dtypes import Integer
-from attn.functional.mods import Mod, PerHead, register
-
-Positions = Int[Array, "..."] | Int[np.ndarray, "..."] | int
-Bounds = Bool[Array, "..."] | bool | np.bool_ | Bool[np.ndarray, "..."]
-_PICTURE = 8  # rows and columns of the matrix in a repr
-
-
-class Mask(Mod):
-    """Base of the masks: combination with `&`, `|`, `~`, bounds of blocks, and a picture as `repr`."""
-
-    # NumPy would otherwise take `array & mask` apart element by element.
-    __array_ufunc__ = None
-
-    def __and__(self, other):
-        return NotImplemented if other is None else both(self, as_mask(other))
-
-    def __rand__(self, other):
-        return NotImplemented if other is None else both(as_mask(other), self)
-
-    def __or__(self, other):
-        return NotImplemented if other is None else either(self, as_mask(other))
-
-    def __ror__(self, other):
-        return NotImplemented if other is None else either(as_mask(other), self)
-
-    def __invert__(self):
-        return negation(self)
-
-    def bounds(self, rows: Int[np.ndarray, "q r"], columns: Int[np.ndarray, "k c"]) -> tuple[Bounds, Bounds]:
-        """What a mask shows of each block of queries by each block of keys, without looking at every pair if it can.
-
-        Args:
-          rows: `[q r]`, the positions in each of q blocks of queries, ascending.
-          columns: `[k c]`, those in each of k blocks of keys.
-
-        Returns:
-          (some, every): bools that broadcast to `[q k]`. Whether some pair of the block is visible, True where that is
-          not known; and whether every pair is, False where that is not known.
-        """
-
-        def block(row, column):
-            visible = evaluate(self, row[:, None], column[None, :])
-            return visible.any(), visible.all()
-
-        rows, columns = jnp.asarray(rows), jnp.asarray(columns)
-        return jax.lax.map(lambda row: jax.lax.map(lambda column: block(row, column), columns), rows)
-
-    def __repr__(self) -> str:
-        """The expression, and below it rows of queries by columns of keys: ■ may attend, · may not."""
-        if any(isinstance(leaf, (jax.core.Tracer, PerHead)) for leaf in mods.parts(self)):
-            return self.expression()
-        try:
-            T, S = self._picture_shape()
-            i, j = jnp.arange(min(T, _PICTURE))[:, None], jnp.arange(min(S, _PICTURE))[None, :]
-            visible = np.broadcast_to(self.at(T, S)(i, j), (i.shape[0], j.shape[1]))
-        except Exception:  # a repr must not fail: a user's function may, on positions it was not made for
-            return self.expression()
-        return "\n".join([self.expression(), *(" ".join("■" if v else "·" for v in row) for row in visible)])
-
-    def _picture_shape(self) -> tuple[int, int]:
-        """The (T, S) that this mask was made for, where its arrays say so."""
-        for field in dataclasses.fields(self):
-            if isinstance(value := getattr(self, field.name), Mask):
-                shape = value._picture_shape()
-                if shape != (_PICTURE, _PICTURE):
-                    return shape
-        return _PICTURE, _PICTURE
-
-
-def as_mask(mask) -> Mask | None:
-    """Take what was given for `mask=`: None, one of ours, or any callable.
-
-    Raises:
-      TypeError: anything else; an array is pointed to `masks.dense`, a score to `score=`.
-    """
-    if mask is None or isinstance(mask, Mask):
-        return mask
-    if isinstance(mask, Mod):
-        raise TypeError(f"{mods.describe(mask)} is a score: give it as score=, not as mask=")
-    mods.check_function("mask", "(i, j) -> bool", mask)
-    return function(mask)
-
-
-def evaluate(mask: Mask, i: Int[Array, "T 1"], j: Int[Array, "1 S"]) -> Bool[Array, "_ _"]:
-    """The mask on a tile, as an array of two axes that broadcasts to the tile.
-
-    Raises:
-      TypeError: the mask returns anything but bools.
-      ValueError: what it returns does not broadcast to the tile.
-    """
-    return mods.as_tile("mask", mask, _bools(mask, i, j), i, j)
+from attn.functional.mask_algebra import Index, Mask, as_mask, evaluate_bools
+from attn.functional.mask_algebra import PerHeadMask as PerHeadMask
+from attn.functional.mask_algebra import both as both
+from attn.functional.mask_algebra import either as either
+from attn.functional.mask_algebra import evaluate as evaluate
+from attn.functional.mask_algebra import function as function
+from attn.functional.mask_algebra import negation as negation
+from attn.functional.mods import Placed, register
 
 
 def over_blocks(reduce: Callable, array: Bool[Array, "T_or_1 S_or_1"], rows, columns) -> Bool[Array, "q_or_1 k_or_1"]:
-    """`jnp.any` or `jnp.all` over each block of queries by each block of keys; an axis of length 1 stays."""
+    """Reduce by `jnp.any` or `jnp.all` over each block of queries by each block of keys; an axis of length 1 stays."""
     if array.shape[0] > 1:
         array = reduce(array[rows], axis=1)
     return reduce(array[:, columns], axis=2) if array.shape[1] > 1 else array
 
 
-def _bounds(mask, rows, columns):
-    return as_mask(mask).bounds(rows, columns)
-
-
 def _ends(rows, columns):
-    """First and last position of each block, to be broadcast: those of queries `[q 1]`, those of keys `[1 k]`."""
+    """Return the first and the last position of each block: of queries, `[q 1]`, and of keys, `[1 k]`."""
     return rows[:, :1], rows[:, -1:], columns[None, :, 0], columns[None, :, -1]
-
-
-def _bools(mask, i, j):
-    """What a mask returns, which must be bool.
-
-    Raises:
-      TypeError: it is not.
-    """
-    visible = mods.returned("mask", mask, i, j)
-    if jnp.result_type(visible) != jnp.bool_:
-        raise TypeError(
-            f"mask {mods.describe(mask)} must return bool (True = may attend), got {jnp.result_type(visible)}: "
-            "additive values belong in score="
-        )
-    return visible
-
-
-@register
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class function(Mask):
-    """A plain function or another callable pytree as a mask."""
-
-    call: Callable
-
-    def __call__(self, i, j):
-        return self.call(i, j)
-
-    def expression(self) -> str:
-        return mods.describe(self.call)
-
-
-@register
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class both(Mask):
-    """Where both masks allow; written `left & right`."""
-
-    left: Callable
-    right: Callable
-
-    def __call__(self, i: Positions, j: Positions):
-        return _bools(self.left, i, j) & _bools(self.right, i, j)
-
-    def bounds(self, rows, columns):
-        (some, every), (also_some, also_every) = _bounds(self.left, rows, columns), _bounds(self.right, rows, columns)
-        return some & also_some, every & also_every
-
-    def expression(self) -> str:
-        return f"({mods.describe(self.left)} & {mods.describe(self.right)})"
-
-
-@register
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class either(Mask):
-    """Where one of the masks allows; written `left | right`."""
-
-    left: Callable
-    right: Callable
-
-    def __call__(self, i: Positions, j: Positions):
-        return _bools(self.left, i, j) | _bools(self.right, i, j)
-
-    def bounds(self, rows, columns):
-        (some, every), (also_some, also_every) = _bounds(self.left, rows, columns), _bounds(self.right, rows, columns)
-        return some | also_some, every | also_every
-
-    def expression(self) -> str:
-        return f"({mods.describe(self.left)} | {mods.describe(self.right)})"
-
-
-@register
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class negation(Mask):
-    """Where the mask forbids; written `~mask`."""
-
-    mask: Callable
-
-    def __call__(self, i: Positions, j: Positions):
-        return jnp.logical_not(_bools(self.mask, i, j))
-
-    def bounds(self, rows, columns):
-        some, every = _bounds(self.mask, rows, columns)
-        return every ^ True, some ^ True  # Python's ~True is -2
-
-    def expression(self) -> str:
-        return f"~{mods.describe(self.mask)}"
-
-
-@register
-class PerHeadMask(PerHead, Mask):
-    """A mask marked by `attn.per_head`."""
 
 
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class causal(Mask):
-    """No query looks ahead: j <= i + offset.
+    """Allows no query to look ahead: j <= i + offset.
 
     Args:
       offset: position of query 0 among the keys; integer, may be traced. Unset: 0 where T = S, else an error.
@@ -232,13 +54,13 @@ class causal(Mask):
     offset: Integer | None = None
 
     def __post_init__(self):
-        mods.check_integer_or_none("causal: offset", self.offset)
+        checks.check_integer_or_none("causal: offset", self.offset)
         dtypes.clamp_known(self, "offset")
 
-    def _at(self, T, S):
+    def _resolve(self, T, S):
         return causal(mods.resolve_offset("causal", self.offset, T, S))
 
-    def __call__(self, i: Positions, j: Positions):
+    def __call__(self, i: Index, j: Index):
         return j - i <= (0 if self.offset is None else dtypes.clamped(self.offset))
 
     def bounds(self, rows, columns):
@@ -249,7 +71,7 @@ class causal(Mask):
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class padding(Mask):
-    """Only the first `length` keys hold something: j < length.
+    """Allows the first `length` keys, after which comes padding: j < length.
 
     Args:
       length: number of real keys; integer, may be traced.
@@ -258,14 +80,14 @@ class padding(Mask):
     length: Integer
 
     def __post_init__(self):
-        mods.check_integer(f"{type(self).__name__}: length", self.length)
+        checks.check_integer(f"{type(self).__name__}: length", self.length)
         dtypes.clamp_known(self, "length")
 
-    def _at(self, T, S):
-        mods.check_scalar(f"{type(self).__name__}: length", self.length)
+    def _resolve(self, T, S):
+        checks.check_scalar(f"{type(self).__name__}: length", self.length)
         return self
 
-    def __call__(self, i: Positions, j: Positions):
+    def __call__(self, i: Index, j: Index):
         return j < dtypes.clamped(self.length)
 
     def bounds(self, rows, columns):
@@ -276,7 +98,7 @@ class padding(Mask):
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class prefix(padding):
-    """Every query sees the first `length` keys: j < length. `causal() | prefix(n)` is a prefix-LM's mask.
+    """Allows every query the first `length` keys: j < length. `causal() | prefix(n)` is a prefix-LM's mask.
 
     Args:
       length: number of keys in the prefix; integer, may be traced.
@@ -288,10 +110,10 @@ class prefix(padding):
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class sliding_window(Mask):
-    """Keys near the query: -left <= j - (i + offset) <= right.
+    """Allows keys near the query: -left <= j - (i + offset) <= right.
 
     Args:
-      left, right: how many keys before and after the query's own place; integers, may be traced.
+      left, right: how many keys before and after the query's position; integers, may be traced.
       offset: position of query 0 among the keys. Unset: 0 where T = S, else an error.
 
     Source: Beltagy et al. 2020 (Longformer), section 3.1.
@@ -303,35 +125,35 @@ class sliding_window(Mask):
 
     def __post_init__(self):
         for name in ("left", "right"):
-            mods.check_integer(f"sliding_window: {name}", getattr(self, name))
-        mods.check_integer_or_none("sliding_window: offset", self.offset)
+            checks.check_integer(f"sliding_window: {name}", getattr(self, name))
+        checks.check_integer_or_none("sliding_window: offset", self.offset)
         dtypes.clamp_known(self, "left", "right", "offset")
 
-    def _at(self, T, S):
+    def _resolve(self, T, S):
         for name in ("left", "right"):
-            mods.check_scalar(f"sliding_window: {name}", getattr(self, name))
+            checks.check_scalar(f"sliding_window: {name}", getattr(self, name))
         return dataclasses.replace(self, offset=mods.resolve_offset("sliding_window", self.offset, T, S))
 
-    def __call__(self, i: Positions, j: Positions):
-        distance = j - mods.place(i, self.offset)
+    def __call__(self, i: Index, j: Index):
+        distance = j - mods.shift(i, self.offset)
         return self._holds(distance, distance)
 
     def bounds(self, rows, columns):
         first_i, last_i, first_j, last_j = _ends(rows, columns)
-        nearest, farthest = first_j - mods.place(last_i, self.offset), last_j - mods.place(first_i, self.offset)
+        nearest, farthest = first_j - mods.shift(last_i, self.offset), last_j - mods.shift(first_i, self.offset)
         return self._holds(farthest, nearest), self._holds(nearest, farthest)
 
     def _holds(self, to_the_left, to_the_right):
-        """Whether the one distance j - (i + offset) is at least -left, and the other at most right."""
+        """Return whether the first distance j - (i + offset) is at least -left and the second at most right."""
         left, right = dtypes.clamped(self.left), dtypes.clamped(self.right)
-        in_reach_left = (to_the_left >= -left) | (left >= dtypes.FAR)  # the clamp itself stands for any width
+        in_reach_left = (to_the_left >= -left) | (left >= dtypes.FAR)  # a width of FAR is unlimited
         return in_reach_left & ((to_the_right <= right) | (right >= dtypes.FAR))
 
 
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class segments(Mask):
-    """Packed documents: query i sees key j where query_ids[i] == key_ids[j].
+    """Allows the keys of the same document, several of which are packed: query_ids[i] == key_ids[j].
 
     Args:
       query_ids: `[T]` integers.
@@ -345,16 +167,16 @@ class segments(Mask):
 
     def __post_init__(self):
         for name in ("query_ids", "key_ids"):
-            mods.check_array(f"segments: {name}", getattr(self, name), jnp.integer)
+            checks.check_array(f"segments: {name}", getattr(self, name), jnp.integer)
         for name, ids in zip(("query_ids", "key_ids"), dtypes.in_32_bits(self.query_ids, self.key_ids)):
             object.__setattr__(self, name, ids)
 
-    def _at(self, T, S):
-        mods.check_shape("segments: query_ids", self.query_ids, (T,))
-        mods.check_shape("segments: key_ids", self.key_ids, (S,))
+    def _resolve(self, T, S):
+        checks.check_shape("segments: query_ids", self.query_ids, (T,))
+        checks.check_shape("segments: key_ids", self.key_ids, (S,))
         return self
 
-    def __call__(self, i: Positions, j: Positions):
+    def __call__(self, i: Index, j: Index):
         query_ids, key_ids = dtypes.comparable(self.query_ids, self.key_ids)
         return query_ids[i] == key_ids[j]
 
@@ -372,7 +194,7 @@ class segments(Mask):
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class dense(Mask):
-    """A given array: query i sees key j where array[i, j].
+    """Allows query i to attend to key j where array[i, j].
 
     Args:
       array: `[T S]` bools.
@@ -384,13 +206,13 @@ class dense(Mask):
     array: Bool[Array | np.ndarray, "*heads T S"]
 
     def __post_init__(self):
-        mods.check_array("masks.dense", self.array, jnp.bool_)
+        checks.check_array("masks.dense", self.array, jnp.bool_)
 
-    def _at(self, T, S):
-        mods.check_shape("masks.dense", self.array, (T, S))
+    def _resolve(self, T, S):
+        checks.check_shape("masks.dense", self.array, (T, S))
         return self
 
-    def __call__(self, i: Positions, j: Positions):
+    def __call__(self, i: Index, j: Index):
         return jnp.asarray(self.array)[i, j]
 
     def bounds(self, rows, columns):
@@ -398,3 +220,43 @@ class dense(Mask):
 
     def _picture_shape(self):
         return self.array.shape
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class placed(Placed, Mask):
+    """Evaluates a mask at absolute positions: mask(query_positions of row i, key_positions of row j).
+
+    The mask inside sees positions, not row numbers; its unset offsets mean 0, and its bounds survive, so that blocks
+    are still skipped. Where both offsets are the Python int 0 and T = S it is the mask itself.
+
+    Args:
+      mod: the mask, of absolute positions.
+      query_positions: an integer offset, position = i + offset, which may be traced; or ascending integers `[T]`.
+      key_positions: the same for the keys, `[S]`.
+
+    Raises:
+      TypeError: positions that are not integers.
+      ValueError: in the attention functions, positions of another length than the queries or keys.
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "mod", as_mask(self.mod))
+
+    def resolve(self, T: int, S: int) -> Mask:
+        # Implementations recognise some masks by their class.
+        at_rows = T == S and all(isinstance(x, int) and x == 0 for x in (self.query_positions, self.key_positions))
+        return self.mod.resolve(T, S) if at_rows else super().resolve(T, S)
+
+    def __call__(self, i: Index, j: Index):
+        return evaluate_bools(self.mod, *self.positions(i, j))
+
+    def bounds(self, rows, columns):
+        return as_mask(self.mod).bounds(*self.positions(rows, columns))
+
+    def _picture_shape(self):
+        return tuple(
+            positions.shape[0] if getattr(positions, "shape", ()) else default
+            for positions, default in zip((self.query_positions, self.key_positions), super()._picture_shape())
+        )

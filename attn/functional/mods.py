@@ -1,4 +1,4 @@
-"""What masks and scores share: a pytree form, offsets that wait for the lengths, and marks for heads.
+"""The common part of masks and scores: their pytree form, unset offsets, marks per head, and absolute positions.
 
 A "mod" is a function of positions that modifies attention: a mask `(i, j) -> bool` or a score
 `(s, i, j) -> s`. Ours are frozen dataclasses registered as pytrees. Of their fields, arrays (and whatever
@@ -7,13 +7,15 @@ functions are static, so that an implementation can reason about them before any
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey, all_leaves, register_pytree_with_keys
 
-from attn.functional.dtypes import clamped, is_array
+from attn.functional.checks import check_integer, check_scalar, check_shape, describe
+from attn.functional.dtypes import Integer, clamp_known, clamped, is_array
 
 
 def _is_leafy(x) -> bool:
@@ -21,7 +23,7 @@ def _is_leafy(x) -> bool:
 
 
 def register(cls):
-    """Class decorator: make a frozen dataclass a pytree whose array-holding fields are children.
+    """Make a frozen dataclass a pytree whose array-holding fields are children; a class decorator.
 
     Which fields those are is settled when the object is built and kept from then on, since JAX rebuilds
     pytrees with placeholders (axis numbers, None, ...) in place of the arrays.
@@ -67,24 +69,25 @@ class Mod:
     def __bool__(self):
         raise TypeError(f"{describe(self)} is neither true nor false: combine masks by & | ~ and scores by >>")
 
-    def at(self, T: int, S: int) -> "Mod":
-        """This mod for T queries and S keys: unset offsets are filled in and array shapes checked.
+    def resolve(self, T: int, S: int) -> "Mod":
+        """Return this mod for T queries and S keys: unset offsets are filled in and array shapes checked.
 
         Raises:
           ValueError: an offset is unset although T != S, or an array does not fit T and S.
         """
         inner = {
-            field.name: value.at(T, S)
+            field.name: value.resolve(T, S)
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), Mod)
         }
-        return (dataclasses.replace(self, **inner) if inner else self)._at(T, S)
+        return (dataclasses.replace(self, **inner) if inner else self)._resolve(T, S)
 
-    def _at(self, T: int, S: int) -> "Mod":
+    def _resolve(self, T: int, S: int) -> "Mod":
+        """Resolve the fields that are not mods themselves."""
         return self
 
     def expression(self) -> str:
-        """How to build this mod; arrays are shown by value if scalar, else by dtype and shape."""
+        """Return the Python expression of this mod; arrays are shown by value if scalar, else by dtype and shape."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         shown = [f"{name}={describe(value)}" for name, value in given.items() if value is not defaults[name]]
@@ -94,83 +97,11 @@ class Mod:
         return self.expression()
 
 
-def describe(value) -> str:
-    """A mod, or a value inside it, in few words."""
-    if isinstance(value, Mod):
-        return value.expression()
-    if not is_array(value):
-        return getattr(value, "__name__", None) or str(value)
-    known = not isinstance(value, jax.core.Tracer) and not getattr(value, "is_deleted", bool)()
-    if value.shape == () and known:
-        return str(value)
-    return f"{value.dtype}{list(value.shape)}"
-
-
-def check_integer_or_none(name: str, value):
-    """Check an offset: an integer, an integer array, or None.
-
-    Raises:
-      TypeError: anything else.
-    """
-    if value is not None:
-        check_integer(name, value)
-
-
-def check_integer(name: str, value):
-    """Check a length or a width.
-
-    Raises:
-      TypeError: neither an integer nor an integer array.
-    """
-    if isinstance(value, int) and not isinstance(value, bool):
-        return
-    if not (is_array(value) and jnp.issubdtype(value.dtype, jnp.integer)):
-        raise TypeError(f"{name} must be an integer or an integer array, got {describe(value)}")
-
-
-def check_array(name: str, value, kind):
-    """Check that `value` is an array of dtype `kind` (a dtype or a family of them).
-
-    Raises:
-      TypeError: it is not.
-    """
-    if not is_array(value):
-        raise TypeError(f"{name} must be an array of {kind.__name__}, got {value!r}")
-    if not jnp.issubdtype(value.dtype, kind):
-        raise TypeError(f"{name} must be an array of {kind.__name__}, got dtype {value.dtype}")
-
-
-def check_shape(name: str, array, shape: tuple):
-    """Check the shape of an array that lies along queries or keys.
-
-    Raises:
-      ValueError: it differs.
-    """
-    if tuple(array.shape) != shape:
-        raise ValueError(f"{name} must have shape {shape} for these queries and keys, got {tuple(array.shape)}")
-
-
-def check_function(kind: str, signature: str, mod):
-    """Check what was given as a mask or as a score, which is none of ours.
-
-    Raises:
-      TypeError: an array, which is pointed to `dense`, or anything else that cannot be called with positions.
-    """
-    if is_array(mod):
-        raise TypeError(
-            f"a {kind} is a function {signature}, got an array of shape {tuple(mod.shape)}: "
-            f"wrap it as attn.{kind}s.dense(array)"
-        )
-    if not callable(mod) or isinstance(mod, type):
-        hint = f": call it, as in {mod.__name__}(...)" if isinstance(mod, type) else ""
-        raise TypeError(f"a {kind} is a function {signature}, got {mod!r}{hint}")
-
-
 def returned(kind: str, mod, *arguments):
-    """What a mask or a score returns.
+    """Call a mask or a score and return its result, an array or a number.
 
     Raises:
-      TypeError: neither an array nor a number.
+      TypeError: the result is neither; or the function mixes dtypes although JAX is told to forbid that.
     """
     try:
         value = mod(*arguments)
@@ -188,7 +119,7 @@ def returned(kind: str, mod, *arguments):
 
 
 def as_tile(kind: str, mod, value, i, j):
-    """What a mod returned for a tile, as an array of two axes that broadcasts to it.
+    """Return the result of a mod for a tile as an array of two axes that broadcasts to the tile.
 
     Raises:
       ValueError: it does not broadcast to the tile.
@@ -202,21 +133,8 @@ def as_tile(kind: str, mod, value, i, j):
     return jnp.reshape(value, (1,) * (2 - len(shape)) + shape)
 
 
-def check_scalar(name: str, value):
-    """Check that an array leaf has lost its batch and head axes by now.
-
-    Raises:
-      ValueError: the array is not a scalar.
-    """
-    if is_array(value) and value.shape != ():
-        raise ValueError(
-            f"{name} must be a scalar here, got shape {tuple(value.shape)}: "
-            "use jax.vmap for one value an example, attn.per_head for one a head"
-        )
-
-
 def resolve_offset(name: str, offset, T: int, S: int):
-    """The offset of queries among keys: as given, or 0 where T = S.
+    """Return the offset of queries among keys: as given, or 0 where T = S.
 
     Raises:
       ValueError: unset although T != S, or not a scalar.
@@ -232,9 +150,27 @@ def resolve_offset(name: str, offset, T: int, S: int):
     )
 
 
-def place(i, offset):
-    """Query positions among the keys; an unset offset means 0."""
+def shift(i, offset):
+    """Return the positions of queries among the keys, i + offset; an unset offset means 0."""
     return i if offset is None else i + clamped(offset)
+
+
+def holds_function(mod) -> bool:
+    """Return whether a mod is or holds a callable of the user's: it may read variables that change, or tracers."""
+    if isinstance(mod, Mod) and type(mod).__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return any(holds_function(getattr(mod, field.name)) for field in dataclasses.fields(mod))
+    return callable(mod)
+
+
+def nested(mod):
+    """Iterate over a mod and the mods inside it, at any depth."""
+    if isinstance(mod, Mod):
+        yield mod
+        for field in dataclasses.fields(mod):
+            yield from nested(getattr(mod, field.name))
+
+
+# Marks for heads
 
 
 @register
@@ -246,8 +182,12 @@ class PerHead(Mod):
 
     def __call__(self, *positions):
         raise ValueError(
-            f"{describe(self)} holds one value for each head: give it to multi_head_attention, which takes it apart"
+            f"{describe(self)} holds one value per head: give it to multi_head_attention, which unwraps it"
         )
+
+    def resolve(self, T: int, S: int) -> "PerHead":
+        """Return itself: only one head's slice, after `unwrap_per_head`, has the shapes that are checked."""
+        return self
 
     def expression(self) -> str:
         return f"per_head({describe(self.mod)})"
@@ -271,51 +211,80 @@ def check_per_head(mod):
         )
 
 
-def holds_function(mod) -> bool:
-    """Whether a mod is or holds a callable of the user's: it may read variables that change, or tracers."""
-    if isinstance(mod, Mod) and type(mod).__module__.partition(".")[0] == __name__.partition(".")[0]:
-        return any(holds_function(getattr(mod, field.name)) for field in dataclasses.fields(mod))
-    return callable(mod)
-
-
 def parts(mod) -> list:
-    """The leaves of a mod, with marked sub-mods kept whole."""
+    """Return the leaves of a mod, with marked mods inside kept whole."""
     return jax.tree.leaves(mod, is_leaf=lambda part: isinstance(part, PerHead))
 
 
-def split_heads(mod, num_heads: int):
-    """Take the marks off a mod.
+def unwrap_per_head(tree, num_heads: int) -> tuple[list, Callable]:
+    """Take the marks of `attn.per_head` off a mod, or off a tree of mods.
+
+    Args:
+      tree: mods, marked ones among them at any depth.
+      num_heads: N.
 
     Returns:
-      (unmarked mod, list that says for each of its leaves whether it carries the axis of heads).
+      (arrays, of_head): the marked arrays, each `[N ...]`; and the function of one head's slices of them that returns
+      the tree for that head. `of_head(arrays)` is the tree without marks, its arrays still with their axis of heads.
 
     Raises:
-      ValueError: a marked leaf whose leading axis is not `num_heads`.
+      ValueError: a marked array whose leading axis is not `num_heads`.
     """
-    marked, structure = jax.tree.flatten(mod, is_leaf=lambda part: isinstance(part, PerHead))
-    carries = []
+    marked, structure = jax.tree.flatten(tree, is_leaf=lambda part: isinstance(part, PerHead))
+    has_heads = []
     for part in marked:
         leaves = jax.tree.leaves(part)
-        carries += [isinstance(part, PerHead) and is_array(leaf) for leaf in leaves]
+        has_heads += [isinstance(part, PerHead) and is_array(leaf) for leaf in leaves]
         for leaf in leaves if isinstance(part, PerHead) else ():
             if is_array(leaf) and (not leaf.shape or leaf.shape[0] != num_heads):
                 raise ValueError(
                     f"{describe(part)}: the leading axis of every array must be the N = {num_heads} query heads, "
                     f"got shape {tuple(leaf.shape)}"
                 )
-    bare = [part.mod if isinstance(part, PerHead) else part for part in marked]
-    return structure.unflatten(bare), carries
+    unmarked = structure.unflatten([part.mod if isinstance(part, PerHead) else part for part in marked])
+    leaves, structure = jax.tree.flatten(unmarked)
+
+    def of_head(slices):
+        slices = iter(slices)
+        return structure.unflatten([next(slices) if each else leaf for each, leaf in zip(has_heads, leaves)])
+
+    return [leaf for each, leaf in zip(has_heads, leaves, strict=True) if each], of_head
 
 
-def check_real(name: str, value):
-    """Check a real number or a real array.
+# Other positions
 
-    Raises:
-      TypeError: anything else.
-    """
-    if is_array(value):
-        real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
-    else:
-        real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not real:
-        raise TypeError(f"{name} must be a real number, got {describe(value)}")
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Placed(Mod):
+    """Base of `masks.placed` and `scores.placed`: a mod evaluated at absolute positions instead of row numbers."""
+
+    mod: Callable
+    query_positions: Integer
+    key_positions: Integer
+
+    def __post_init__(self):
+        for name in ("query_positions", "key_positions"):
+            check_integer(f"placed: {name}", getattr(self, name))
+        clamp_known(self, "query_positions", "key_positions")
+
+    def resolve(self, T: int, S: int) -> Mod:
+        """Check the positions; what is inside stays as it is, since T and S are not the lengths of its texts."""
+        for name, length in (("query_positions", T), ("key_positions", S)):
+            if is_array(positions := getattr(self, name)) and positions.shape:
+                check_shape(f"placed: {name}", positions, (length,))
+        return self
+
+    def positions(self, i, j):
+        """Return the absolute positions of rows i of the queries and j of the keys."""
+        return _positions_of(i, self.query_positions), _positions_of(j, self.key_positions)
+
+    def expression(self) -> str:
+        return f"placed({describe(self.mod)}, {describe(self.query_positions)}, {describe(self.key_positions)})"
+
+
+def _positions_of(index, positions):
+    positions = clamped(positions)
+    if not (is_array(positions) and positions.shape):
+        return index + positions
+    # NumPy stays NumPy, so that bounds are known while tracing.
+    return (positions if isinstance(index, np.ndarray) else jnp.asarray(positions))[index]

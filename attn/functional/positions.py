@@ -1,8 +1,8 @@
-"""Positions: ways to tell a model, which sees its input as a set, where in the sequence each token stands.
+"""Positions: ways to tell a model, which sees its input as a set, the position of each token in the sequence.
 
-Additive encodings return rows to add to embeddings; `rotary` turns queries and keys; `alibi_slopes` and
-`relative_buckets` serve the scores; `randomized` draws positions for any of them. Leaving positions out is
-`none`. Positions are integers (or reals), in tokens.
+Additive encodings return rows to add to embeddings; `rotary` rotates queries and keys; `alibi_slopes` and
+`relative_buckets` are for scores; `randomized` draws positions for any of them; `none` adds nothing. Positions are
+integers (or reals), in tokens.
 """
 
 import math
@@ -17,7 +17,7 @@ from attn.functional import dtypes
 
 
 def sinusoidal(positions: Num[Array, "T"], width: int, *, base: dtypes.Real = 10_000.0) -> Float[Array, "T D"]:
-    """Sines and cosines of geometrically spaced frequencies.
+    """Encode positions by sines and cosines of geometrically spaced frequencies.
 
         PE(t, 2m) = sin(t / base^(2m/D)),  PE(t, 2m+1) = cos(t / base^(2m/D))
 
@@ -42,17 +42,17 @@ def sinusoidal(positions: Num[Array, "T"], width: int, *, base: dtypes.Real = 10
 
 
 def learned(positions: Int[Array, "T"], table: Float[Array, "L D"]) -> Float[Array, "T D"]:
-    """Rows of a learned table: PE(t) = table[t].
+    """Look positions up in a learned table: PE(t) = table[t].
 
     Args:
-      positions: `[T]` integers in 0..L-1; those beyond become NaN rather than some other position's row.
+      positions: `[T]` integers in 0..L-1; those outside give NaN, not the row of another position.
       table: `[L D]`.
 
     Returns:
       `[T D]`.
 
     Raises:
-      TypeError: positions that are no integers.
+      TypeError: positions that are not integers.
 
     Source: Gehring et al. 2017, section 3.1.
     """
@@ -63,7 +63,7 @@ def learned(positions: Int[Array, "T"], table: Float[Array, "L D"]) -> Float[Arr
 
 
 def none(positions: Num[Array, "T"], width: int) -> Float[Array, "T D"]:
-    """No positions: zeros, `[T D]`."""
+    """Encode nothing: zeros, `[T D]`."""
     return jnp.zeros((_check_positions(positions).shape[0], width))
 
 
@@ -74,40 +74,44 @@ def rotary(
     base: dtypes.Real = 10_000.0,
     fraction: float | np.floating = 1.0,
     scale: float = 1.0,
+    frequencies: Float[Array | np.ndarray, "pairs"] | None = None,
 ) -> Float[Array, "T *heads H"]:
-    """Turn queries or keys by their positions, so that scores depend on distances alone.
+    """Rotate queries or keys by their positions, so that scores depend on distances alone.
 
-    The pair (x_m, x_{m+R/2}) of the R = fraction H turned features is rotated by the angle t / (scale base^(2m/R)).
+    The pair (x_m, x_{m+R/2}) of the R = fraction H rotated features is rotated by the angle t f_m, with the frequency
+    f_m = 1 / (scale base^(2m/R)) unless frequencies are given.
 
     Args:
       x: `[T H]`, or `[T N H]` for N heads.
       positions: `[T]`.
       base: the longest wavelength is 2 pi base tokens.
-      fraction: share of the features that turn, rounded down to an even number; the rest pass (partial rotary).
+      fraction: share of the features that are rotated, rounded down to an even number; the rest pass (partial rotary).
       scale: positions are divided by it (position interpolation).
+      frequencies: `[R/2]` in radians per position, such as learned ones; may be traced and differentiated. `base` and
+        `scale` must then be left alone.
 
     Returns:
       Array of the shape and dtype of `x`.
 
     Raises:
-      ValueError: lengths that differ, a fraction outside (0, 1], a scale that is not positive.
+      ValueError: lengths that differ, a fraction outside (0, 1], a scale that is not positive, frequencies of another
+        shape or together with `base` or `scale`.
 
     Source: Su et al. 2021, section 3.2; partial: Black et al. 2022, section 2.1; scale: Chen et al. 2023, equation 4.
     """
     positions = _check_positions(positions)
-    if x.shape[0] != positions.shape[0]:
-        raise ValueError(f"rotary: x {tuple(x.shape)} and positions {tuple(positions.shape)} differ in length")
-    if not 0 < fraction <= 1:
-        raise ValueError(f"rotary: fraction must lie in (0, 1], got {fraction}")
-    known = dtypes.known(scale)
-    if known is not None and not (known > 0).all():
-        raise ValueError(f"rotary: scale must be positive, got {scale}")
+    _check_rotary(x, positions, fraction, scale)
     # A product that is a whole number may come out just below it, as 50 * 0.58 does.
-    turned = math.floor(round(x.shape[-1] * float(fraction), 6)) // 2 * 2
-    angles = _angles(positions, turned, base, scale)
-    angles = jnp.expand_dims(angles, tuple(range(1, x.ndim - 1)))
+    width = math.floor(round(x.shape[-1] * float(fraction), 6)) // 2 * 2  # R
+    if frequencies is None:
+        angles = _angles(positions, width, base, scale)
+    else:
+        _check_frequencies(frequencies, width // 2, base, scale)
+        frequencies = dtypes.widened(jnp.asarray(frequencies))
+        angles = positions.astype(frequencies.dtype)[:, None] * frequencies[None, :]
+    angles = jnp.expand_dims(angles, tuple(range(1, x.ndim - 1)))  # [T pairs]; with heads [T 1 pairs]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    left, right, rest = jnp.split(x, (turned // 2, turned), axis=-1)
+    left, right, rest = jnp.split(x, (width // 2, width), axis=-1)
     left, right = left.astype(angles.dtype), right.astype(angles.dtype)
     rotated = [left * cos - right * sin, left * sin + right * cos]
     return jnp.concatenate([half.astype(x.dtype) for half in rotated] + [rest], axis=-1)
@@ -116,13 +120,13 @@ def rotary(
 def relative_buckets(
     distance: dtypes.Integer, *, num_buckets: int = 32, max_distance: int = 128, bidirectional: bool = True
 ) -> Int[Array, "..."]:
-    """Which learned bias a distance j - i shares: exact when near, logarithmic up to `max_distance`, then one.
+    """Assign distances j - i to buckets that share a bias: exact when near, logarithmic up to `max_distance`, then one.
 
     Args:
       distance: key position minus query position.
-      num_buckets: how many; half of them for each direction if bidirectional.
+      num_buckets: number of buckets; half of them for each direction if bidirectional.
       max_distance: from here on all distances share the last bucket.
-      bidirectional: tell keys ahead of the query from keys behind it; otherwise those ahead share bucket 0.
+      bidirectional: distinguish keys ahead of the query from keys behind it; otherwise those ahead share bucket 0.
 
     Returns:
       Integers in 0..num_buckets-1, for `score=lambda s, i, j: s + table[relative_buckets(j - i)]`.
@@ -153,7 +157,7 @@ def relative_buckets(
 
 
 def _logarithmic_starts(exact: int, each: int, max_distance: int) -> list[int]:
-    """The first distance of each logarithmic bucket.
+    """Compute the first distance of each logarithmic bucket.
 
     Bucket exact + m holds the distances d with floor(log(d / exact) / log(max_distance / exact) * (each - exact)) = m.
     In integers, since the quotient of the logarithms may come out just below a whole number:
@@ -172,7 +176,7 @@ def _logarithmic_starts(exact: int, each: int, max_distance: int) -> list[int]:
 
 
 def alibi_slopes(num_heads: int | np.integer) -> Float[Array, "N"]:
-    """Slopes for `scores.alibi`, one a head: 2^(-8 n / N) for n = 1..N.
+    """Slopes for `scores.alibi`, one per head: 2^(-8 n / N) for n = 1..N.
 
     Raises:
       TypeError: not an integer.
@@ -190,13 +194,13 @@ def alibi_slopes(num_heads: int | np.integer) -> Float[Array, "N"]:
 
 
 def randomized(key: Array, length: int, max_length: int, *, count: dtypes.Integer | None = None) -> Int[Array, "T"]:
-    """Ordered random positions: distinct integers of 0..max_length-1, sorted.
+    """Draw ordered random positions: distinct integers of 0..max_length-1, sorted.
 
     Args:
       key: JAX random key.
       length: T.
       max_length: the range to draw from, far beyond the training lengths.
-      count: how many of them are wanted, `length` at most, may be traced; those after the first `count` are all
+      count: number of positions to draw, at most `length`, may be traced; those after the first `count` are all
         max_length - 1. None for all.
 
     Returns:
@@ -220,17 +224,34 @@ def randomized(key: Array, length: int, max_length: int, *, count: dtypes.Intege
 
 
 def _angles(positions: Num[Array, "T"], width: int, base: dtypes.Real, scale=1.0) -> Float[Array, "T pairs"]:
-    """t / (scale base^(2m/D)) for m = 0 .. ceil(D/2) - 1."""
+    """Compute t / (scale base^(2m/D)) for m = 0 .. ceil(D/2) - 1."""
     frequencies = dtypes.as_real(base) ** (-jnp.arange(0.0, width, 2) / width)
     scaled = positions.astype(frequencies.dtype) / jnp.asarray(dtypes.as_real(scale), frequencies.dtype)
     return scaled[:, None] * frequencies[None, :]
 
 
+def _check_rotary(x, positions, fraction, scale):
+    if x.shape[0] != positions.shape[0]:
+        raise ValueError(f"rotary: x {tuple(x.shape)} and positions {tuple(positions.shape)} differ in length")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"rotary: fraction must lie in (0, 1], got {fraction}")
+    known = dtypes.known(scale)
+    if known is not None and not (known > 0).all():
+        raise ValueError(f"rotary: scale must be positive, got {scale}")
+
+
+def _check_frequencies(frequencies, pairs: int, base, scale):
+    if tuple(frequencies.shape) != (pairs,):
+        raise ValueError(f"rotary: frequencies must have shape ({pairs},), got {tuple(frequencies.shape)}")
+    if not (isinstance(base, float) and base == 10_000.0 and isinstance(scale, float) and scale == 1.0):
+        raise ValueError(f"rotary: frequencies replace base and scale; leave these alone, got {base} and {scale}")
+
+
 def _check_positions(positions) -> Array:
-    """Positions as an array of JAX.
+    """Convert positions to an array of JAX.
 
     Raises:
-      TypeError: floats of 16 bits, which tell whole numbers apart only up to 256 (bfloat16) or 2,048 (float16).
+      TypeError: floats of 16 bits, which hold whole numbers only up to 256 (bfloat16) or 2,048 (float16).
       ValueError: wrong rank, or integers that JAX would wrap around.
     """
     if dtypes.is_half(positions):

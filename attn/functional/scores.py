@@ -1,10 +1,10 @@
 """Scores: functions `(s, i, j) -> s` that change the scaled score of query position i and key position j.
 
-Any callable will do. Those here are pytrees besides (see `mods`) and chain in the order applied:
+Any callable will do. Those here are also pytrees (see `mods`) and chain in the order applied:
 
     alibi(slope) >> softcap(30.0)        relative_bias(table) >> (lambda s, i, j: s * temperature)
 
-A score of -inf counts as masked. They are classes used as functions, hence their lower-case names.
+A score of -inf counts as masked. They are classes used as functions, so their names are lower-case.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from attn.functional import closures, dtypes, mods
+from attn.functional import checks, closures, dtypes, mods
 from attn.functional.dtypes import Integer, Real
-from attn.functional.masks import Positions
-from attn.functional.mods import Mod, PerHead, register
+from attn.functional.mask_algebra import Index
+from attn.functional.mods import Mod, PerHead, Placed, register
 
 
 class Score(Mod):
@@ -31,21 +31,21 @@ class Score(Mod):
 
 
 def as_score(score) -> Score | None:
-    """Take what was given for `score=`: None, one of ours, or any callable.
+    """Convert the argument `score=` (None, one of our scores, or any callable) to a score or None.
 
     Raises:
-      TypeError: anything else; an array is pointed to `scores.dense`, a mask to `mask=`.
+      TypeError: anything else; the message offers `scores.dense` for an array and `mask=` for a mask.
     """
     if score is None or isinstance(score, Score):
         return score
     if isinstance(score, Mod):
-        raise TypeError(f"{mods.describe(score)} is a mask: give it as mask=, not as score=")
-    mods.check_function("score", "(s, i, j) -> s", score)
+        raise TypeError(f"{checks.describe(score)} is a mask: give it as mask=, not as score=")
+    checks.check_function("score", "(s, i, j) -> s", score)
     return function(score)
 
 
 def evaluate(score: Score, s: Float[Array, "T S"], i, j) -> Float[Array, "T S"]:
-    """The score on a tile, in the dtype of `s`.
+    """Evaluate a score on a tile, in the dtype of `s`.
 
     Raises:
       TypeError: the score returns anything but real floats.
@@ -55,7 +55,7 @@ def evaluate(score: Score, s: Float[Array, "T S"], i, j) -> Float[Array, "T S"]:
     def changed(s, i, j):
         value = mods.returned("score", score, s, i, j)
         if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-            raise TypeError(f"score {mods.describe(score)} must return real floats, got {jnp.result_type(value)}")
+            raise TypeError(f"score {checks.describe(score)} must return real floats, got {jnp.result_type(value)}")
         return jnp.broadcast_to(mods.as_tile("score", score, value, i, j), s.shape).astype(s.dtype)
 
     return closures.call(changed, s, i, j) if mods.holds_function(score) else changed(s, i, j)
@@ -72,7 +72,7 @@ class function(Score):
         return self.call(s, i, j)
 
     def expression(self) -> str:
-        return mods.describe(self.call)
+        return checks.describe(self.call)
 
 
 @register
@@ -83,11 +83,11 @@ class chain(Score):
     first: Callable
     second: Callable
 
-    def __call__(self, s: Array, i: Positions, j: Positions):
+    def __call__(self, s: Array, i: Index, j: Index):
         return self.second(self.first(s, i, j), i, j)
 
     def expression(self) -> str:
-        return f"({mods.describe(self.first)} >> {mods.describe(self.second)})"
+        return f"({checks.describe(self.first)} >> {checks.describe(self.second)})"
 
 
 @register
@@ -98,7 +98,7 @@ class PerHeadScore(PerHead, Score):
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class softcap(Score):
-    """Bound the scores smoothly: cap tanh(s / cap). It bounds -inf as well: hide keys after it, or by a mask.
+    """Bounds the scores smoothly: cap tanh(s / cap). It bounds -inf as well: hide keys after it, or by a mask.
 
     Args:
       cap: positive scalar, may be traced.
@@ -112,17 +112,17 @@ class softcap(Score):
     cap: Real
 
     def __post_init__(self):
-        mods.check_real("softcap: cap", self.cap)
+        checks.check_real("softcap: cap", self.cap)
         object.__setattr__(self, "cap", dtypes.as_real(self.cap))
         known = dtypes.known(self.cap)
         if known is not None and not ((known > 0) & (known < np.inf)).all():
             raise ValueError(f"softcap: cap must be positive and finite, got {self.cap}")
 
-    def _at(self, T, S):
-        mods.check_scalar("softcap: cap", self.cap)
+    def _resolve(self, T, S):
+        checks.check_scalar("softcap: cap", self.cap)
         return self
 
-    def __call__(self, s: Array, i: Positions, j: Positions):
+    def __call__(self, s: Array, i: Index, j: Index):
         cap = jnp.asarray(self.cap, jnp.result_type(s))
         return cap * jnp.tanh(s / cap)
 
@@ -130,10 +130,10 @@ class softcap(Score):
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class alibi(Score):
-    """Attention with linear biases: s - slope |i + offset - j|.
+    """Subtracts a linear function of the distance (ALiBi): s - slope |i + offset - j|.
 
     Args:
-      slope: scalar, may be traced; one a head by `per_head(alibi(positions.alibi_slopes(N)))`.
+      slope: scalar, may be traced; one per head by `per_head(alibi(positions.alibi_slopes(N)))`.
       offset: position of query 0 among the keys. Unset: 0 where T = S, else an error.
 
     Source: Press et al. 2022, section 3 (the distance taken absolutely, so that it serves encoders too).
@@ -143,31 +143,32 @@ class alibi(Score):
     offset: Integer | None = None
 
     def __post_init__(self):
-        mods.check_real("alibi: slope", self.slope)
+        checks.check_real("alibi: slope", self.slope)
         object.__setattr__(self, "slope", dtypes.as_real(self.slope))
-        mods.check_integer_or_none("alibi: offset", self.offset)
+        checks.check_integer_or_none("alibi: offset", self.offset)
         _check_reach("alibi", self.offset)
 
-    def _at(self, T, S):
-        mods.check_scalar("alibi: slope", self.slope)
+    def _resolve(self, T, S):
+        checks.check_scalar("alibi: slope", self.slope)
         return dataclasses.replace(self, offset=mods.resolve_offset("alibi", self.offset, T, S))
 
-    def __call__(self, s: Array, i: Positions, j: Positions):
-        distance = jnp.abs(mods.place(i, self.offset) - j)
+    def __call__(self, s: Array, i: Index, j: Index):
+        distance = jnp.abs(mods.shift(i, self.offset) - j)
         return s - jnp.asarray(self.slope, s.dtype) * jnp.asarray(distance, s.dtype)
 
 
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class relative_bias(Score):
-    """One learned bias a distance: s + table[j - (i + offset) + T - 1].
+    """Adds one learned bias per distance: s + table[j - (i + offset) + T - 1].
 
     Args:
       table: `[R]` floats. T queries over S keys read the entries -offset .. S + T - 2 - offset, so a table of
         T + S - 1 entries serves offset 0.
       offset: position of query 0 among the keys, 0 or negative: a positive one reads before the table, which is an
         error where it is known and NaN where it is traced. Unset: 0 where T = S, else an error.
-      num_queries: T. The attention functions fill it in; by hand, unset puts distance 0 in the table's middle.
+      num_queries: T, filled in by the attention functions. Unset, by hand and inside `placed`, distance 0 is the
+        table's middle entry.
 
     Raises:
       ValueError: in the attention functions, where a distance would fall outside the table.
@@ -180,11 +181,11 @@ class relative_bias(Score):
     num_queries: int | None = None
 
     def __post_init__(self):
-        mods.check_array("relative_bias: table", self.table, jnp.floating)
-        mods.check_integer_or_none("relative_bias: offset", self.offset)
+        checks.check_array("relative_bias: table", self.table, jnp.floating)
+        checks.check_integer_or_none("relative_bias: offset", self.offset)
         _check_reach("relative_bias", self.offset)
 
-    def _at(self, T, S):
+    def _resolve(self, T, S):
         if len(self.table.shape) != 1:
             raise ValueError(f"relative_bias: table must have one axis here, got {tuple(self.table.shape)}")
         offset = mods.resolve_offset("relative_bias", self.offset, T, S)
@@ -197,10 +198,10 @@ class relative_bias(Score):
                 )
         return dataclasses.replace(self, offset=offset, num_queries=T)
 
-    def __call__(self, s: Array, i: Positions, j: Positions):
+    def __call__(self, s: Array, i: Index, j: Index):
         zero = (self.table.shape[-1] - 1) // 2 if self.num_queries is None else self.num_queries - 1
-        entry = j - mods.place(i, self.offset) + zero
-        # A distance outside the table, by a traced offset, shows as NaN and not as some other distance's bias.
+        entry = j - mods.shift(i, self.offset) + zero
+        # With a traced offset a distance outside the table gives NaN, not the bias of another distance.
         bias = jnp.asarray(self.table).at[entry].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return s + bias.astype(s.dtype)
 
@@ -208,7 +209,7 @@ class relative_bias(Score):
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class dense(Score):
-    """A given array: s + bias[i, j].
+    """Adds an array: s + bias[i, j].
 
     Args:
       bias: `[T S]` floats; -inf masks.
@@ -217,14 +218,89 @@ class dense(Score):
     bias: Float[Array | np.ndarray, "*heads T S"]
 
     def __post_init__(self):
-        mods.check_array("scores.dense", self.bias, jnp.floating)
+        checks.check_array("scores.dense", self.bias, jnp.floating)
 
-    def _at(self, T, S):
-        mods.check_shape("scores.dense", self.bias, (T, S))
+    def _resolve(self, T, S):
+        checks.check_shape("scores.dense", self.bias, (T, S))
         return self
 
-    def __call__(self, s: Array, i: Positions, j: Positions):
+    def __call__(self, s: Array, i: Index, j: Index):
         return s + jnp.asarray(self.bias)[i, j].astype(s.dtype)
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class placed(Placed, Score):
+    """Evaluates a score at absolute positions: score(s, query_positions of row i, key_positions of row j).
+
+    Args:
+      mod: the score, of absolute positions; its unset offsets mean 0.
+      query_positions: an integer offset, position = i + offset, which may be traced; or ascending integers `[T]`.
+      key_positions: the same for the keys, `[S]`.
+
+    Raises:
+      TypeError: positions that are not integers.
+      ValueError: in the attention functions, positions of another length than the queries or keys.
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "mod", as_score(self.mod))
+
+    def __call__(self, s: Array, i: Index, j: Index):
+        return self.mod(s, *self.positions(i, j))
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class from_vectors(Score):
+    """A score that is made from the queries and keys of its head, once, before any tile: make(query, key).
+
+    What `make` computes from them is captured by the score that it returns, such as one product per query and distance:
+
+        def make(table, query, key):
+            products = query @ table.T / query.shape[-1] ** 0.5          # [T R]
+            return lambda s, i, j: s + products[i, jnp.clip(j - i, -C, C) + C]
+
+        score = from_vectors(jax.tree_util.Partial(make, table))
+
+    Args:
+      make: function (query `[T H]`, key `[S H]`) of one head's vectors, not scaled, that returns a score or None for
+        no change. Array leaves, as of `jax.tree_util.Partial`, may be marked by `attn.per_head`. For an
+        implementation that takes all heads at once, the score must be a pytree too.
+
+    Raises:
+      TypeError: `make` is not a function, or what it returns is not a score.
+
+    Source: the use of vectors: Shaw et al. 2018, section 3.2; Dai et al. 2019, section 3.3.
+    """
+
+    make: Callable
+
+    def __post_init__(self):
+        checks.check_function("score", "(query, key) -> score", self.make)
+
+    def __call__(self, s, i, j):
+        raise TypeError(f"{self.expression()} is made from queries and keys: give it to an attention function")
+
+
+def resolve_vectors(score: Score | None, query: Float[Array, "T H"], key: Float[Array, "S H"]) -> Score | None:
+    """Replace every `from_vectors` in a score, at any depth, by the score that it makes for one head.
+
+    Returns:
+      A score, or None where nothing is left of it.
+    """
+    if isinstance(score, from_vectors):
+        return resolve_vectors(dtypes.widened(as_score(score.make(query, key))), query, key)
+    if isinstance(score, chain):
+        first, second = (resolve_vectors(part, query, key) for part in (score.first, score.second))
+        if first is None or second is None:
+            return second if first is None else first
+        return chain(first, second)
+    if isinstance(score, placed):
+        mod = resolve_vectors(score.mod, query, key)
+        return None if mod is None else dataclasses.replace(score, mod=mod)
+    return score
 
 
 def _check_reach(name: str, offset):

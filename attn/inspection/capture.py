@@ -1,4 +1,4 @@
-"""What a trained model looks at while it answers: attention weights or influence, with the tokens they belong to."""
+"""Attention weights or influence while a trained model answers, with the tokens that they belong to."""
 
 from typing import NamedTuple
 
@@ -9,17 +9,19 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from attn.inspection.influence import influence
-from attn.nn.encoder_decoder import Weights
+from attn.nn.model import Model, Weights
 from attn.tasks.examples import PAD, Tokens, decoder_input
 from attn.tasks.vocabulary import Vocabulary
+from attn.training.decoding import prompts
 
 
 class Maps(NamedTuple):
     """Attention weights of one answer, cut to its length, with names for the rows and columns.
 
     Attributes:
-      weights: `[L N S S]`, `[L N T T]` and `[L N T S]`.
+      weights: `[L N rows columns]` by the names of the model's maps.
       influence: `[T S]`, of a model without attention instead: see `attn.inspection.influence`.
+      axes: for each map what its rows and columns stand for: "source", "answer" or "both".
       source: names of the S source tokens.
       read: names of the T tokens that the decoder read, the begin token first.
       written: names of the T tokens that it wrote after each.
@@ -27,13 +29,26 @@ class Maps(NamedTuple):
 
     weights: Weights
     influence: Float[np.ndarray, "T S"] | None
+    axes: dict[str, tuple[str, str]]
     source: list[str]
     read: list[str]
     written: list[str]
 
+    def rows(self, name: str) -> tuple[str, list[str]]:
+        """Return what the rows of a map are, in words, and their names."""
+        return ("source", self.source) if self.axes[name][0] == "source" else ("written", self.written)
 
-def capture(model: nnx.Module, vocabulary: Vocabulary, source: Tokens, answer: Int[Array | np.ndarray, "T"]) -> Maps:
-    """Look at the attention weights of an answer.
+    def columns(self, name: str) -> tuple[str, list[str]]:
+        """Return what the columns of a map are, in words, and their names."""
+        return {
+            "source": ("source", self.source),
+            "answer": ("read so far", self.read),
+            "both": ("source, and read so far", self.source + self.read),
+        }[self.axes[name][1]]
+
+
+def capture(model: Model, vocabulary: Vocabulary, source: Tokens, answer: Int[Array | np.ndarray, "T"]) -> Maps:
+    """Compute the attention weights of an answer.
 
     Args:
       model: a trained model.
@@ -43,15 +58,15 @@ def capture(model: nnx.Module, vocabulary: Vocabulary, source: Tokens, answer: I
     """
     answer = jnp.asarray(answer)[: max(1, int(np.sum(np.asarray(answer) != PAD)))]
     read = decoder_input(answer, vocabulary.begin)
-    source = jnp.asarray([*source, vocabulary.end])
+    source = prompts(vocabulary, jnp.asarray([*source, vocabulary.source_end]))
     graphdef, params = nnx.split(model, nnx.Param)
 
     @jax.jit
     def look(params):
         model = nnx.merge(graphdef, params)
-        weights = model(source, read, target_length=len(read), return_weights=True)[1]
-        blind = not any(map(len, weights))
-        return weights, influence(model, source, read, jnp.arange(len(read))) if blind else None
+        weights = model(source, read, answer_length=vocabulary.answer_length(len(source) - 1), return_weights=True)[1]
+        return weights, None if weights else influence(model, source, read, jnp.arange(len(read)))
 
-    source_names, read_names, written_names = (vocabulary.names(tokens) for tokens in (source, read, answer))
-    return Maps(*jax.device_get(look(params)), source=source_names, read=read_names, written=written_names)
+    names = (vocabulary.names(tokens) for tokens in (source, read, answer))
+    axes = {name: axes for name, *axes in model.maps}
+    return Maps(*jax.device_get(look(params)), axes, *names)

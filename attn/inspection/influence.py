@@ -1,4 +1,4 @@
-"""How much each source token moves what is written: for models of any kind, attention or none."""
+"""Influence of each source token on the answer, by gradients: for models with or without attention."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ def influence(
     """The norm of d(logits of step t) / d(embedding of source token j): of the Jacobian `[V D]`, its Frobenius norm.
 
     Args:
-      model: an `EncoderDecoder`.
+      model: any.
       source: `[S]` tokens.
       read: `[T]` tokens that the decoder reads, the begin token first.
       steps: `[R]`, the steps t of the decoder to look at.
@@ -22,7 +22,7 @@ def influence(
     shift = jnp.zeros((len(source), model.source_embed.features))
 
     def logits(shift):
-        return model(source, read, target_length=len(read), shift=shift)
+        return model(source, read, answer_length=len(read), shift=shift)
 
     def of_step(step):
         jacobian = jax.jacrev(lambda shift: logits(shift)[step])(shift)  # [V S D]

@@ -10,32 +10,29 @@ from matplotlib.figure import Figure
 from attn.inspection.capture import Maps
 from attn.training.judging import Scores
 
+_TITLES = {"cross": "cross-attention", "decoder": "decoder self-attention", "encoder": "encoder self-attention"}
+
 
 def draw_maps(maps: Maps, title: str) -> Figure:
-    """Every layer's and head's attention: cross, then the decoder's own, then the encoder's; a row a layer.
+    """Draw the attention of every layer and head, one row per layer of each of the model's maps.
 
-    Dark is 1, white is 0. Each row of a map shows where the model looked to write (or, in the encoder, to
-    represent) the token at its left; the columns are what it could look at. Of a model without attention it is how
-    much each source token moves what is written, beside the one that moves it most.
+    Dark is 1, white is 0. Each row of a map shows what the model attended to when it wrote (or, in an encoder,
+    represented) the token at its left; the columns are the tokens that it could attend to. For a model without
+    attention it shows how much each source token moves what is written, relative to the one that moves it most.
     """
-    blocks = [
-        ("cross-attention", maps.weights.cross, maps.written, maps.source, "written", "source"),
-        ("decoder self-attention", maps.weights.decoder, maps.written, maps.read, "written", "read so far"),
-        ("encoder self-attention", maps.weights.encoder, maps.source, maps.source, "source", "source"),
-    ]
     rows = [
-        (f"{name}\nlayer {layer}", heads, *rest)
-        for name, weights, *rest in blocks
-        for layer, heads in enumerate(weights, start=1)
+        (f"{_TITLES.get(name, name)}\nlayer {layer}", heads, *maps.rows(name), *maps.columns(name))
+        for name in maps.axes
+        for layer, heads in enumerate(maps.weights.get(name, ()), start=1)
     ]
     if maps.influence is not None:
         shares = maps.influence / np.maximum(maps.influence.max(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
-        rows.append(("influence", shares[None], maps.written, maps.source, "written", "source"))
-    num_heads = maps.weights.cross.shape[1]
+        rows.append(("influence", shares[None], "written", maps.written, "source", maps.source))
+    num_heads = len(rows[0][1])
     side = min(6.0, max(2.4, 0.16 * max(len(maps.source), len(maps.written))))
     figure = Figure(figsize=(max(4.8, side * num_heads + 0.6), side * len(rows) + 0.8), layout="constrained")
     axes = figure.subplots(len(rows), num_heads, squeeze=False)
-    for row, (name, heads, down, across, down_name, across_name) in zip(axes, rows, strict=True):
+    for row, (name, heads, down_name, down, across_name, across) in zip(axes, rows, strict=True):
         for head, (ax, weights) in enumerate(zip(row, heads, strict=True)):
             _draw_map(ax, weights, down, across)
             ax.set_title(f"{name}, head {head + 1}" if num_heads > 1 else name, fontsize=7)

@@ -1,4 +1,4 @@
-"""What frameworks hand over, in our terms: arrays checked by name, batch axes, masks and biases that broadcast.
+"""Arguments of other frameworks in our terms: arrays checked by name, batch axes, masks and biases that broadcast.
 
 An axis of length 1 in a mask or a bias stands for every example, head, query or key. It stays that long: those of
 batch and heads are kept out of `jax.vmap`, those of queries and keys are read at 0 whatever the position, so that a
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from attn.functional import dtypes, masks, mods, per_head, scores
-from attn.functional.masks import Mask, Positions
+from attn.functional import checks, dtypes, masks, mods, per_head, scores
+from attn.functional.masks import Index, Mask
 from attn.functional.scores import Score
 
 
@@ -55,7 +55,7 @@ def as_flag(name: str, value) -> bool:
       TypeError: neither a bool nor an integer.
     """
     if not isinstance(value, (int, np.integer, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {mods.describe(value)}")
+        raise TypeError(f"{name} must be True or False, got {checks.describe(value)}")
     return bool(value)
 
 
@@ -126,7 +126,7 @@ def _by_head(mod, array):
 
 
 def all_of(*given: Mask | None) -> Mask | None:
-    """Where every given mask allows; None if there is none."""
+    """Return the mask that allows what every given mask allows; None if there is none."""
     present = [mask for mask in given if mask is not None]
     return functools.reduce(operator.and_, present) if present else None
 
@@ -142,7 +142,7 @@ class spread_mask(Mask):
 
     array: Bool[Array, "*heads T_or_1 S_or_1"]
 
-    def __call__(self, i: Positions, j: Positions):
+    def __call__(self, i: Index, j: Index):
         return _at(self.array, i, j)
 
     def bounds(self, rows, columns):
@@ -160,7 +160,7 @@ class spread_bias(Score):
 
     bias: Float[Array, "*heads T_or_1 S_or_1"]
 
-    def __call__(self, s: Array, i: Positions, j: Positions):
+    def __call__(self, s: Array, i: Index, j: Index):
         return s + _at(self.bias, i, j)
 
 
@@ -180,7 +180,7 @@ class query_padding(Mask):
 
     length: dtypes.Integer
 
-    def __call__(self, i: Positions, j: Positions):
+    def __call__(self, i: Index, j: Index):
         return i < dtypes.clamped(self.length)
 
     def bounds(self, rows, columns):

@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from attn.functional import Dropout, Unsupported, masks, mods, multi_head_attention, multi_head_attention_weights
+from attn.functional import (
+    Dropout,
+    Unsupported,
+    checks,
+    masks,
+    mods,
+    multi_head_attention,
+    multi_head_attention_weights,
+)
 from attn.interop import arrays
 
 _AXES = "[batch... N T S]"
@@ -118,7 +126,7 @@ def _refuse(**arguments):
     for name, value in arguments.items():
         if value is not None:
             raise Unsupported(
-                f"flax_attention_fn does not support {name}, got {mods.describe(value)}: its products are those of "
+                f"flax_attention_fn does not support {name}, got {checks.describe(value)}: its products are those of "
                 "attn's implementations; Flax's own dot_product_attention does"
             )
 
@@ -152,7 +160,7 @@ def _dropout(batch, broadcast, rng, rate, deterministic) -> tuple[Array | None, 
     broadcast = arrays.as_flag("broadcast_dropout", broadcast)
     kind = BroadcastDropout if broadcast else Dropout
     if not isinstance(rate, numbers.Real):
-        raise TypeError(f"dropout_rate must be a Python number, got {mods.describe(rate)}")
+        raise TypeError(f"dropout_rate must be a Python number, got {checks.describe(rate)}")
     if not 0 <= rate < 1:
         raise ValueError(f"dropout_rate must lie in [0, 1), got {rate}")
     if arrays.as_flag("deterministic", deterministic) or rate == 0:

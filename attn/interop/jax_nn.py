@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from attn.functional import dtypes, masks, mods, multi_head_attention
+from attn.functional import checks, dtypes, masks, multi_head_attention
 from attn.interop import arrays
 
 _AXES = {"query": "T N H", "key": "S K H", "value": "S K Hv"}
@@ -145,7 +145,7 @@ def _positional_mask(is_causal, local_window_size) -> masks.Mask | None:
     pair = isinstance(local_window_size, (tuple, list))
     sizes = tuple(local_window_size) if pair else (local_window_size, local_window_size)
     for size in sizes:
-        mods.check_integer("local_window_size", size)
+        checks.check_integer("local_window_size", size)
     if len(sizes) != 2 or any(np.shape(size) for size in sizes):
         raise ValueError(f"local_window_size must be one integer or (left, right), got {local_window_size!r}")
     return arrays.all_of(causal, masks.sliding_window(*sizes, offset=0))

@@ -1,24 +1,36 @@
 """The models by name, for `config.model.name`.
 
-A new model is one class, an `EncoderDecoder`, and one line here. What its `__init__` takes by name are its settings,
-each a field of `attn.training.config.Model`.
+A new model is one class, a `Model` with a record of settings, and one line here; outside of the package, one class
+under `@register("name")`.
 """
 
-import inspect
+from collections.abc import Callable
 
+from attn.nn.decoder_only import DecoderOnly
+from attn.nn.encoder_only import EncoderOnly
+from attn.nn.model import Model
 from attn.nn.recurrent import RecurrentGRU, RecurrentLSTM
-from attn.nn.tape import Tape
 from attn.nn.transformer import Transformer
 
-MODELS = {
+MODELS: dict[str, type[Model]] = {
     "transformer": Transformer,
+    "decoder_only": DecoderOnly,
+    "encoder_only": EncoderOnly,
     "lstm": RecurrentLSTM,
     "gru": RecurrentGRU,
-    "tape": Tape,
 }
 
 
-def settings_of(name: str) -> list[str]:
-    """The names of a model's settings."""
-    taken = inspect.signature(MODELS[name].__init__).parameters.values()
-    return [each.name for each in taken if each.kind is each.KEYWORD_ONLY and each.name != "rngs"]
+def register(name: str) -> Callable[[type[Model]], type[Model]]:
+    """Make a model known by a name; a decorator of its class.
+
+    Raises:
+      ValueError: another model has the name.
+    """
+
+    def known(model: type[Model]) -> type[Model]:
+        if MODELS.setdefault(name, model) is not model:
+            raise ValueError(f"model {name!r}: is known already; choose another name")
+        return model
+
+    return known

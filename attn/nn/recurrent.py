@@ -6,14 +6,18 @@ every step: additive attention (Bahdanau) before it goes on, multiplicative atte
 Reading order: a cell is one step of time; `unroll` is a sequence of them; a decoder tells how the source is read.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from attn.functional import attention, attention_weights, masks, scores
-from attn.nn.encoder_decoder import PAD, Cache, EncoderDecoder, split
-from attn.nn.layers import dropout
+from attn.mechanisms.rows import Count, Example
+from attn.nn.block import dropout
+from attn.nn.model import PAD, Cache, Model, ModelSettings, Weights, split
+from attn.settings import between, one_of, setting
 
 State = tuple[Float[Array, "D"], ...]  # what a cell carries from step to step; its output, the hidden state, first
 
@@ -37,15 +41,15 @@ class Cell(nnx.Module):
         self.dtype = dtype
 
     def start(self, x: Float[Array, "T D"]) -> State:
-        """The state before the first of these inputs."""
+        """Return the state before the first of these inputs."""
         raise NotImplementedError
 
     def project(self, x: Float[Array, "T D"]) -> Float[Array, "T G D"]:
-        """What the inputs contribute to the gates, x W_x + b: the part that needs no state, for all steps at once."""
+        """Compute the inputs' part of the gates, x W_x + b, which needs no state, for all steps at once."""
         return jnp.einsum("td,dge->tge", x, self.W_x[...].astype(self.dtype)) + self.b[...].astype(self.dtype)
 
     def __call__(self, inputs: Float[Array, "G D"], state: State) -> State:
-        """The state after one step."""
+        """Return the state after one step."""
         raise NotImplementedError
 
     def _from_state(self, hidden: Float[Array, "D"]) -> Float[Array, "G D"]:
@@ -70,11 +74,11 @@ class LSTM(Cell):
         self.b[...] = self.b[...].at[1].set(1.0)
 
     def start(self, x: Float[Array, "T D"]) -> State:
-        """Zeros."""
+        """Return zeros."""
         return jnp.zeros_like(x[0]), jnp.zeros_like(x[0])  # like x also in the mesh axes that it differs over
 
     def __call__(self, inputs: Float[Array, "G D"], state: State) -> State:
-        """h' and c'."""
+        """Return h' and c'."""
         hidden, cell = state
         i, f, g, o = inputs + self._from_state(hidden)
         cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
@@ -99,11 +103,11 @@ class GRU(Cell):
         self.b_h = nnx.Param(jnp.zeros(width))
 
     def start(self, x: Float[Array, "T D"]) -> State:
-        """Zeros."""
+        """Return zeros."""
         return (jnp.zeros_like(x[0]),)
 
     def __call__(self, inputs: Float[Array, "G D"], state: State) -> State:
-        """h'."""
+        """Return h'."""
         (hidden,) = state
         from_state = self._from_state(hidden)
         reset, keep = jax.nn.sigmoid(inputs[:2] + from_state[:2])
@@ -114,7 +118,7 @@ class GRU(Cell):
 def unroll(
     cell: Cell, x: Float[Array, "T D"], state: State, real: Bool[Array, "T"] | None = None
 ) -> tuple[Float[Array, "T D"], State]:
-    """The hidden state after each step, and the state after the last; where `real` is False it stays as it is."""
+    """Return the hidden state after each step, and the last state; where `real` is False the state does not change."""
     real = jnp.ones(len(x), bool) if real is None else real
 
     def step(state, now):
@@ -143,10 +147,10 @@ class PlainDecoder(nnx.Module):
         self.cells = nnx.List([make_cell() for _ in range(num_layers)])
 
     def read(self, memory: Float[Array, "S D"]) -> None:
-        """What is made of the encoder's states once, before the first token: here nothing."""
+        """Compute what is needed of the encoder's states once, before the first token: here nothing."""
 
     def __call__(self, x: Float[Array, "T D"], states: tuple[State, ...], memory: None, length, return_weights: bool):
-        """The output `[T D]` at each step, the states after the last, and the weights `[T S]` or None."""
+        """Return the output `[T D]` at each step, the states after the last, and the weights `[T S]` or None."""
         after = []
         for cell, state in zip(self.cells, states):
             x, state = unroll(cell, x, state)
@@ -171,11 +175,11 @@ class MultiplicativeDecoder(PlainDecoder):
         self.W_c = nnx.Linear(2 * width, width, dtype=dtype, rngs=rngs)
 
     def read(self, memory: Float[Array, "S D"]) -> tuple[Float[Array, "S D"], Float[Array, "S D"]]:
-        """Keys and values."""
+        """Return keys and values."""
         return self.W_a(memory), memory
 
     def __call__(self, x: Float[Array, "T D"], states: tuple[State, ...], memory, length, return_weights: bool):
-        """As of `PlainDecoder`."""
+        """Run as `PlainDecoder` does."""
         hidden, states, _ = super().__call__(x, states, None, length, False)
         key, value = memory
         look = dict(mask=masks.padding(length), scale=1.0)
@@ -204,11 +208,11 @@ class AdditiveDecoder(PlainDecoder):
         self.W_c = nnx.Linear(2 * width, width, dtype=dtype, rngs=rngs)
 
     def read(self, memory: Float[Array, "S D"]) -> tuple[Float[Array, "S D"], Float[Array, "S D"]]:
-        """The source's part of the scores, and values."""
+        """Return the source's part of the scores, and values."""
         return self.U_a(memory), memory
 
     def __call__(self, x: Float[Array, "T D"], states: tuple[State, ...], memory, length, return_weights: bool):
-        """As of `PlainDecoder`."""
+        """Run as `PlainDecoder` does."""
         key, value = memory
 
         def step(states, inputs):
@@ -237,106 +241,86 @@ class AdditiveDecoder(PlainDecoder):
 DECODERS = {"none": PlainDecoder, "additive": AdditiveDecoder, "multiplicative": MultiplicativeDecoder}
 
 
-class Recurrent(EncoderDecoder):
+@dataclasses.dataclass(frozen=True)
+class RecurrentSettings(ModelSettings):
+    """Settings of the recurrent models; dropout is on embeddings and on the decoder's output.
+
+    Attributes:
+      num_layers: L, of cells on top of each other, in encoder and decoder alike.
+      attention: a name in `DECODERS`.
+    """
+
+    num_layers: int = setting(1, between(1, 1_000))
+    attention: str = setting("none", one_of(DECODERS))
+
+
+class Recurrent(Model):
     """A recurrent encoder-decoder, with or without attention.
 
-    The decoder's cells start from the last states of the encoder's. Padding does not move a state.
+    The decoder's cells start from the last states of the encoder's. Padding does not change a state.
 
     Attributes:
       cell: the kind of its cells.
 
     Args:
       vocabulary: V, the number of tokens; token 0 is padding.
-      width: D, of embeddings and states.
-      num_layers: L, of cells on top of each other, in encoder and decoder alike.
-      attention: a name in `DECODERS`.
-      dropout: rate, on embeddings and on the decoder's output.
-      tied_embeddings: one matrix for source, target and output.
-      dtype: of the computation; parameters are float32.
+      settings: sizes and kinds.
       rngs: keys for the initial parameters.
 
     Source: Sutskever et al. 2014; Cho et al. 2014; Bahdanau et al. 2015; Luong et al. 2015.
     """
 
     cell: type[Cell]
+    settings = RecurrentSettings
+    maps = (("cross", "answer", "source"),)
 
-    def __init__(
-        self,
-        vocabulary: int,
-        *,
-        width: int,
-        num_layers: int = 1,
-        attention: str = "none",
-        dropout: float = 0.0,
-        tied_embeddings: bool = False,
-        dtype: str = "float32",
-        rngs: nnx.Rngs,
-    ):
-        dtype = jnp.dtype(dtype)
-        self.dropout = dropout
-        ends = dict(tied=tied_embeddings, dtype=dtype, rngs=rngs)
+    def __init__(self, vocabulary: int, settings: RecurrentSettings, rngs: nnx.Rngs):
+        dtype, width, num_layers = jnp.dtype(settings.dtype), settings.width, settings.num_layers
+        self.rate = settings.dropout
+        ends = dict(tied=settings.tied_embeddings, dtype=dtype, rngs=rngs)
 
         def make_cell():
             return self.cell(width, dtype=dtype, rngs=rngs)
 
         self.add_embeddings(vocabulary, width, **ends)
         self.encoder = nnx.List([make_cell() for _ in range(num_layers)])
-        self.decoder = DECODERS[attention](make_cell, num_layers, width, dtype=dtype, rngs=rngs)
+        self.decoder = DECODERS[settings.attention](make_cell, num_layers, width, dtype=dtype, rngs=rngs)
         self.add_output(vocabulary, width, **ends)
 
-    def encode(
+    def start(
         self,
         source: Int[Array, "S"],
+        capacity: int,
         *,
-        target_length: int | Int[Array, ""] | None = None,
+        answer_length: Count | None = None,
         key: Array | None = None,
         return_weights: bool = False,
         shift: Float[Array, "S D"] | None = None,
-    ) -> tuple[tuple[Float[Array, "S D"], tuple[State, ...]], Float[Array, "0 1 S S"] | None]:
-        """The encoder's hidden states, its last states of all layers, and, if asked for, no weights."""
-        x = dropout(self.source_embed(source), self.dropout, key)
+    ) -> tuple[Cache, Weights | None]:
+        """Encode the source; states need no capacity."""
+        x = dropout(self.source_embed(source), self.rate, key)
         x = x if shift is None else x + shift
         states = []
         for cell in self.encoder:
             x, state = unroll(cell, x, cell.start(x), source != PAD)
             states.append(state)
-        return (x, tuple(states)), jnp.zeros((0, 1, len(source), len(source))) if return_weights else None
+        example = Example(jnp.sum(source != PAD), answer_length, key=key)
+        return Cache(0, tuple(states), self.decoder.read(x), example), {} if return_weights else None
 
-    def start(
-        self,
-        memory: tuple[Float[Array, "S D"], tuple[State, ...]],
-        source_length: Int[Array, ""],
-        room: int,
-        *,
-        target_length: int | Int[Array, ""] | None = None,
-        key: Array | None = None,
-    ) -> Cache:
-        """A cache for decoding from an encoded source; states need no room, and no positions are counted."""
-        hidden, states = memory
-        return Cache(position=0, own=states, memory=self.decoder.read(hidden), source_length=source_length)
+    def extend(
+        self, tokens: Int[Array, "T"], cache: Cache, *, key: Array | None = None, return_weights: bool = False
+    ) -> tuple[Float[Array, "T V"], Cache, Weights | None]:
+        """Read the next T tokens of the answer and predict what comes after each.
 
-    def decode(
-        self, target: Int[Array, "T"], cache: Cache, *, key: Array | None = None, return_weights: bool = False
-    ) -> tuple[Float[Array, "T V"], Cache, tuple[Float[Array, "0 1 T T"], Float[Array, "L 1 T S"]] | None]:
-        """Read the next T target tokens.
-
-        Returns:
-          (logits of the token after each, the cache after them, and, if asked for, no weights of the decoder's own
-          and the cross weights, of one layer or none).
+        The weights are those of the cross-attention, `[1 1 T S]`, if there is one.
         """
         keys = split(key, 2)
-        x = dropout(self.written_embed(target), self.dropout, keys[0])
-        x, states, weights = self.decoder(x, cache.own, cache.memory, cache.source_length, return_weights)
-        x = dropout(x, self.dropout, keys[1])
-        logits = self.logits(x)
-        cache = cache._replace(position=cache.position + len(target), own=states)
-        return logits, cache, _weights(weights, len(target)) if return_weights else None
-
-
-def _weights(cross: Float[Array, "T S"] | None, length: int) -> tuple[Float[Array, "0 1 T T"], Float[Array, "L 1 T S"]]:
-    """Weights of the decoder's own, of which there are none, and cross weights, of one layer or none."""
-    none = jnp.zeros((0, 1, length, length))
-    return none, jnp.zeros((0, 1, length, 0)) if cross is None else cross[None, None]
+        x = dropout(self.embedding_of_answer()(tokens), self.rate, keys[0])
+        x, states, cross = self.decoder(x, cache.own, cache.memory, cache.example.source_length, return_weights)
+        x = dropout(x, self.rate, keys[1])
+        cache = cache._replace(index=cache.index + len(tokens), own=states)
+        weights = {} if cross is None else {"cross": cross[None, None]}
+        return self.logits(x), cache, weights if return_weights else None
 
 
 class RecurrentLSTM(Recurrent):

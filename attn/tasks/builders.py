@@ -7,6 +7,7 @@ They are written as array_record, for which TensorFlow is not needed.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -19,10 +20,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from attn.tasks.examples import DataError, Questions, padded
-from attn.tasks.generated import ask, distinct_strings
-from attn.tasks.sequences import KINDS, Task, is_for_validation, is_held_out
+from attn.tasks.examples import PAD, DataError, padded
+from attn.tasks.generated import distinct_strings
+from attn.tasks.rules import RULES
+from attn.tasks.sequences import Task, is_for_validation, is_held_out
 from attn.tasks.stored import Origin, Stored, in_buckets
+from attn.tasks.vocabulary import before
 
 _SEED = 0  # of every draw; another one would be another version
 _LONGEST = 512  # symbols of a training string: the data set is held in memory, and "test_long" is longer still
@@ -31,7 +34,7 @@ _TIMES_AS_LONG = 4  # the strings of "test_long", compared with the longest of t
 
 @dataclasses.dataclass(kw_only=True)
 class SequenceConfig(tfds.core.BuilderConfig):
-    """Which symbols and lengths; the name says them.
+    """The symbols and lengths of a data set; its name tells them.
 
     Args:
       symbols: V.
@@ -48,7 +51,7 @@ class SequenceConfig(tfds.core.BuilderConfig):
         self.description = f"{self.symbols} symbols, strings of {self.min_length} to {self.max_length} of them"
 
 
-# Of each split: how many strings at most, whether they are long, and which belong to it.
+# For each split: the most strings, whether they are long, and which belong to it.
 _SPLITS: dict[str, tuple[int, bool, Callable]] = {
     "train": (100_000, False, lambda strings, v: ~is_held_out(strings, v)),
     "validation": (5_000, False, is_for_validation),
@@ -58,7 +61,7 @@ _SPLITS: dict[str, tuple[int, bool, Callable]] = {
 
 
 class SequenceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """One kind of task. Strings are distinct, drawn evenly over the lengths, symbols uniformly."""
+    """The builder of one task. Strings are distinct, drawn evenly over the lengths, symbols uniformly."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
@@ -67,25 +70,23 @@ class SequenceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         SequenceConfig(symbols=16, min_length=1, max_length=64),
         SequenceConfig(symbols=2, min_length=1, max_length=40),
     ]
-    kind: ClassVar[str]
+    rule: ClassVar[str]  # a key of `RULES`
 
     def __init__(self, *, file_format=None, **settings):
         super().__init__(file_format=file_format or "array_record", **settings)
 
     def __reduce__(self) -> tuple[Callable, tuple]:
-        """To be handed to other processes, as loaders with workers do: the class is found by its kind."""
-        return _builder, (self.kind, self._original_state)
+        """Pickle the builder by its rule, since its class is not an attribute of a module: for loaders with workers."""
+        return _unpickled, (self.rule, self._original_state)
 
     def download_and_prepare(self, **settings):
-        """Write the data set if it is not there.
+        """Write the data set if it does not exist.
 
         Raises:
-          DataError: a split would be empty; no folder is made then.
+          DataError: a split would be empty; nothing is written then.
         """
-        task = self.task
-        for split, (_, _, belongs) in _SPLITS.items() if not self.is_prepared() else ():
-            each = (distinct_strings(task, [n], 1, _SEED, belongs)[0] for n in reversed(self._lengths(split)))
-            if not any(map(len, each)):
+        for split in _SPLITS if not self.is_prepared() else ():
+            if not any(len(self._strings(split, [n], 1)[0]) for n in reversed(self._lengths(split))):
                 needs = "it needs more symbols or longer strings"
                 raise DataError(f"{self.name}: no string for the split {split}; {needs}")
         super().download_and_prepare(**settings)
@@ -94,13 +95,13 @@ class SequenceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def task(self) -> Task:
         """The task that the builder's config describes."""
         config = self.builder_config
-        return Task(self.kind, config.symbols, config.min_length, config.max_length)
+        return Task(self.rule, config.symbols, config.min_length, config.max_length)
 
     def _info(self) -> tfds.core.DatasetInfo:
         tokens = tfds.features.Tensor(shape=(None,), dtype=np.int32)
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"{self.kind.capitalize()} a string of symbols 1..V. No string is in two splits; those of "
+            description=f"The task {self.rule} on strings of symbols 1..V. No string is in two splits; those of "
             '"test_long" are longer than those of the others.',
             features=tfds.features.FeaturesDict({"source": tokens, "target": tokens}),
             supervised_keys=("source", "target"),
@@ -110,85 +111,79 @@ class SequenceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {split: self._generate_examples(split) for split in _SPLITS}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-        task = self.task
-        total, _, belongs = _SPLITS[split]
-        questions = ask(task, *distinct_strings(task, self._lengths(split), total, _SEED, belongs))
-        for number, (source, target) in enumerate(zip(questions.sources, questions.targets)):
-            yield number, {"source": _symbols(source, task), "target": _symbols(target, task)}
+        strings, lengths = self._strings(split, self._lengths(split), _SPLITS[split][0])
+        targets, end = self.task.questions(strings, lengths).targets, self.task.vocabulary.end
+        for number, (string, length, target) in enumerate(zip(strings, lengths, targets)):
+            yield (
+                number,
+                {"source": string[:length].astype(np.int32), "target": np.array(before(end, target), np.int32)},
+            )
+
+    def _strings(self, split: str, lengths, total: int) -> tuple[np.ndarray, np.ndarray]:
+        return distinct_strings(self.task, lengths, total, _SEED, _SPLITS[split][2])
 
     def _lengths(self, split: str) -> range:
-        """The lengths of a split's strings, in symbols."""
+        """Return the lengths of a split's strings, in symbols."""
         task, (_, long, _) = self.task, _SPLITS[split]
         if long:
             return range(task.max_length + 1, _TIMES_AS_LONG * task.max_length + 1)
         return range(task.min_length, task.max_length + 1)
 
 
-def _symbols(tokens: np.ndarray, task: Task) -> np.ndarray:
-    """The symbols before the end token."""
-    return tokens[: int(np.argmax(tokens == task.vocabulary.end))]
+@functools.cache
+def builder_class(rule: str) -> type[SequenceBuilder]:
+    """Return the TFDS builder of a rule, a key of `RULES`; defining it registers it with TFDS as attn_RULE."""
+    return type(f"Attn{rule.title().replace('_', '')}", (SequenceBuilder,), {"name": f"attn_{rule}", "rule": rule})
 
 
-# Defining them registers them with TFDS.
-BUILDERS = {
-    name: type(f"Attn{name.title().replace('_', '')}", (SequenceBuilder,), {"name": f"attn_{name}", "kind": name})
-    for name in KINDS
-}
+def _unpickled(rule: str, settings: dict) -> SequenceBuilder:
+    return builder_class(rule)(**settings)
 
 
-def _builder(kind: str, settings: dict) -> SequenceBuilder:
-    return BUILDERS[kind](**settings)
+for _name in RULES:
+    builder_class(_name)
 
 
-def load(task: Task, folder: str | os.PathLike | None = None) -> Stored:
-    """The data set of a task, in memory; prepared first if it is not there.
+def load_dataset(task: Task, folder: str | os.PathLike | None = None) -> Stored:
+    """Return the data set of a task, in memory; it is prepared first if it does not exist.
 
-    TFDS writes into a folder of another name and renames it at the end, so that what is there is whole.
+    TFDS writes into a folder of another name and renames it at the end, so that a data set is always complete.
 
     Args:
-      task: which data set, symbols and lengths.
-      folder: that TFDS keeps its data sets in; None for its own choice, `default_folder`.
+      task: the rule, symbols and lengths.
+      folder: where TFDS keeps its data sets; None for its default, `default_folder`.
 
     Raises:
       DataError: it cannot be prepared or read.
     """
     if task.max_length > _LONGEST:
         raise DataError(f"max_length: got {task.max_length}, a data set has strings of at most {_LONGEST} symbols")
-    config = SequenceConfig(symbols=task.symbols, min_length=task.min_length, max_length=task.max_length)
-    listed = config.name in SequenceBuilder.builder_configs  # TFDS wants those by name, and others as they are
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # TFDS warns of every config that is not listed
-    try:
-        folder = os.path.expanduser(folder or default_folder())
-        builder = BUILDERS[task.name](config=config.name if listed else config, data_dir=folder)
-        _prepare(builder, folder)
+    folder = os.path.expanduser(folder or default_folder())
+    with _quiet(f"{folder}: attn_{task.name}"):
+        builder = _prepared(task, folder)
         splits = {name: source.__getitems__(range(len(source))) for name, source in builder.as_data_source().items()}
         if splits.keys() != _SPLITS.keys():
             raise DataError(f"{builder.data_dir}: has the splits {', '.join(splits) or 'none'}; it is damaged")
-    except DataError:
-        raise
-    except Exception as error:  # TFDS and array_record raise many kinds for a damaged or unwritable folder
-        cause = textwrap.shorten(f"{type(error).__name__}: {error}", 500, placeholder=" ...")
-        raise DataError(f"{folder}: attn_{task.name} cannot be prepared or read ({cause})") from None
-    finally:
-        logging.set_verbosity(verbosity)
-    end = [task.vocabulary.end]
+    vocabulary = task.vocabulary
+    pairs = [
+        ([*row["source"].tolist(), vocabulary.source_end], [*row["target"].tolist(), vocabulary.end])
+        for row in splits["train"]
+    ]
+    if vocabulary.continues:  # one string, without a source
+        pairs = [([PAD], [*source, *target]) for source, target in pairs]
+    sources = {name: [row["source"] for row in rows] for name, rows in splits.items() if name != "train"}
     return Stored(
         name=f"attn_{task.name}",
-        vocabulary=task.vocabulary,
-        training=in_buckets(
-            *([[*row[side].tolist(), *end] for row in splits["train"]] for side in ("source", "target"))
-        ),
-        parts={name: _questions(task, rows) for name, rows in splits.items() if name != "train"},
+        vocabulary=vocabulary,
+        training=in_buckets(*zip(*pairs)),
+        parts={name: task.questions(padded(rows), np.array([*map(len, rows)])) for name, rows in sources.items()},
         about=(f"{builder.info.full_name} in {builder.data_dir}: {len(splits['train']):,} examples to train on",),
         origins={name: Origin(os.fspath(builder.data_dir), digest(rows)) for name, rows in splits.items()},
     )
 
 
 def digest(rows: list[dict[str, np.ndarray]]) -> str:
-    """The SHA-256 of the sources and targets of a split, in their order, with their lengths."""
+    """Return the SHA-256 of the sources and targets of a split, in their order, with their lengths."""
     content = hashlib.sha256()
     for tokens in (row[side] for row in rows for side in ("source", "target")):
         content.update(np.array([len(tokens), *tokens], "<i4").tobytes())
@@ -196,35 +191,56 @@ def digest(rows: list[dict[str, np.ndarray]]) -> str:
 
 
 def default_folder() -> str:
-    """Where TFDS keeps its data sets unless told otherwise: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    """Return where TFDS keeps its data sets by default: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     return tfds.core.constants.get_default_data_dir()
 
 
-def _prepare(builder: SequenceBuilder, folder: str):
-    """Write the data set if it is not there; another process may be doing the same."""
+@contextlib.contextmanager
+def _quiet(where: str) -> Iterator[None]:
+    """Send what TFDS prints to stderr, hide its warnings, and raise every error as a DataError of one line.
+
+    There are no progress bars unless stderr is a terminal.
+    """
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of every config that is not listed
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except DataError:
+        raise
+    except Exception as error:  # TFDS and array_record raise many types for a damaged or unwritable folder
+        cause = textwrap.shorten(f"{type(error).__name__}: {error}", 500, placeholder=" ...")
+        raise DataError(f"{where} cannot be prepared or read ({cause})") from None
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _prepared(task: Task, folder: str) -> SequenceBuilder:
+    """Return the builder of a data set, which is written if it does not exist."""
+    config = SequenceConfig(symbols=task.symbols, min_length=task.min_length, max_length=task.max_length)
+    listed = config.name in SequenceBuilder.builder_configs  # TFDS wants the listed ones by name, others as they are
+    make = functools.partial(builder_class(task.name), config=config.name if listed else config, data_dir=folder)
+    builder = make()
     if not builder.is_prepared():
         _check_writable(folder)
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # where TFDS tells what it does
-            builder.download_and_prepare()
+        builder.download_and_prepare()
     except OSError:
-        if not BUILDERS[builder.kind](config=builder.builder_config, data_dir=folder).is_prepared():
+        if not make().is_prepared():  # by another process, at the same time
             raise
+    return builder
 
 
 def _check_writable(folder: str):
-    """Find out before TFDS begins whether it may make its folder."""
-    if "://" in folder:  # a bucket, as in gs://bucket: TFDS finds out
+    """Check before TFDS begins that it may create its folder."""
+    if "://" in folder:  # a bucket, as in gs://bucket: TFDS checks it
         return
-    there = pathlib.Path(folder)
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir():
-        raise DataError(f"{folder}: cannot be written ({there} is a file, must be a folder)")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise DataError(f"{folder}: cannot be written (no permission to write into {there})")
-
-
-def _questions(task: Task, rows: list[dict]) -> Questions:
-    lengths = np.array([len(row["source"]) for row in rows])
-    return ask(task, padded([row["source"] for row in rows]), lengths)
+    existing = pathlib.Path(folder)
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise DataError(f"{folder}: cannot be written ({existing} is a file, must be a folder)")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise DataError(f"{folder}: cannot be written (no permission to write into {existing})")

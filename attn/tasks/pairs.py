@@ -1,4 +1,4 @@
-"""Pairs of one's own: a file with one pair a line, source TAB target, in UTF-8."""
+"""Pairs from a file of text in UTF-8: one pair per line, source TAB target."""
 
 import codecs
 import hashlib
@@ -10,20 +10,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from attn.settings import LONGEST, PATH, Constraint, between, checked
 from attn.tasks.examples import DataError, Questions, padded
-from attn.tasks.settings import LONGEST, PATH, Rule, between, checked
 from attn.tasks.stored import Origin, Stored, in_buckets
-from attn.tasks.vocabulary import SPLITTINGS, Pieces, is_splitting
+from attn.tasks.vocabulary import TOKENIZERS, Pieces, is_tokenizer
 
-LONGEST_LINE = 1 << 20  # bytes; a longer one is no pair but some other kind of file
-USUAL_LONGEST = 1_024  # tokens of a source or a target: what attention can be trained on without much thought
+LONGEST_LINE = 1 << 20  # bytes; a file with a longer one is not of pairs
+USUAL_LONGEST = 1_024  # tokens of a source or a target: attention can be trained on these without much thought
 
 # By the hash of its source, as a fraction of all hashes, a pair is in one of these parts, else in training.
 HELD_OUT = {"test": (0.0, 0.05), "validation": (0.05, 0.1)}
 
-RULES = {
+_TOKENS = f"one of {', '.join(TOKENIZERS)}, or two of them as SOURCE:TARGET"
+CONSTRAINTS = {
     **dict.fromkeys(("path", "validation", "test"), PATH),
-    "tokens": Rule(f"one of {', '.join(SPLITTINGS)}, or two of them as SOURCE:TARGET", is_splitting, (*SPLITTINGS,)),
+    "tokens": Constraint(_TOKENS, is_tokenizer, TOKENIZERS),
     "longest": between(1, LONGEST),
 }
 
@@ -31,7 +32,7 @@ Pair = tuple[tuple[str, ...], tuple[str, ...]]  # pieces of the source and of th
 
 
 class File(NamedTuple):
-    """What stands in a file of pairs: the distinct pairs in order, how many came again, and the file's SHA-256."""
+    """The content of a file of pairs: the distinct pairs in order, the number of repeated ones, the file's SHA-256."""
 
     path: pathlib.Path
     pairs: list[Pair]
@@ -39,8 +40,8 @@ class File(NamedTuple):
     digest: str
 
 
-@checked(**RULES)
-def load(
+@checked(**CONSTRAINTS)
+def load_pairs(
     path: str | os.PathLike,
     *,
     tokens: str = "characters",
@@ -51,40 +52,40 @@ def load(
 ) -> Stored:
     """Read pairs, split them into parts, and make their vocabulary.
 
-    A source with several targets is several pairs to train on; when it is asked, any of them counts as right. No
-    source is in two parts: a hash of the source decides, so that it stays where it is when lines are added, in
-    whatever order. With a validation or test file of one's own the hash takes nothing for that part, and its sources
-    are taken out of the training part.
+    A source with several targets is several pairs to train on; in an evaluation each of them is accepted. No source
+    is in two parts: a hash of the source decides, so that it stays in its part when lines are added, in any order.
+    Where a validation or test file is given, the hash takes nothing for that part, and the file's sources are left
+    out of the training part.
 
     Args:
-      path: of the pairs.
-      tokens: what a token is, a key of `SPLITTINGS`, or two of them for source and target: "characters:words".
-      validation, test: files of pairs that are these parts; without one, a twentieth of the sources is.
-      longest: how many tokens a source or a target may have.
-      vocabulary: of a run that has one already; None to make it from the training part.
+      path: the file.
+      tokens: what a token is, a key of `TOKENIZERS`, or two of them for source and target: "characters:words".
+      validation, test: files of pairs for these parts; without one, a twentieth of the sources.
+      longest: the most tokens that a source or a target may have.
+      vocabulary: the vocabulary of a run that has one already; None to make it from the training part.
 
     Returns:
       The training examples, and the questions "validation" and "test".
 
     Raises:
-      ValueError: an argument that is not what it must be.
-      DataError: a file that cannot be read, a line that is no pair or too long, a part without pairs.
+      ValueError: an argument that is not allowed.
+      DataError: a file that cannot be read, a line that is not a pair or too long, a part without pairs.
     """
-    kinds = (tokens.split(":") * 2)[:2]
-    if vocabulary and [vocabulary.source, vocabulary.target] != kinds:
-        raise ValueError(f"vocabulary: is of {vocabulary.source}:{vocabulary.target}, but tokens are {':'.join(kinds)}")
+    names = (tokens.split(":") * 2)[:2]
+    if vocabulary and [vocabulary.source, vocabulary.target] != names:
+        raise ValueError(f"vocabulary: is of {vocabulary.source}:{vocabulary.target}, but tokens are {':'.join(names)}")
     paths = {"training": path, "validation": validation, "test": test}
-    files = {part: read(own, kinds, longest) for part, own in paths.items() if own is not None}
-    parts, left_out = _split({part: file.pairs for part, file in files.items()}, SPLITTINGS[kinds[0]].join)
+    files = {part: read(each, names, longest) for part, each in paths.items() if each is not None}
+    parts, left_out = _split({part: file.pairs for part, file in files.items()}, TOKENIZERS[names[0]].join)
     for part, pairs in parts.items():
         if not pairs:
             raise DataError(_why_empty(part, files))
-    vocabulary = vocabulary or _vocabulary(parts["training"], kinds)
+    vocabulary = vocabulary or _vocabulary(parts["training"], names)
     questions = {part: _questions(parts[part], vocabulary) for part in ("validation", "test")}
     return Stored(
         name=files["training"].path.name,
         vocabulary=vocabulary,
-        training=in_buckets(*zip(*((_ended(s, vocabulary), _ended(t, vocabulary)) for s, t in parts["training"]))),
+        training=in_buckets(*zip(*([_ended(side, vocabulary) for side in pair] for pair in parts["training"]))),
         parts=questions,
         about=tuple(_about(files, parts, questions, left_out, vocabulary)),
         origins={part: Origin(str(file.path), file.digest) for part, file in files.items()},
@@ -92,39 +93,38 @@ def load(
 
 
 def read(
-    path: str | os.PathLike, kinds: Sequence[str] = ("characters", "characters"), longest: int = USUAL_LONGEST
+    path: str | os.PathLike, names: Sequence[str] = ("characters", "characters"), longest: int = USUAL_LONGEST
 ) -> File:
     """Read a file of pairs. A byte-order mark and CRLF line ends are accepted.
 
     Args:
-      path: of the file.
-      kinds: keys of `SPLITTINGS`, how sources and targets are taken apart.
-      longest: how many tokens a source or a target may have.
+      path: the file.
+      names: keys of `TOKENIZERS`, how sources and targets are split.
+      longest: the most tokens that a source or a target may have.
 
     Raises:
-      DataError: named by file, and by line or byte: what cannot be read.
+      DataError: a line or a byte that cannot be read, or the whole file.
     """
     path, digest = pathlib.Path(os.path.expanduser(path)), hashlib.sha256()
-    pairs, lines = {}, 0
+    pairs, number = {}, 0
     try:
-        if path.is_dir():
-            raise DataError(f"{path}: a folder, must be a file of pairs")
         if path.exists() and not path.is_file():
-            raise DataError(f"{path}: not a regular file, must be a file of pairs")
-        for lines, line in enumerate(_lines(path, digest), start=1):
+            found = "a folder" if path.is_dir() else "not a regular file"
+            raise DataError(f"{path}: {found}, must be a file of pairs")
+        for number, line in enumerate(_lines(path, digest), start=1):
             try:
-                pairs[_pair(line, kinds, longest)] = None
+                pairs[_pair(line, names, longest)] = None
             except DataError as error:
-                raise DataError(f"{path}: line {lines} {error}") from None
+                raise DataError(f"{path}: line {number} {error}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not pairs:
         raise DataError(f"{path}: an empty file; it must have lines of source TAB target")
-    return File(path, list(pairs), lines - len(pairs), digest.hexdigest())
+    return File(path, list(pairs), number - len(pairs), digest.hexdigest())
 
 
 def _lines(path: pathlib.Path, digest) -> Iterator[str]:
-    """The lines of a file as text, without a byte-order mark and without their ends; `digest` gets all its bytes."""
+    """Yield the lines of a file as text, without a byte-order mark and line ends; update `digest` by all its bytes."""
     with path.open("rb") as file:
         offset = 0
         for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
@@ -135,19 +135,17 @@ def _lines(path: pathlib.Path, digest) -> Iterator[str]:
             try:
                 text = line[mark:].decode().removesuffix("\n").removesuffix("\r")
             except UnicodeDecodeError as error:
-                at = offset + mark + error.start
-                raise DataError(f"{path}: invalid UTF-8 at byte {at:,} (line {number})") from None
+                place = f"byte {offset + mark + error.start:,} (line {number})"
+                raise DataError(f"{path}: invalid UTF-8 at {place}") from None
             if "\0" in text:
-                raise DataError(
-                    f"{path}: line {number} has a NUL character; a file of pairs is text in UTF-8, not UTF-16"
-                )
-            if text or line != codecs.BOM_UTF8:  # a mark alone is no line
+                raise DataError(f"{path}: line {number} has a NUL character; the file must be in UTF-8, not UTF-16")
+            if text or line != codecs.BOM_UTF8:  # a mark alone is not a line
                 yield text
             offset += len(line)
 
 
-def _pair(line: str, kinds: Sequence[str], longest: int) -> Pair:
-    """The two sides of a line, taken apart.
+def _pair(line: str, names: Sequence[str], longest: int) -> Pair:
+    """Return the pieces of the two sides of a line.
 
     Raises:
       DataError: what is wrong with the line, to be put after its number.
@@ -158,28 +156,27 @@ def _pair(line: str, kinds: Sequence[str], longest: int) -> Pair:
     texts = line.split("\t")
     if len(texts) != 2:
         cause = " (and a CR inside: lines must end with LF or CRLF)" if "\r" in line else ""
-        raise DataError(f"has {line.count(chr(9)) or 'no'} TAB{'s' if len(texts) > 2 else ''}{cause}{must}")
-    sides = tuple(tuple(SPLITTINGS[kind].split(text)) for kind, text in zip(kinds, texts))
-    for side, text, pieces, kind in zip(("source", "target"), texts, sides, kinds):
+        raise DataError(f"has {len(texts) - 1 or 'no'} TAB{'s' if len(texts) > 2 else ''}{cause}{must}")
+    sides = tuple(tuple(TOKENIZERS[name].split(text)) for name, text in zip(names, texts))
+    for side, text, pieces, name in zip(("source", "target"), texts, sides, names):
         if not text.strip():
             raise DataError(f"has an empty {side}{must}")
         if len(pieces) > longest:
             may = f"; `longest` (config.data.longest) of {len(pieces)} would allow it" if len(pieces) <= LONGEST else ""
-            raise DataError(f"has a {side} of {len(pieces):,} {kind}, more than {longest:,}{may}")
+            raise DataError(f"has a {side} of {len(pieces):,} {name}, more than {longest:,}{may}")
     return sides
 
 
 def _split(found: dict[str, list[Pair]], join: Callable) -> tuple[dict[str, list[Pair]], int]:
-    """The pairs of each part, and how many were left out since their source is in a part that comes before.
+    """Return the pairs of each part, and how many were left out since their source is in a part that comes before.
 
-    `found` holds the pairs of each file; what a file of its own does not give, a hash takes from the training file.
+    `found` holds the pairs of each file. A part without a file is taken from the training file, by a hash.
     """
-    parts = {part: list(found.get(part, ())) for part in ("test", "validation", "training")}
-    parts["training"] = []
     hashed = {part: band for part, band in HELD_OUT.items() if part not in found}
+    parts = {part: found.get(part, []) for part in ("test", "validation")} | {"training": []}
     for pair in found["training"]:
-        share = _share(join(pair[0]))
-        part = next((part for part, (low, high) in hashed.items() if low <= share < high), "training")
+        fraction = _hash_fraction(join(pair[0]))
+        part = next((part for part, (low, high) in hashed.items() if low <= fraction < high), "training")
         parts[part].append(pair)
     seen, left_out = set(), 0
     for part, pairs in parts.items():
@@ -189,34 +186,34 @@ def _split(found: dict[str, list[Pair]], join: Callable) -> tuple[dict[str, list
     return parts, left_out
 
 
-def _share(source: str) -> float:
-    """A number in [0, 1) that depends on the source alone and is spread evenly."""
+def _hash_fraction(source: str) -> float:
+    """Return a number in [0, 1) that depends on the source alone and is uniform over sources."""
     return int.from_bytes(hashlib.blake2b(source.encode(), digest_size=8).digest()) / 2**64
 
 
-def _vocabulary(pairs: list[Pair], kinds: Sequence[str]) -> Pieces:
-    """Every piece of the training pairs, in the order of their code points; of bytes, all there can be."""
+def _vocabulary(pairs: list[Pair], names: Sequence[str]) -> Pieces:
+    """Return every piece of the training pairs, in the order of their code points; of bytes, all 256."""
     pieces = set(itertools.chain.from_iterable(itertools.chain.from_iterable(pairs)))
-    if "bytes" in kinds:
+    if "bytes" in names:
         pieces |= set(map(chr, range(256)))
     longest = {}
     for source, target in pairs:
         longest[len(source)] = max(len(target), longest.get(len(source), 0))
     lengths = sorted(longest)
-    targets = list(itertools.accumulate((longest[length] for length in lengths), max))
-    return Pieces(tuple(sorted(pieces)), *kinds, tuple(zip(lengths, targets)))
+    targets = itertools.accumulate((longest[length] for length in lengths), max)
+    return Pieces(tuple(sorted(pieces)), *names, tuple(zip(lengths, targets)))
 
 
 def _questions(pairs: list[Pair], vocabulary: Pieces) -> Questions:
-    """Each source once, with all its targets."""
+    """Return a question per source, which accepts all its targets."""
     rows = {source: row for row, source in enumerate(dict.fromkeys(source for source, _ in pairs))}
-    asked = sorted(pairs, key=lambda pair: rows[pair[0]])
-    right = padded([_ended(target, vocabulary) for _, target in asked])
+    pairs = sorted(pairs, key=lambda pair: rows[pair[0]])
+    targets = padded([_ended(target, vocabulary) for _, target in pairs])
     return Questions(
         sources=padded([_ended(source, vocabulary) for source in rows]),
         lengths=np.array([len(source) for source in rows]),
-        targets=np.where(right == vocabulary.unknown, -1, right),
-        asked=np.array([rows[source] for source, _ in asked]),
+        targets=np.where(targets == vocabulary.unknown, -1, targets),
+        source_rows=np.array([rows[source] for source, _ in pairs]),
     )
 
 
@@ -225,32 +222,28 @@ def _ended(pieces: Sequence[str], vocabulary: Pieces) -> list[int]:
 
 
 def _why_empty(part: str, files: dict[str, File]) -> str:
-    file = files["training"]
-    sources = len({source for source, _ in file.pairs})
-    own = [str(files[name].path) for name in HELD_OUT if name in files]
-    takes = [
-        f"the hash of the source takes {high - low:.0%} for {name}"
-        for name, (low, high) in HELD_OUT.items()
-        if name not in files
-    ]
-    takes += [f"sources of {' and '.join(dict.fromkeys(own))} are taken out"] if own else []
+    path, pairs, *_ = files["training"]
+    sources = len({source for source, _ in pairs})
+    bands = {name: high - low for name, (low, high) in HELD_OUT.items() if name not in files}
+    takes = [f"the hash of the source takes {band:.0%} for {name}" for name, band in bands.items()]
+    if given := dict.fromkeys(str(files[name].path) for name in HELD_OUT if name in files):
+        takes.append(f"sources of {' and '.join(given)} are left out")
     return (
-        f"{file.path}: nothing is left for the {part} part of {sources:,} sources: {', '.join(takes)}, "
-        "and no source is in two parts; give more lines, or files of your own for validation and test"
+        f"{path}: nothing is left for the {part} part of {sources:,} sources: {', '.join(takes)}, "
+        "and no source is in two parts; give more lines, or separate files for validation and test"
     )
 
 
 def _about(files: dict[str, File], parts: dict, questions: dict, left_out: int, vocabulary: Pieces) -> Iterator[str]:
-    """What was read, in lines for people."""
-    counts = ", ".join(f"{part} {len(asked.lengths):,} sources" for part, asked in questions.items())
+    """Yield lines about what was read."""
+    counts = ", ".join(f"{part} {len(each.lengths):,} sources" for part, each in questions.items())
     yield f"{files['training'].path}: {len(parts['training']):,} pairs to train on, {counts}"
     for file in files.values():
         if file.repeated:
             yield f"{file.path}: {file.repeated:,} duplicate pairs; each counts once"
     if left_out:
         yield f"{left_out:,} pairs are left out, since their sources are in the test or validation part"
-    for part, asked in questions.items():
-        unknown = (asked.sources == vocabulary.unknown).any(1).sum(), (asked.targets == -1).any(1).sum()
-        for side, count in zip(("sources", "targets"), unknown):
-            if count:
+    for part, each in questions.items():
+        for side, unknown in (("sources", each.sources == vocabulary.unknown), ("targets", each.targets == -1)):
+            if count := unknown.any(1).sum():
                 yield f"{part}: {count:,} {side} have tokens that no training pair has, read as unknown"

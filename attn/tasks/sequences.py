@@ -1,14 +1,13 @@
-"""Tasks on sequences of symbols: copy, reverse, duplicate and the like, as pure functions of a key.
+"""Tasks on strings of symbols: copy, reverse, sort, add and others, as pure functions of a key.
 
 Symbols are the tokens 1..V; the begin token is V + 1, the end token V + 2 and padding is 0. A source is the
 symbols and an end token; a target is the answer and an end token; both are padded to the task's longest.
 
-A task never trains on held-out strings: `held_out` decides by a hash of the string, and the sampler redraws.
+A task never trains on held-out strings: `is_held_out` decides by a hash of the string, and the sampler redraws.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,45 +15,20 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, UInt32
 
 from attn.functional.hashing import mix
-from attn.tasks.examples import PAD, Example
+from attn.tasks.examples import PAD, DataError, Example, Questions
+from attn.tasks.rules import RULES, Rule
 from attn.tasks.vocabulary import Symbols
 
-
-class Kind(NamedTuple):
-    """What is asked: for a source of n symbols, target symbol t is source symbol `index(t, n)`, or made of two of them.
-
-    Attributes:
-      index: `(t, n) -> position in the source`.
-      times: the target has `times` n symbols.
-      also: `(t, n) -> position` of a second symbol; None for one alone.
-      combine: `(first, second) -> symbol`, what is asked of two.
-    """
-
-    index: Callable
-    times: int = 1
-    also: Callable | None = None
-    combine: Callable | None = None
-
-
-# A new task of this kind is one line.
-KINDS = {
-    "copy": Kind(lambda t, n: t),
-    "reverse": Kind(lambda t, n: n - 1 - t),
-    "duplicate": Kind(lambda t, n: t % n, times=2),
-    # Two relations at once, and which is which matters: the mirror image if it is odd, else the next symbol.
-    "mirror_or_next": Kind(
-        lambda t, n: n - 1 - t, also=lambda t, n: (t + 1) % n, combine=lambda a, b: a % 2 * a + (1 - a % 2) * b
-    ),
-}
+_BLOCK = 1 << 16  # symbols of the strings that are answered at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A kind of sequence task with its symbols and lengths.
+    """A task: a rule with its symbols and lengths.
 
     Args:
-      name: a key of `KINDS`.
-      symbols: V >= 2, how many different symbols.
+      name: a key of `RULES`.
+      symbols: V >= 2, the number of different symbols.
       min_length, max_length: of the source in symbols, both included.
     """
 
@@ -64,13 +38,13 @@ class Task:
     max_length: int = 32
 
     @property
-    def kind(self) -> Kind:
-        return KINDS[self.name]
+    def rule(self) -> Rule:
+        return RULES[self.name]
 
     @property
     def vocabulary(self) -> Symbols:
-        """Between text and the task's tokens."""
-        return Symbols(self.symbols, self.kind.times)
+        """The task's tokens."""
+        return Symbols(self.symbols, self.rule)
 
     def sample(self, key: Array, *, held_out: bool = False, length: Int[Array, ""] | None = None) -> Example:
         """Draw one example: a uniform length, if none is given, then uniform symbols, redrawn until they are of the
@@ -93,41 +67,92 @@ class Task:
         return self.example(symbols, length)
 
     def draw_length(self, key: Array) -> Int[Array, ""]:
-        """A uniform length of a source."""
+        """Draw a uniform length of a source."""
         return jax.random.randint(key, (), self.min_length, self.max_length + 1)
 
-    def example(self, symbols: Int[Array | np.ndarray, "*B n"], length: Int[Array | np.ndarray, "*B"]) -> Example:
-        """The example that asks for the answer to `symbols`, of which the first `length` count.
+    def example(self, symbols: Int[Array, "n"], length: Int[Array, ""]) -> Example:
+        """Return the example of one string, padded with 0, as wide as its widest source and answer.
 
-        Of JAX or of NumPy; as wide as the symbols, so that any length fits.
+        Where the answer continues its source, the example is one string: its source is one padding token, and its
+        target is the symbols, a begin token, the answer and an end token. The begin token makes it decidable where
+        the answer begins, so that there is one right continuation.
         """
-        width = symbols.shape[-1]
-        source = self._ended(symbols, length, width + 1, Kind(lambda j, n: j))
-        return Example(source, self._ended(symbols, length, self.vocabulary.room(width), self.kind))
+        source, target, _ = _pair(self.vocabulary, symbols, length)
+        if not self.rule.continues:
+            return Example(source, target)
+        string = jnp.pad(source, (0, len(target)))
+        return Example(jnp.full(1, PAD, symbols.dtype), jax.lax.dynamic_update_slice(string, target, (length + 1,)))
 
-    def _ended(self, symbols, length, size, kind: Kind):
-        xp, n, times = symbols.__array_namespace__(), length[..., None], kind.times
-        t = xp.broadcast_to(xp.arange(size), (*length.shape, size))
+    def questions(self, strings: Int[np.ndarray, "B n"], lengths: Int[np.ndarray, "B"]) -> Questions:
+        """Return the questions of strings padded with 0, each with its one accepted answer.
 
-        def at(index):
-            chosen = xp.clip(index(t, n), 0, symbols.shape[-1] - 1)
-            return xp.take_along_axis(symbols, chosen, axis=-1)
+        Where the answer continues its source, the sources are the beginnings of strings: the symbols and a begin token.
 
-        token = at(kind.index)
-        if kind.also is not None:
-            token = kind.combine(token, at(kind.also))
-        end, pad = xp.asarray([self.vocabulary.end, PAD], dtype=symbols.dtype)
-        return xp.where(t < times * n, token, xp.where(t == times * n, end, pad))
+        Raises:
+          DataError: the rule's answer is not what the rule promises.
+        """
+        (count, width), vocabulary = strings.shape, self.vocabulary
+        # Of few shapes, so that little is compiled: a power of two wide, in blocks of the same number of rows.
+        wide = 1 << max(width - 1, 0).bit_length()
+        rows = max(1, _BLOCK // wide)
+        missing = rows - count % rows
+        strings = np.pad(strings.astype(np.int32), ((0, missing), (0, wide - width)))
+        padded_lengths = np.pad(lengths.astype(np.int32), (0, missing))
+        blocks = []
+        for start in range(0, count + missing, rows):
+            block = jax.device_put((strings[start : start + rows], padded_lengths[start : start + rows]), _cpu())
+            blocks.append(jax.device_get(_pairs(vocabulary, *block)))
+        sources, targets, counts = (np.concatenate(each)[:count] for each in zip(*blocks))
+        targets = targets[:, : vocabulary.capacity(width)]
+        self._check_answers(strings[:count], lengths, targets, counts)
+        return Questions(sources[:, : width + 1], lengths, targets, np.arange(count))
+
+    def _check_answers(self, strings, lengths, targets, counts):
+        """Check the lengths of answers and their symbols, which tracing a rule cannot show."""
+        most = np.array([self.rule.most_symbols(n) for n in range(int(lengths.max(initial=0)) + 1)])[lengths]
+        wrong = (counts != most) if self.rule.fixed_length else (counts < 0) | (counts > most)
+        answered = np.arange(targets.shape[1]) < counts[:, None]
+        wrong |= (answered & ((targets < 1) | (targets > self.symbols))).any(1)
+        for row in np.flatnonzero(wrong)[:1]:
+            must = f"{'' if self.rule.fixed_length else 'at most '}{most[row]} symbols 1..{self.symbols}"
+            answer = f"{targets[row][answered[row]].tolist()}, of length {counts[row]}"
+            source = strings[row, : lengths[row]].tolist()
+            raise DataError(f"rule {self.name!r}: the answer to {source} is {answer}; must have {must}")
+
+
+def _pair(vocabulary: Symbols, symbols: Int[Array, "n"], length: Int[Array, ""]) -> tuple[Array, Array, Array]:
+    """Return source `[n + 1]` and answer `[T]` of a string, with their end tokens, and the answer's symbols."""
+
+    def ended(tokens, count, end, width):
+        t = jnp.arange(width)
+        tokens = jnp.pad(tokens, (0, max(0, width - len(tokens))))[:width]
+        return jnp.where(t < count, tokens, jnp.where(t == count, end, PAD)).astype(symbols.dtype)
+
+    answer, count = vocabulary.rule.answer(symbols, length, vocabulary.count)
+    source = ended(symbols, length, vocabulary.source_end, len(symbols) + 1)
+    return source, ended(answer, count, vocabulary.end, vocabulary.capacity(len(symbols))), jnp.asarray(count)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pairs(vocabulary: Symbols, strings: Int[Array, "B n"], lengths: Int[Array, "B"]) -> tuple[Array, Array, Array]:
+    return jax.vmap(functools.partial(_pair, vocabulary))(strings, lengths)
+
+
+def _cpu() -> jax.Device:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return jax.local_devices()[0]
 
 
 def is_held_out(
     symbols: Int[Array | np.ndarray, "*B n"], num_symbols: int
 ) -> Bool[Array | np.ndarray | np.bool_, "*B"]:
-    """Whether a string is kept for evaluation, by a hash of the string.
+    """Return whether a string is held out for evaluation, by a hash of the string.
 
-    All symbols but the first are hashed together with their places; then one residue of the first symbol, modulo
-    m = min(V, 10), is held out. So about 1/m of the strings are, and for every continuation (hence at every length)
-    some first symbols are held out and some are not.
+    All symbols but the first are hashed together with their positions; then one residue of the first symbol, modulo
+    m = min(V, 10), is held out. So about 1/m of the strings are, and for every continuation, therefore at every
+    length, some first symbols are held out and some are not.
 
     Args:
       symbols: `[... n]` symbols 1..V, padded with 0; of JAX or of NumPy. Padding does not matter.
@@ -141,7 +166,7 @@ def is_held_out(
 def is_for_validation(
     symbols: Int[Array | np.ndarray, "*B n"], num_symbols: int
 ) -> Bool[Array | np.ndarray | np.bool_, "*B"]:
-    """Whether a held-out string is for validation, by a further bit of its hash; the other held-out ones are test.
+    """Return whether a string is for validation: held out, by a further bit of its hash; other held-out ones are test.
 
     Args:
       symbols, num_symbols: as of `is_held_out`.
@@ -150,7 +175,7 @@ def is_for_validation(
 
 
 def hash_of(symbols: Int[Array | np.ndarray, "*B n"]) -> UInt32[Array | np.ndarray | np.generic, "*B"]:
-    """A hash of the symbols together with their places; padding does not matter."""
+    """Return a hash of the symbols together with their positions; padding does not matter."""
     symbols = symbols.astype(np.uint32)
-    places = np.arange(1, symbols.shape[-1] + 1, dtype=np.uint32) * np.uint32(0x9E3779B9)
-    return (mix(symbols + places) * (symbols != PAD)).sum(-1, dtype=np.uint32)
+    positions = np.arange(1, symbols.shape[-1] + 1, dtype=np.uint32) * np.uint32(0x9E3779B9)
+    return (mix(symbols + positions) * (symbols != PAD)).sum(-1, dtype=np.uint32)

@@ -1,78 +1,39 @@
-"""From nested mappings to the settings of a run: the table of rules that they must meet, and the checks.
-
-Whatever is wrong is said in one line that names the key, what was given and what is allowed.
-"""
+"""From nested mappings to the settings of a run; a wrong one is one line: key, what was given, what is allowed."""
 
 import dataclasses
+import importlib
+import importlib.machinery
+import importlib.util
 import os
+import pathlib
+import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+
+import jax.numpy as jnp
+from flax import nnx
 
 from attn import tasks
-from attn.nn.encodings import ENCODINGS
-from attn.nn.models import MODELS, settings_of
-from attn.nn.recurrent import DECODERS
-from attn.nn.variants import VARIANTS
+from attn.mechanisms.rows import LengthUnknown
+from attn.nn.model import ModelSettings
+from attn.nn.models import MODELS
+from attn.settings import PATH, Constraint, description, error_message, nearest, one_of, types_of
 from attn.tasks import pairs
 from attn.tasks.generated import Generated
-from attn.tasks.sequences import KINDS, Task
-from attn.tasks.settings import PATH, SEED, between, described, fault, kinds_of, nearest, one_of
+from attn.tasks.rules import RULES as TASKS
+from attn.tasks.sequences import Task
 from attn.tasks.stored import Stored
-from attn.training.groups import Config, ConfigError, Data, Model, Optimizer
+from attn.training.groups import OPTIMIZERS, Config, ConfigError, Data
 
-_OF_MUON = ("rest_learning_rate", "momentum")
-_OF_ALL = [field.name for field in dataclasses.fields(Optimizer) if field.name not in ("name", *_OF_MUON)]
-OPTIMIZERS = {"adamw": _OF_ALL, "muon": [*_OF_ALL, *_OF_MUON]}  # and their settings
-_COUNT = between(1, 1_000_000_000)
-BEAM_WIDTH = between(1, 1_000)
-_SIZE = between(1, 65_536)
-RULES = {
-    "task.name": one_of(KINDS),
-    **{f"task.{name}": rule for name, rule in tasks.RULES.items()},
+# Settings of tasks and data, whose records know no constraints.
+_CONSTRAINTS = {
+    "task.name": one_of(TASKS),
+    **{f"task.{name}": each for name, each in tasks.CONSTRAINTS.items()},
     "data.source": one_of((*tasks.SOURCES, "pairs")),
     "data.folder": PATH,
-    **{f"data.{name}": rule for name, rule in pairs.RULES.items()},
-    "model.name": one_of(MODELS),
-    "model.width": _SIZE,
-    "model.num_layers": between(1, 1_000),
-    "model.attention": one_of(DECODERS),
-    "model.num_heads": _SIZE,
-    "model.head_width": _SIZE,
-    "model.num_encoder_layers": between(1, 1_000),
-    "model.num_decoder_layers": between(1, 1_000),
-    "model.feed_forward_width": _SIZE,
-    **{f"model.positions.{kind}": one_of(ENCODINGS) for kind in ("encoder", "decoder", "cross")},
-    "model.positions.range": between(2, 40_000),
-    "model.positions.at_test": one_of(("spaced", "random")),
-    "model.max_length": between(2, 1_000_000),
-    "model.variant": one_of(VARIANTS),
-    "model.norm": one_of(("pre", "post")),
-    "model.dropout": between(0, 1, open_high=True),
-    "model.dtype": one_of(("float32", "bfloat16")),
-    "optimizer.name": one_of(OPTIMIZERS),
-    **dict.fromkeys(("optimizer.learning_rate", "optimizer.rest_learning_rate"), between(0, 1e3, open_low=True)),
-    "optimizer.momentum": between(0, 1, open_high=True),
-    "optimizer.warmup_fraction": between(0, 1, open_high=True),
-    "optimizer.decay": one_of(("cosine", "linear", "inverse", "none")),
-    "optimizer.beta1": between(0, 1, open_high=True),
-    "optimizer.beta2": between(0, 1, open_high=True),
-    "optimizer.weight_decay": between(0),
-    "optimizer.clip_norm": between(0, open_low=True),
-    "optimizer.averaging": between(0, 1, open_high=True),
-    "training.seed": SEED,
-    "training.steps": _COUNT,
-    "training.stop_when_exact": between(0, 1_000_000_000),
-    "training.replaced_tokens": between(0, 1),
-    "training.batch_size": _COUNT,
-    "training.steps_per_dispatch": _COUNT,
-    "training.evaluate_every": _COUNT,
-    "training.checkpoint_every": _COUNT,
-    "evaluation.examples": _COUNT,
-    "evaluation.examples_on_the_way": _COUNT,
-    "evaluation.batch_size": _COUNT,
-    "evaluation.beam_width": BEAM_WIDTH,
-    "evaluation.seed": SEED,
+    **{f"data.{name}": each for name, each in pairs.CONSTRAINTS.items()},
 }
+NAMED = {"model": ("transformer", MODELS), "optimizer": ("adamw", OPTIMIZERS)}  # groups whose record a name decides
 
 
 def from_mapping(values: Mapping) -> Config:
@@ -81,79 +42,155 @@ def from_mapping(values: Mapping) -> Config:
     Raises:
       ConfigError: an unknown key, a value of the wrong type or out of range, or settings that do not go together.
     """
-    config = _build(Config, values, "config")
+    if isinstance(values, Mapping) and "imports" in values:
+        import_modules(values["imports"])
+    config = _build(_Group("config", Config), values)
     _check_together(config)
     return config
 
 
-def to_mapping(config: Config) -> dict:
-    """The config as nested dictionaries of plain values; of model and optimizer the settings that they have."""
-    values = dataclasses.asdict(config)
-    for group in ("model", "optimizer"):
-        for name in _unread(getattr(config, group)):
-            del values[group][name]
-    return values
+def import_modules(names):
+    """Import the modules that register what a config names, from the path or the current folder.
 
-
-def model_settings(model: Model) -> dict:
-    """What the model that is named is built with."""
-    return {name: getattr(model, name) for name in settings_of(model.name)}
-
-
-def parse(key: str, text: str):
-    """The value of setting `key` (such as "model.width") written as text, in the type of the setting.
+    Nothing in the folder of a run is ever executed, since a run may come from somebody else.
 
     Raises:
-      ConfigError: no such setting, or the text is not of its type.
+      ConfigError: one that cannot be imported, or that lies in the folder of a run.
     """
-    cls = Config
-    *sections, name = key.split(".")
-    for depth, section in enumerate(sections):
-        hint = _hint(cls, section, ".".join(["config", *sections[:depth]]))
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"config.imports: got {names!r}, must be names of modules")
+    if names and str(pathlib.Path.cwd()) not in sys.path:
+        sys.path.append(str(pathlib.Path.cwd()))
+    for name in names:
+        try:
+            spec = importlib.util.find_spec(name.partition(".")[0])
+            if spec is not None and _is_in_a_run(spec):
+                raise ImportError(f"{spec.origin} lies in the folder of a run, where nothing is executed")
+            importlib.import_module(name)
+        except (Exception, SystemExit) as error:  # whatever the user's module raises
+            words = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ConfigError(
+                f"config.imports: {name!r} cannot be imported ({words}); its folder must be in PYTHONPATH"
+            ) from None
+
+
+def _is_in_a_run(spec: importlib.machinery.ModuleSpec) -> bool:
+    """Whether a module lies in the folder of a run, itself or as a package."""
+    places = [pathlib.Path(place) for place in (spec.origin, *(spec.submodule_search_locations or ())) if place]
+    return any((folder / "checkpoints").is_dir() for place in places for folder in place.parents)
+
+
+def to_mapping(config: Config) -> dict:
+    """Return the config as nested dictionaries of plain values."""
+    values = dataclasses.asdict(config)
+    imports = {"imports": list(values.pop("imports"))}
+    return (imports if imports["imports"] else {}) | values
+
+
+class _Group:
+    """A group of settings: its path, such as "config.model", and the record that holds it."""
+
+    def __init__(self, path: str, record: type, name: str | None = None):
+        self.path, self.section, self.name = path, path.removeprefix("config."), name
+        if self.section in NAMED:  # the record is that of the model or optimizer that is named
+            default, known = NAMED[self.section]
+            self.name = default if name is None else name
+            if said := error_message(str, self.name, one_of(known)):
+                raise ConfigError(f"{path}.name: {said}")
+            record = _record(self.section, self.name)
+        self.record, self.fields = record, {field.name: field for field in dataclasses.fields(record)}
+        self.hints = typing.get_type_hints(record)
+
+    def check_has(self, name: str):
+        """Check that there is a setting of a name.
+
+        Raises:
+          ConfigError: there is none.
+        """
+        if name in self.fields:
+            return
+        others = [other for other in NAMED.get(self.section, ("", ()))[1] if name in _names(self.section, other)]
+        if others:
+            having = " or ".join(map(repr, others))
+            raise ConfigError(
+                f"{self.path}.{name}: means nothing for {self.path}.name = {self.name!r}; only {having} has it"
+            )
+        known = ", ".join(self.fields)
+        raise ConfigError(f"{self.path}.{name}: unknown setting{nearest(name, self.fields)}; {self.path} has {known}")
+
+    def inside(self, name: str, value) -> "_Group | None":
+        """The group of a name inside of this one, for these values; None for a setting."""
+        hint = self.hints[name]
         if not dataclasses.is_dataclass(hint):
-            raise ConfigError(f"config.{'.'.join(sections[: depth + 1])} is a setting: it has no {name!r} inside")
-        cls = hint
-    hint = _hint(cls, name, ".".join(["config", *sections]))
-    if hasattr(hint, "named"):  # a name alone stands for all of the group
+            return None
+        return _Group(f"{self.path}.{name}", hint, value.get("name") if isinstance(value, Mapping) else None)
+
+    def constraint(self, name: str) -> Constraint | None:
+        """The constraint on a setting."""
+        key = f"{self.path}.{name}".removeprefix("config.")
+        return self.fields[name].metadata.get("constraint") or _CONSTRAINTS.get(key)
+
+
+def _record(section: str, name: str) -> type:
+    """The record of the settings of a model or optimizer."""
+    record = NAMED[section][1][name]
+    return record.settings if section == "model" else record
+
+
+def _names(section: str, name: str) -> list[str]:
+    """The names of the settings of a model or optimizer."""
+    return [field.name for field in dataclasses.fields(_record(section, name))]
+
+
+def without_others(section: str, values: Mapping) -> dict:
+    """Return those of the settings that the model or optimizer named among them has: for another one than before."""
+    name = values.get("name")
+    known = NAMED[section][1]
+    return dict(values) if name not in known else {key: values[key] for key in values if key in _names(section, name)}
+
+
+def parse(key: str, text: str, values: Mapping):
+    """Return the value of setting `key` (such as "model.width") written as text, in the type of the setting.
+
+    Args:
+      key: of the setting.
+      text: its value.
+      values: settings as nested mappings, whose names of model and optimizer decide what settings there are.
+
+    Raises:
+      ConfigError: an unknown setting, or text that is not of its type.
+    """
+    *sections, name = key.split(".")
+    group = _group(sections, values, name)
+    group.check_has(name)
+    if hasattr(group.hints[name], "named"):  # one text alone stands for all of the group
         return text
-    if dataclasses.is_dataclass(hint):
-        names = ", ".join(f"--config.{key}.{field.name}" for field in dataclasses.fields(hint))
+    if (inside := group.inside(name, {})) is not None:
+        names = ", ".join(f"--config.{key}.{each}" for each in inside.fields)
         raise ConfigError(f"config.{key} is a group of settings: give one of {names}")
-    return _from_text(f"config.{key}", hint, text)
+    return _from_text(group, name, text)
 
 
-def _build(cls, values, path: str):
-    if isinstance(values, str) and hasattr(cls, "named"):
-        if said := fault(str, values, one_of(ENCODINGS)):
-            raise ConfigError(f"{path}: {said}")
-        return cls.named(values)
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}: got {values!r}, must be a group of settings")
-    settings = {}
-    for name, value in values.items():
-        hint = _hint(cls, str(name), path)
-        inner = f"{path}.{name}"
-        settings[name] = _build(hint, value, inner) if dataclasses.is_dataclass(hint) else _check(inner, hint, value)
-    return cls(**settings)
+def record(sections: Sequence[str], values: Mapping) -> type:
+    """Return the record of a group of settings, such as that of ["model", "mechanism"], for these values."""
+    return _group(sections, values).record
 
 
-def _hint(cls, name: str, path: str):
-    hints = typing.get_type_hints(cls)
-    if name not in hints:
-        raise ConfigError(f"{path}.{name}: unknown setting{nearest(name, hints)}; {path} has {', '.join(hints)}")
-    return hints[name]
+def _group(sections: Sequence[str], values: Mapping, name: str = "") -> _Group:
+    group = _Group("config", Config)
+    for section in sections:
+        group.check_has(section)
+        values = values.get(section, {}) if isinstance(values, Mapping) else {}
+        inside = group.inside(section, values)
+        if inside is None:
+            raise ConfigError(f"{group.path}.{section} is a setting: it has no {name!r} inside")
+        group = inside
+    return group
 
 
-def _check(path: str, hint, value):
-    value = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if said := fault(hint, value, RULES.get(path.removeprefix("config."))):
-        raise ConfigError(f"{path}: {said}")
-    (kind, *_), _ = kinds_of(hint)
-    return value if value is None else kind(value)
-
-
-def _from_text(path: str, hint, text: str):
-    (kind, *_), optional = kinds_of(hint)
+def _from_text(group: _Group, name: str, text: str):
+    hint = group.hints[name]
+    (kind, *_), optional = types_of(hint)
     if optional and text.lower() == "none":
         return None
     try:
@@ -161,8 +198,34 @@ def _from_text(path: str, hint, text: str):
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
         return kind(text.replace("_", "")) if kind in (int, float) else text
     except (ValueError, KeyError):
-        allowed = described(hint, RULES.get(path.removeprefix("config.")))
-        raise ConfigError(f"{path}: got {text!r}, must be {allowed}") from None
+        allowed = description(hint, group.constraint(name))
+        raise ConfigError(f"{group.path}.{name}: got {text!r}, must be {allowed}") from None
+
+
+def _build(group: _Group, values):
+    """The record of a group, with these values."""
+    if isinstance(values, str) and hasattr(group.record, "named"):
+        if said := error_message(str, values, group.constraint(next(iter(group.fields)))):
+            raise ConfigError(f"{group.path}: {said}")
+        return group.record.named(values)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{group.path}: got {values!r}, must be a group of settings")
+    settings = {} if group.name is None else {"name": group.name}
+    for name, value in values.items():
+        group.check_has(str(name))
+        inside = group.inside(name, value)
+        settings[name] = _checked(group, name, value) if inside is None else _build(inside, value)
+    return group.record(**settings)
+
+
+def _checked(group: _Group, name: str, value):
+    if name == "imports":
+        return tuple(value)  # checked before anything else
+    value, hint = os.fspath(value) if isinstance(value, os.PathLike) else value, group.hints[name]
+    if said := error_message(hint, value, group.constraint(name)):
+        raise ConfigError(f"{group.path}.{name}: {said}")
+    (kind, *_), _ = types_of(hint)
+    return value if value is None else kind(value)
 
 
 def _check_together(config: Config):
@@ -171,77 +234,21 @@ def _check_together(config: Config):
         raise ConfigError(
             f"config.task.min_length: got {task.min_length}, must be at most config.task.max_length = {task.max_length}"
         )
-    _check_unread("model", config.model)
-    _check_unread("optimizer", config.optimizer)
-    _check_model(config.model)
+    _check_heads(config.model)
     _check_data(config)
     if config.data.source != "pairs":
         check_fits(config, Generated(task))
 
 
-def _unread(settings: Model | Optimizer) -> dict[str, list[str]]:
-    """The settings that the model or optimizer of that name does not have, and the names of those that have each."""
-    having = {name: settings_of(name) for name in MODELS} if isinstance(settings, Model) else OPTIMIZERS
-    others = [
-        field.name for field in dataclasses.fields(settings) if field.name not in ("name", *having[settings.name])
-    ]
-    return {other: [name for name in having if other in having[name]] for other in others}
-
-
-def _check_unread(group: str, settings: Model | Optimizer):
-    """Settings that what is named does not have must be left alone."""
-    for name, having in _unread(settings).items():
-        given = getattr(settings, name)
-        if given != getattr(type(settings)(), name):
-            raise ConfigError(
-                f"config.{group}.{name}: got {given!r}, means nothing for config.{group}.name = {settings.name!r}; "
-                f"only {' or '.join(map(repr, having))} has it"
-            )
-
-
-def _check_model(model: Model):
-    """The model's settings must go together."""
-    if "num_heads" not in settings_of(model.name):
-        return
-    if model.head_width is None and model.width % model.num_heads:
+def _check_heads(model: ModelSettings):
+    """The heads must divide the width, unless they have one of their own."""
+    num_heads = getattr(model, "num_heads", None)
+    if num_heads and model.head_width is None and model.width % num_heads:
         divisors = [str(n) for n in range(1, model.width + 1) if model.width % n == 0]
         raise ConfigError(
-            f"config.model.num_heads: got {model.num_heads}, must divide config.model.width = {model.width} "
+            f"config.model.num_heads: got {num_heads}, must divide config.model.width = {model.width} "
             f"({', '.join(divisors)}) unless config.model.head_width is given"
         )
-    head_width = model.head_width or model.width // model.num_heads
-    for kind, name in model.positions.by_kind().items():
-        if "rotary" in name and head_width < 2:
-            raise ConfigError(
-                f"config.model.positions.{kind}: got {name!r}, must have heads of width 2 or more, not {head_width}"
-            )
-    encodings = [ENCODINGS[name] for name in model.positions.by_kind().values()]
-    if any(each.learned and each.randomized for each in encodings) and model.max_length < model.positions.range:
-        raise ConfigError(
-            f"config.model.max_length: got {model.max_length}, must be at least config.model.positions.range = "
-            f"{model.positions.range}, from which places in the table are drawn"
-        )
-
-
-def most_places(model: Model) -> int | None:
-    """How many places the model can tell apart, so how many tokens source and answer may have; None for any number."""
-    if "positions" not in settings_of(model.name):
-        return None
-    encodings = [ENCODINGS[name] for name in model.positions.by_kind().values()]
-    bounds = [model.max_length] * any(each.learned for each in encodings)
-    bounds += [model.positions.range] * any(each.randomized for each in encodings)
-    return min(bounds, default=None)
-
-
-def longest_input(model: Model, room: Callable[[int], int]) -> int | None:
-    """How many tokens of a source the positions can encode, answer included; None for any number.
-
-    Args:
-      model: its settings.
-      room: how many tokens the answer to so many may have.
-    """
-    most, places = most_places(model), MODELS[model.name].places
-    return most and max(n for n in range(most) if places(n + 1, room(n)) <= most)
 
 
 def _check_data(config: Config):
@@ -251,10 +258,16 @@ def _check_data(config: Config):
             f"config.training.one_length: got True, but config.data.source is {config.data.source!r}; only 'generated' "
             "draws lengths"
         )
-    if config.training.replaced_tokens and not MODELS[config.model.name].reads_target:
+    if config.training.replaced_tokens and not MODELS[config.model.name].reads_answer:
         raise ConfigError(
             f"config.training.replaced_tokens: got {config.training.replaced_tokens}, means nothing for "
-            f"config.model.name = {config.model.name!r}, which reads no target"
+            f"config.model.name = {config.model.name!r}, which does not read the answer"
+        )
+    if config.data.source != "pairs" and config.task.rule.continues and not MODELS[config.model.name].one_text:
+        having = " or ".join(repr(name) for name, model in MODELS.items() if model.one_text)
+        raise ConfigError(
+            f"config.model.name: got {config.model.name!r}, but the strings of {config.task.name!r} have no source; "
+            f"only {having} learns them"
         )
     data, default = config.data, Data()
     readers = {name: "pairs" for name in ("path", "tokens", "validation", "test", "longest")} | {"folder": "tfds"}
@@ -266,19 +279,6 @@ def _check_data(config: Config):
                 f"config.data.{name}: got {given!r}, but config.data.source is {data.source!r}; "
                 f"only {reader!r} reads it: --config.data.source={reader}{hint}"
             )
-    if data.source == "pairs" and MODELS[config.model.name].needs_length:
-        raise ConfigError(
-            f"config.model.name: got {config.model.name!r}, which must be told the length of the answer: of pairs it "
-            "is not known before it is written"
-        )
-    needing = config.model.positions.needing_length()
-    for kind, name in config.model.positions.by_kind().items():
-        if data.source == "pairs" and (kind in needing or ENCODINGS[name].randomized):
-            what = "counts from the end of" if kind in needing else "draws a position for each place of source and"
-            raise ConfigError(
-                f"config.model.positions.{kind}: got {name!r}, which {what} the answer: of pairs its length is not "
-                "known before it is written"
-            )
     for field in dataclasses.fields(Task):
         given = getattr(config.task, field.name)
         if data.source == "pairs" and given != field.default:
@@ -287,25 +287,65 @@ def _check_data(config: Config):
             )
 
 
+def longest_input(model: ModelSettings, capacity: Callable[[int], int]) -> int | None:
+    """Return how many tokens of a source the model can tell apart, answer included; None for any number.
+
+    Args:
+      model: its settings.
+      capacity: how many tokens the answer to so many may have.
+    """
+    kind = MODELS[model.name]
+    most = kind.max_positions(model)
+    return most and max(n for n in range(most) if kind.num_positions(n + 1, capacity(n)) <= most)
+
+
 def check_fits(config: Config, data: Generated | Stored):
-    """Check that the model can encode the longest source and its answer, and that there is what training needs.
+    """Check that the model can encode the longest source and its answer, and that training has its data.
 
     Raises:
-      ConfigError: it cannot, or there is not.
+      ConfigError: it cannot, or has not.
     """
-    longest, most = data.longest_source, most_places(config.model)
-    needed = MODELS[config.model.name].places(longest, data.vocabulary.room(longest - 1))
+    kind, longest = MODELS[config.model.name], data.longest_source
+    most, capacity = kind.max_positions(config.model), data.vocabulary.capacity(longest - 1)
+    needed = kind.num_positions(longest, capacity)
     if most is not None and most < needed:
-        bound = "max_length" if most == config.model.max_length else "positions.range"
         raise ConfigError(
-            f"config.model.{bound}: got {most}, must be at least {needed} for {data.name} with sources of "
-            f"{longest - 1} tokens"
+            f"config.model.mechanism: tells {most} positions apart, must tell {needed} apart for {data.name} with "
+            f"sources of {longest - 1} tokens"
         )
     many = config.training.stop_when_exact
     if many and isinstance(data, Generated):
         longest = data.task.max_length
-        if not len(data.questions_of_each_length("validation", [longest], 1, 0).lengths):
+        if not data.has_validation(longest):
             raise ConfigError(
                 f"config.training.stop_when_exact: got {many}, must be 0 for {data.name} with strings of up to "
                 f"{longest} symbols: too few of them are held out for a validation part"
             )
+
+
+def check_runs(config: Config, data: Generated | Stored):
+    """Check that the model runs on the longest source and its answer.
+
+    Raises:
+      ConfigError: a mechanism refuses its settings, or reads the length of the answer where that is not known.
+    """
+    try:
+        run_shapes(config, data, data.vocabulary.answer_length(data.longest_source - 1))
+    except (LengthUnknown, ValueError, TypeError, NotImplementedError) as error:
+        where = f" for {data.name}" if isinstance(error, LengthUnknown) else ""
+        raise ConfigError(f"config.model: {' '.join(str(error).split())}{where}") from None
+
+
+def run_shapes(config: Config, data: Generated | Stored, answer_length: int | None):
+    """Run the model on the longest source and its answer, for shapes alone; the length of the answer may be unknown.
+
+    This starts JAX's backend, so several hosts must have been joined before.
+    """
+    source, vocabulary = data.longest_source, data.vocabulary
+
+    def run():
+        model = MODELS[config.model.name](vocabulary.size, config.model, nnx.Rngs(0))
+        tokens = (jnp.ones(length, int) for length in (source, vocabulary.capacity(source - 1)))
+        return model(*tokens, answer_length=answer_length)
+
+    nnx.eval_shape(run)

@@ -6,9 +6,8 @@ import sys
 
 from ml_collections import ConfigDict
 
-from attn.nn.encodings import Positions
-from attn.tasks.settings import nearest
-from attn.training.config import Config, ConfigError, from_mapping, parse
+from attn.settings import nearest
+from attn.training.config import NAMED, Config, ConfigError, from_mapping, parse, record, without_others
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -49,21 +48,31 @@ def load_config(path: str, overrides: dict[str, str] | None = None) -> Config:
 
 
 def override(settings: dict, overrides: dict[str, str]) -> Config:
-    """The config of these settings with some of them replaced, by their text.
+    """Return the config of these settings with some of them replaced, by their text.
+
+    Another model or optimizer than the settings' own keeps those of its settings that both have.
 
     Raises:
       ConfigError: as `load_config`.
     """
+    overrides = dict(overrides)
+    if "imports" in overrides:
+        given = [name.strip() for name in overrides.pop("imports").split(",")]
+        settings["imports"] = list(dict.fromkeys([*settings.get("imports", ()), *given]))
     from_mapping(settings)  # the file's own mistakes first
-    for key, text in sorted(overrides.items(), key=lambda pair: pair[0].count(".")):  # a group before what is in it
-        value = parse(key, text)
+    # A name before what it has, a group before what is in it.
+    order = sorted(overrides.items(), key=lambda pair: (not pair[0].endswith(".name"), pair[0].count(".")))
+    for key, text in order:
+        value = parse(key, text, settings)
         *sections, name = key.split(".")
         group = settings
-        for section in sections:
-            if isinstance(group.get(section), str):  # a name that stands for a group
-                group[section] = dataclasses.asdict(Positions.named(group[section]))
+        for depth, section in enumerate(sections):
+            if isinstance(group.get(section), str):  # one text that stands for a group
+                group[section] = dataclasses.asdict(record(sections[: depth + 1], settings).named(group[section]))
             group = group.setdefault(section, {})
         group[name] = value
+        if name == "name" and sections[0] in NAMED:
+            settings[sections[0]] = without_others(sections[0], group)
     return from_mapping(settings)
 
 

@@ -47,7 +47,7 @@ class Folder:
         self._summary = self.path / "summary.json"
 
     def is_run(self) -> bool:
-        """Whether a run was started here."""
+        """Return whether a run was started here."""
         return (self.path / "config.json").is_file()
 
     def check_new(self):
@@ -99,7 +99,7 @@ class Folder:
             raise RunError(f"--workdir={self.path}: cannot be written ({error.strerror})") from None
 
     def settings(self) -> dict:
-        """What config.json holds.
+        """Return the content of config.json.
 
         Raises:
           RunError: no run's folder, or the file is damaged.
@@ -124,7 +124,7 @@ class Folder:
             raise RunError(f"{self.path / 'config.json'}: {error}") from None
 
     def data(self) -> dict:
-        """What data.json holds: `name`, `origins` of the parts with their digests, and lines `about` them.
+        """Return the content of data.json: `name`, `origins` of the parts with their digests, and lines `about` them.
 
         Raises:
           RunError: the file is missing or damaged.
@@ -176,7 +176,7 @@ class Folder:
         return checkpoints.newest_step(self.checkpoints)
 
     def summary(self) -> dict | None:
-        """What came out, if the run is finished.
+        """Return the summary, if the run is finished.
 
         Raises:
           RunError: the file is damaged.
@@ -240,7 +240,7 @@ def write_whole(path: pathlib.Path, text: str):
 
 
 def file_in_the_way(path: pathlib.Path) -> pathlib.Path | None:
-    """What keeps a path from being a folder: a file that is there, or that it leads through."""
+    """Return the file that keeps a path from being a folder, at the path or above it."""
     return next((part for part in (path, *path.parents) if part.exists() and not part.is_dir()), None)
 
 

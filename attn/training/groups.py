@@ -1,10 +1,17 @@
-"""The settings of a run, in groups: frozen dataclasses. `attn.training.config` validates them."""
+"""The settings of a run, in groups: frozen records with constraints, which `attn.training.config` checks."""
 
 import dataclasses
 
-from attn.nn.encodings import Positions
+from attn.nn.model import ModelSettings
+from attn.nn.transformer import TransformerSettings
+from attn.settings import PATH, SEED, between, one_of, setting
 from attn.tasks import pairs
 from attn.tasks.sequences import Task
+
+_COUNT = between(1, 1_000_000_000)
+_FRACTION = between(0, 1, open_high=True)
+_RATE = between(0, 1e3, open_low=True)
+BEAM_WIDTH = between(1, 1_000)
 
 
 class ConfigError(ValueError):
@@ -13,13 +20,13 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Where examples come from: drawn as they are needed, from TFDS, or from a file of pairs.
+    """The source of examples: drawn as they are needed, from TFDS, or from a file of pairs.
 
-    See `attn.tasks.builders.load` for `folder` and `attn.tasks.pairs.load` for the rest.
+    See `attn.tasks.builders.load_dataset` for `folder` and `attn.tasks.pairs.load_pairs` for the rest.
     """
 
     source: str = "generated"
-    folder: str | None = None
+    folder: str | None = setting(None, PATH)
     path: str | None = None
     tokens: str = "characters"
     validation: str | None = None
@@ -28,91 +35,84 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """Which model, and its settings: see the classes in `attn.nn.models.MODELS`.
+class AdamW:
+    """Settings of AdamW and of the learning rate: see `attn.training.optimizers`.
 
-    A model reads the settings that it has; the others must be left alone.
-    """
-
-    name: str = "transformer"
-    width: int = 64
-    num_layers: int = 1
-    attention: str = "none"
-    num_heads: int = 4
-    head_width: int | None = None
-    num_encoder_layers: int = 1
-    num_decoder_layers: int = 1
-    feed_forward_width: int = 128
-    positions: Positions = dataclasses.field(default_factory=Positions)
-    max_length: int = 512
-    variant: str = "plain"
-    norm: str = "pre"
-    dropout: float = 0.0
-    tied_embeddings: bool = False
-    dtype: str = "float32"
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-    """Which optimizer, and its settings: see `attn.training.optimizers`.
-
-    Muon has `learning_rate`, `momentum` and `weight_decay` for the matrices between hidden layers, and
-    `rest_learning_rate`, `beta1` and `beta2` for the other parameters. With `averaging` = a > 0 the parameters that are
-    evaluated and kept are an average over the steps so far, of which the last part, a of them, counts most; 0 keeps
-    those of the last step.
+    With `averaging` = a > 0 the parameters that are evaluated and kept are an average over the steps so far, of which
+    the last part, a of them, counts most; 0 keeps those of the last step.
     """
 
     name: str = "adamw"
-    learning_rate: float = 3e-3
-    rest_learning_rate: float = 2e-2
-    momentum: float = 0.95
-    warmup_fraction: float = 0.1
-    decay: str = "cosine"
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.0
-    clip_norm: float = 10.0
-    averaging: float = 0.0
+    learning_rate: float = setting(3e-3, _RATE)
+    warmup_fraction: float = setting(0.1, _FRACTION)
+    decay: str = setting("cosine", one_of(("cosine", "linear", "inverse", "none")))
+    beta1: float = setting(0.9, _FRACTION)
+    beta2: float = setting(0.95, _FRACTION)
+    weight_decay: float = setting(0.0, between(0))
+    clip_norm: float = setting(10.0, between(0, open_low=True))
+    averaging: float = setting(0.0, _FRACTION)
+
+
+@dataclasses.dataclass(frozen=True)
+class Muon(AdamW):
+    """Settings of Muon: `learning_rate`, `momentum` and `weight_decay` are for the matrices between hidden layers.
+
+    `rest_learning_rate`, `beta1` and `beta2` are AdamW's for the other parameters.
+    """
+
+    name: str = "muon"
+    rest_learning_rate: float = setting(2e-2, _RATE)
+    momentum: float = setting(0.95, _FRACTION)
+
+
+OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How long and on how much; the seed decides parameters, batches and dropout.
+    """The length of training and the batches; the seed decides parameters, batches and dropout.
 
     `steps` are all steps, or the most: with `stop_when_exact` = n > 0 training stops as soon as an intermediate
-    evaluation is exact on its examples and on n more. `replaced_tokens` is the share of the tokens read by the decoder
-    that are random ones. With `one_length` all strings of a batch have one length, drawn again at every step.
+    evaluation is exact on its examples and on n more. `replaced_tokens` is the fraction of the tokens read by the
+    decoder that are random ones. `steps_per_call` steps are one call of the compiled programs.
     """
 
-    seed: int = 0
-    steps: int = 2_000
-    stop_when_exact: int = 0
-    replaced_tokens: float = 0.0
-    batch_size: int = 32
+    seed: int = setting(0, SEED)
+    steps: int = setting(2_000, _COUNT)
+    stop_when_exact: int = setting(0, between(0, 1_000_000_000))
+    replaced_tokens: float = setting(0.0, between(0, 1))
+    batch_size: int = setting(32, _COUNT)
     one_length: bool = False
-    steps_per_dispatch: int = 100
-    evaluate_every: int = 500
-    checkpoint_every: int = 1000
+    steps_per_call: int = setting(100, _COUNT)
+    evaluate_every: int = setting(500, _COUNT)
+    checkpoint_every: int = setting(1000, _COUNT)
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Held-out examples: how many at the end, and how many for the figure on the way; a beam wider than 1 besides."""
+    """Numbers of held-out examples of the final and the intermediate evaluations; width of an additional beam."""
 
-    examples: int = 10_000
-    examples_on_the_way: int = 500
-    batch_size: int = 500
-    beam_width: int = 1
-    seed: int = 0
+    examples: int = setting(10_000, _COUNT)
+    intermediate_examples: int = setting(500, _COUNT)
+    batch_size: int = setting(500, _COUNT)
+    beam_width: int = setting(1, BEAM_WIDTH)
+    seed: int = setting(0, SEED)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that decides a run."""
+    """Everything that decides a run.
 
+    Attributes:
+      imports: modules that are imported before anything else, since they register what the other settings name.
+      model: the settings of the model that `model.name` names.
+      optimizer: likewise.
+    """
+
+    imports: tuple[str, ...] = ()
     task: Task = dataclasses.field(default_factory=Task)
     data: Data = dataclasses.field(default_factory=Data)
-    model: Model = dataclasses.field(default_factory=Model)
-    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    model: ModelSettings = dataclasses.field(default_factory=lambda: TransformerSettings("transformer"))
+    optimizer: AdamW = dataclasses.field(default_factory=AdamW)
     training: Training = dataclasses.field(default_factory=Training)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)

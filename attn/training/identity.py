@@ -1,4 +1,4 @@
-"""Which settings decide the arrays of a run, and their digest."""
+"""The settings that decide the arrays of a run, and their digest."""
 
 import dataclasses
 import hashlib
@@ -10,7 +10,7 @@ from attn.training.config import Config, to_mapping
 PATHS = ("path", "validation", "test", "folder")  # of the data; what lies there is checked by its own digest
 # Settings that may change when a run resumes: how long it trains, how often it reports, where its data lie.
 _MAY_CHANGE = (
-    *("training.steps", "training.stop_when_exact", "training.steps_per_dispatch"),
+    *("training.steps", "training.stop_when_exact", "training.steps_per_call"),
     *("training.evaluate_every", "training.checkpoint_every"),
     *(f"data.{name}" for name in PATHS),
 )

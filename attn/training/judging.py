@@ -1,4 +1,4 @@
-"""How good a model is: it answers freely, and its answers are held against those that count as right."""
+"""Evaluation: decode autoregressively and compare with the accepted answers."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -22,7 +22,7 @@ _NARROW = 32  # tokens of a source, below which another width is not worth a pro
 
 
 class Scores(NamedTuple):
-    """What answers are worth, each a `Mean` of arrays `[max length + 1]` by length of the source.
+    """Metrics of answers, each a `Mean` of arrays `[max length + 1]` by length of the source.
 
     Where several answers count as right, the nearest to what was written is taken, by edit distance.
 
@@ -51,7 +51,7 @@ class Scores(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What came of some questions: the scores, and the answers `[B T]` as tokens."""
+    """The result of an evaluation: the metrics, and the answers `[B T]` as tokens."""
 
     scores: Scores
     answers: Int[np.ndarray, "B T"]
@@ -70,7 +70,7 @@ def judging_batches(
         widths.insert(0, -(-widths[0] // 4))
     batches = {}
     for width in widths:
-        scores = config.model.num_heads * max(width, vocabulary.room(width - 1)) ** 2 * beam_width
+        scores = getattr(config.model, "num_heads", 1) * max(width, vocabulary.capacity(width - 1)) ** 2 * beam_width
         fitting = min(most, max(1, _SCORES_IN_MEMORY // scores))
         batches[width] = -(-fitting // mesh.size) * mesh.size
     return batches
@@ -146,7 +146,7 @@ def judge(
 
 def score(questions: Questions, answers: Int[np.ndarray, "B T"], vocabulary: Vocabulary) -> Scores:
     """Hold each answer against the nearest of those that count as right."""
-    asked, width = questions.asked, max(answers.shape[1], questions.targets.shape[1])
+    asked, width = questions.source_rows, max(answers.shape[1], questions.targets.shape[1])
     answers, targets = widened(answers, width), widened(questions.targets, width)
     written, right = ([before(vocabulary.end, row) for row in rows.tolist()] for rows in (answers, targets))
     distance = np.array([Levenshtein.distance(written[number], tokens) for number, tokens in zip(asked, right)])
@@ -169,6 +169,6 @@ def score(questions: Questions, answers: Int[np.ndarray, "B T"], vocabulary: Voc
 
 
 def widened(tokens: Int[np.ndarray, "B T"], width: int, height: int | None = None) -> np.ndarray:
-    """The same tokens with more padding, and with empty rows up to `height`."""
+    """Return the tokens with more padding, and with empty rows up to `height`."""
     missing = 0 if height is None else height - len(tokens)
     return np.pad(tokens, ((0, missing), (0, width - tokens.shape[1])))

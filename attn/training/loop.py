@@ -1,4 +1,4 @@
-"""Training: compile, dispatch steps, show, judge on the way, keep checkpoints, judge at the end."""
+"""Training: compile, run steps, report, evaluate in between, save checkpoints, evaluate at the end."""
 
 import ctypes
 import math
@@ -38,7 +38,7 @@ class Interrupted(RuntimeError):
 
 
 class Outcome(NamedTuple):
-    """What a finished training run leaves in memory; `beam` where a beam was asked for besides.
+    """The result of a finished training run; `beam` if there is an additional beam.
 
     `exact` says whether it ended because the answers were exact.
     """
@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """What is compiled, once, before the first step."""
+    """The compiled programs, made once before the first step."""
 
     state: State
     advance: Callable[[State, int, int], tuple[State, Report]]  # (state, its step, until) -> (state, report)
@@ -70,7 +70,7 @@ def train(
     resume: bool,
     on_checkpoint: Callable[[State], None] | None = None,
 ) -> Outcome:
-    """Train to the last step and judge.
+    """Train to the last step and evaluate.
 
     Args:
       config: of the run.
@@ -103,7 +103,7 @@ def train(
             state = replicate(restored, mesh)
             display.say(f"resumed at step {first:,}")
         settings = config.evaluation
-        on_the_way = data.questions("validation", settings.examples_on_the_way, settings.seed)
+        on_the_way = data.questions("validation", settings.intermediate_examples, settings.seed)
         with watch_signals() as stop:
             state, exact = _run(config, state, programs, on_the_way, writes, display, clock, stop, on_checkpoint)
     with clock.phase("evaluate"):
@@ -134,7 +134,7 @@ def _run(config, state, programs, on_the_way, folder, display, clock, stop, on_c
     again = programs.exactness is not None and step > 0 and step % training.evaluate_every == 0
     exact = again and _evaluate(programs, state, on_the_way, clock)[1]
     while step < training.steps and not exact:
-        every = (training.evaluate_every, training.checkpoint_every, training.steps_per_dispatch)
+        every = (training.evaluate_every, training.checkpoint_every, training.steps_per_call)
         until = min(training.steps, *(step - step % n + n for n in every))
         before = clock.seconds["train"]
         with clock.phase("train"):

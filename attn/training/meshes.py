@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import pathlib
 import sys
 import threading
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from attn.functional.cpu import cores
 from attn.startup import STUCK
 
 DATA = "data"  # the mesh axis along which examples are shared out
@@ -24,17 +24,6 @@ _COUNTS = ("JAX_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
 class DistributedError(RuntimeError):
     """Several hosts were asked for and cannot be had; the message is one line for the user."""
-
-
-def cores() -> int:
-    """CPU cores that this process may use: its affinity, and its container's quota if there is one."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = pathlib.Path("/sys/fs/cgroup/cpu.max")
-    if quota.exists():
-        limit, period = quota.read_text().split()[:2]
-        if limit != "max":
-            available = min(available, max(1, int(limit) // int(period)))
-    return available
 
 
 def largest_divisor(number: int, at_most: int) -> int:
@@ -148,12 +137,12 @@ def data_mesh(batch_size: int) -> Mesh:
 
 
 def replicate(tree, mesh: Mesh):
-    """The same values on every device of the mesh; every host must pass the same."""
+    """Copy values to every device of the mesh; every host must pass the same."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def share(tree, mesh: Mesh):
-    """Values shared out along their first axis, of which each host passes the whole."""
+    """Divide values among the devices along their first axis; each host passes the whole."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(DATA)))
 
 

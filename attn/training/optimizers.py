@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from optax.contrib import MuonDimensionNumbers, muon
 
-from attn.training.config import Optimizer
+from attn.training.groups import AdamW
 
 _NEWTON_SCHULZ, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5  # as published
 
@@ -40,7 +40,7 @@ class Packing(NamedTuple):
     unpack: Callable[[Matrices | Float[Array, "p"]], nnx.State]
 
 
-def learning_rate(settings: Optimizer, steps: int) -> optax.Schedule:
+def learning_rate(settings: AdamW, steps: int) -> optax.Schedule:
     """Return the learning rate by the number of earlier updates: a linear warm-up, then a decay or none.
 
     A warm-up of w updates has 1/w, 2/w, ..., 1 of the rate, so that the first update is one. After it "cosine" and
@@ -49,7 +49,7 @@ def learning_rate(settings: Optimizer, steps: int) -> optax.Schedule:
     return _schedule(settings.learning_rate, settings, steps)
 
 
-def _schedule(peak: float, settings: Optimizer, steps: int) -> optax.Schedule:
+def _schedule(peak: float, settings: AdamW, steps: int) -> optax.Schedule:
     warmup = round(settings.warmup_fraction * steps)
     after = {
         "cosine": optax.cosine_decay_schedule(peak, max(1, steps - warmup)),
@@ -61,7 +61,7 @@ def _schedule(peak: float, settings: Optimizer, steps: int) -> optax.Schedule:
     return optax.join_schedules([lambda count: peak * (count + 1) / max(1, warmup), after], [warmup])
 
 
-def optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformation:
+def optimizer(settings: AdamW, steps: int) -> optax.GradientTransformation:
     """Return the optimizer of packed parameters: clipping by the global norm, then AdamW or Muon.
 
     Weight decay is that of all parameters in AdamW, of the matrices alone in Muon.
@@ -86,7 +86,7 @@ def optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), update)
 
 
-def packing(settings: Optimizer, like: nnx.State) -> Packing:
+def packing(settings: AdamW, like: nnx.State) -> Packing:
     """Return the packing of parameters of this structure and these shapes for an optimizer."""
     if settings.name == "adamw":
         return _as_vector(like)

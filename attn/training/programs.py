@@ -97,7 +97,7 @@ def _sweep(folder: pathlib.Path):
 
 
 def _is_whole(data: bytes) -> bool:
-    """Whether a program was written to its end, as far as can be told."""
+    """Return whether a program seems to be written to its end."""
     if data.startswith(_ZSTANDARD):  # which JAX uses where it is installed
         return True
     with contextlib.suppress(zlib.error):

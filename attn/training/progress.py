@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a bar on a terminal, plain lines elsewhere, and files for afterwards."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere, and files of metrics."""
 
 import contextlib
 import math
@@ -114,7 +114,7 @@ class Display:
 
 
 def waiting(words: str) -> contextlib.AbstractContextManager:
-    """A sign on a terminal, while what is inside goes on, that it does; nothing elsewhere."""
+    """Show a spinner on a terminal while the block runs; do nothing elsewhere."""
     console = Console(stderr=True)
     return console.status(escape(words)) if console.is_terminal else contextlib.nullcontext()
 

@@ -15,14 +15,14 @@ from jaxtyping import Array, Int
 
 from attn.nn.models import MODELS
 from attn.tasks.vocabulary import Vocabulary
-from attn.training.config import Config, model_settings
+from attn.training.config import Config
 from attn.training.optimizers import optimizer, packing
 
 _PARAMETERS = 0  # what the run's key is folded with for them; see `example_keys`
 
 
 class State(NamedTuple):
-    """All that a run carries from step to step."""
+    """The state that a run carries from step to step."""
 
     params: nnx.State
     optimizer: optax.OptState
@@ -37,7 +37,7 @@ class State(NamedTuple):
 
 def build_model(config: Config, vocabulary: Vocabulary, rngs: nnx.Rngs) -> nnx.Module:
     """The model that a config describes, with initial parameters."""
-    return MODELS[config.model.name](vocabulary.size, **model_settings(config.model), rngs=rngs)
+    return MODELS[config.model.name](vocabulary.size, config.model, rngs)
 
 
 def model_structure(config: Config, vocabulary: Vocabulary) -> tuple[nnx.GraphDef, nnx.State]:

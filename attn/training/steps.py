@@ -34,7 +34,7 @@ _STORED = StackedBatches(_EVERYWHERE, Example(_BY_DEVICE, _BY_DEVICE))
 
 
 class Report(NamedTuple):
-    """What some steps have shown: the loss in nats a token, and how many source and target tokens were read."""
+    """The loss of some steps, in nats per token, and the number of source and target tokens that were read."""
 
     loss: Mean
     tokens: Float[Array, ""]
@@ -144,24 +144,27 @@ def dispatch_length(config: Config, data: Generated | Stored) -> int:
     training = config.training
     widest = max(bucket.size * (bucket.source + 2 * bucket.target) for bucket in _buckets(config, data))
     fit = max(1, _LARGEST // (widest * jnp.dtype(jnp.int32).itemsize))
-    most = min(training.steps_per_dispatch, training.evaluate_every, training.checkpoint_every, training.steps)
+    most = min(training.steps_per_call, training.evaluate_every, training.checkpoint_every, training.steps)
     return -(-most // -(-most // fit))  # in as few dispatches as fit, all alike
 
 
 def stored_specs(data: Generated | Stored) -> StackedBatches | None:
-    """How the stacked batches of a dispatch are shared out: their examples by device."""
+    """Return how stacked batches are divided among devices: along their examples."""
     return None if isinstance(data, Generated) else _STORED
 
 
-def example_loss(model: nnx.Module, example: Example, inputs: Int[Array, "T"], key: Array | None) -> Report:
+def example_loss(
+    model: nnx.Module, example: Example, inputs: Int[Array, "T"], key: Array | None, *, knows_length: bool = True
+) -> Report:
     """Predict each token of a target from those before it and the source.
 
     Args:
       model, example, key: as of the model's call.
+      knows_length: whether the model may know the length of the answer, as in decoding.
       inputs: what the decoder reads: the begin token, then the target without its last; or with some replaced.
     """
-    length = jnp.sum(example.target != PAD)
-    logits = model(example.source, inputs, target_length=length, key=key)
+    length = jnp.sum(example.target != PAD) if knows_length else None
+    logits = model(example.source, inputs, answer_length=length, key=key)
     loss = cross_entropy(logits, example.target, PAD)
     return Report(loss, jnp.sum(example.source != PAD) + loss.count)
 
@@ -197,7 +200,7 @@ def _drawing(config: Config, data: Generated | Stored) -> Callable:
     """`(step, stored) -> batches` of one device's share, from a step on."""
     seed, buckets, vocabulary = config.training.seed, _buckets(config, data), data.vocabulary
     count, sizes = dispatch_length(config, data), jnp.array([bucket.size for bucket in buckets])
-    replace = functools.partial(with_replaced, share=config.training.replaced_tokens, vocabulary_size=vocabulary.size)
+    replace = functools.partial(with_replaced, rate=config.training.replaced_tokens, vocabulary_size=vocabulary.size)
 
     def inputs(target, key):
         tokens = decoder_input(target, vocabulary.begin)
@@ -258,6 +261,7 @@ def _advancing(config: Config, data: Generated | Stored, pack: Callable, unpack:
 def _differentiating(config: Config, data: Generated | Stored) -> Callable:
     """`(params, step, batch) -> (gradients, report)` of one device's share of a batch, cut to its bucket."""
     graphdef, _ = model_structure(config, data.vocabulary)
+    knows_length = data.vocabulary.answer_length(1) is not None
 
     def of_bucket(bucket: Bucket) -> Callable:
         def loss(params, step, batch: Batches):
@@ -266,7 +270,7 @@ def _differentiating(config: Config, data: Generated | Stored) -> Callable:
             _, dropout_keys = example_keys(config.training.seed, step, numbers)
             source, target = batch.examples
             examples = Example(source[:rows, : bucket.source], target[:rows, : bucket.target])
-            losses = jax.vmap(functools.partial(example_loss, nnx.merge(graphdef, params)))
+            losses = jax.vmap(functools.partial(example_loss, nnx.merge(graphdef, params), knows_length=knows_length))
             report = jax.tree.map(jnp.sum, losses(examples, batch.inputs[:rows, : bucket.target], dropout_keys))
             return report.loss.sum, report
 
@@ -277,5 +281,5 @@ def _differentiating(config: Config, data: Generated | Stored) -> Callable:
 
 
 def _share_of(size):
-    """How many examples of a batch each device has; the last may lack some."""
+    """Return how many examples of a batch each device has; the last may have fewer."""
     return -(-size // jax.lax.axis_size(DATA))

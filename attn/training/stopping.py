@@ -52,13 +52,13 @@ def compile_exactness(config: Config, data: Generated | Stored, mesh: Mesh, para
     def lowest(params: nnx.State, part: Questions) -> float:
         """The lowest margin of some sources; of one that has several accepted answers, the surest counts."""
         found = []
-        for first in range(0, len(part.asked), size):
+        for first in range(0, len(part.source_rows), size):
             rows = slice(first, first + size)
-            batch = part.sources[part.asked[rows]], part.targets[rows]
+            batch = part.sources[part.source_rows[rows]], part.targets[rows]
             filled = tuple(widened(tokens, width, size) for tokens, width in zip(batch, widths))
             found.append(jax.device_get(program(params, share(filled, mesh)))[: len(batch[0])])
         best = np.full(len(part.lengths), -np.inf)
-        np.maximum.at(best, part.asked, np.concatenate(found))
+        np.maximum.at(best, part.source_rows, np.concatenate(found))
         return float(best.min())
 
     # Sources come in ascending order of length: every part has them of all lengths, and the first low one ends it.

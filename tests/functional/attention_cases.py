@@ -1,5 +1,6 @@
 """Masks and scores in two forms, ours and NumPy's, with values drawn from a seed; and random heads."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -9,26 +10,51 @@ import attention_oracle
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import attn
 from attn import masks, scores
-from attn.functional.implementations import DERIVATIVES, FEATURES, IMPLEMENTATIONS, Call
+from attn.functional import blockwise
+from attn.functional.implementations import DERIVATIVES, FEATURES, IMPLEMENTATIONS
 
 # Undoes the flag that tests/conftest.py may set, for one program.
 AS_USERS_DO = {"xla_cpu_use_fusion_emitters": True} if "fusion_emitters" in os.environ.get("XLA_FLAGS", "") else None
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def able_implementations(*features) -> list[str]:
-    """Those of the registry that run here, serve these features for arrays of any kind, and have reverse mode."""
-    plain = Call(*normal((2, 3), (2, 3), (2, 3)), None, None, None, None, False)
-    able = {name: one for name, one in IMPLEMENTATIONS.items() if not one.lacks(plain, jax.default_backend())}
-    return [name for name, one in able.items() if one.features.issuperset(features) and "reverse" in one.derivatives]
+BLOCK_SIZE = 4  # of blockwise in the tests, so that small arrays are many blocks, and most are not full
+
+
+def implementations() -> list[str]:
+    """Return everything in the registry that runs on this backend."""
+    backend = jax.default_backend()
+    return [name for name, each in IMPLEMENTATIONS.items() if each.backends is None or backend in each.backends]
+
+
+def is_complete(name: str) -> bool:
+    """Return whether an implementation declares every feature and every derivative."""
+    declared = IMPLEMENTATIONS[name]
+    return declared.features.issuperset(FEATURES) and declared.derivatives.issuperset(DERIVATIVES)
 
 
 def complete_implementations() -> list[str]:
-    """Those of the registry that run here and have every feature and every derivative."""
-    return [n for n in able_implementations(*FEATURES) if IMPLEMENTATIONS[n].derivatives.issuperset(DERIVATIVES)]
+    """Return those of the registry that run here and declare every feature and every derivative."""
+    return list(filter(is_complete, implementations()))
+
+
+def use_real_blocks(monkeypatch):
+    """Take blocks of the size that users get."""
+    real = dataclasses.replace(IMPLEMENTATIONS["blockwise"], attend=blockwise.attend)
+    monkeypatch.setitem(IMPLEMENTATIONS, "blockwise", real)
+
+
+@contextlib.contextmanager
+def heads_at_once(number: int):
+    """Let blockwise attention run so many heads together."""
+    with pytest.MonkeyPatch.context() as patch:
+        changed = dataclasses.replace(IMPLEMENTATIONS["blockwise"], heads_at_once=lambda heads: number)
+        patch.setitem(IMPLEMENTATIONS, "blockwise", changed)
+        yield
 
 
 def normal(*shapes, dtype="float32", seed=0) -> list:
@@ -44,7 +70,7 @@ def positions(T, S):
 
 @dataclasses.dataclass(frozen=True)
 class Twin:
-    """A mask or a score twice: `draw(rng, T, S)` gives its values, `ours(values)` and `numpy(values)` its two forms."""
+    """A mask or a score: `draw(rng, T, S)` gives its values, `ours(values)` and `numpy(values)` its two forms."""
 
     draw: Callable
     ours: Callable
@@ -192,12 +218,6 @@ class Case:
     def __str__(self):
         return f"{self.dtype}-{'x'.join(map(str, self.shape))}-{self.mask}-{self.score}"
 
-    @property
-    def features(self) -> tuple[str, ...]:
-        """What an implementation must serve."""
-        used = {"mask": self.mask != "none", "score": self.score != "none", "logsumexp": True}
-        return tuple(name for name, is_used in used.items() if is_used)
-
 
 def cases() -> list[Case]:
     """Every mask in every dtype; the scores take turns, so that each meets every dtype and several masks."""
@@ -220,7 +240,8 @@ def typical() -> list[Case]:
 
 @functools.cache
 def value_and_gradient(implementation: str, mask: str, score: str):
-    """Jitted as users do: (out, logsumexp) and (dq, dk, dv) for given cotangents."""
+    """Jitted as users do: out, or (out, logsumexp) where it is declared, and (dq, dk, dv) for given cotangents."""
+    return_logsumexp = "logsumexp" in IMPLEMENTATIONS[implementation].features
 
     @functools.partial(jax.jit, compiler_options=AS_USERS_DO)
     def call(query, key, value, mask_values, score_values, scale, cotangents):
@@ -233,7 +254,7 @@ def value_and_gradient(implementation: str, mask: str, score: str):
                 score=SCORES[score].ours(score_values),
                 scale=scale,
                 implementation=implementation,
-                return_logsumexp=True,
+                return_logsumexp=return_logsumexp,
             )
 
         primal, pullback = jax.vjp(one, query, key, value)

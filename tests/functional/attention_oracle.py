@@ -43,7 +43,7 @@ class Head:
 
 @dataclasses.dataclass
 class Row:
-    """What one query sees: positions of its keys, their weights, the score's derivative, the logsumexp."""
+    """The keys that one query sees: their positions, their weights, the score's derivative, the logsumexp."""
 
     keys: np.ndarray
     weights: np.ndarray

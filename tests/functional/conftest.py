@@ -1,24 +1,30 @@
-"""What the tests of the heart share: their helpers on the path, the registry as a parameter, strict settings of JAX."""
+"""Shared by the tests of attention functions: helpers on the path, the registry as a parameter, settings of JAX."""
 
 import contextlib
+import dataclasses
+import functools
 import sys
 from pathlib import Path
 
 import jax
 import pytest
 
-sys.path.append(str(Path(__file__).parent))  # for attention_oracle and attention_cases
+sys.path.append(str(Path(__file__).parent))  # for attention_cases, attention_oracle and implementation_suite
 
-from attention_cases import complete_implementations
+import attention_cases as cases
+from implementation_suite import pytest_runtest_call  # noqa: F401  a hook of pytest
 
 from attn.functional import blockwise
+from attn.functional.implementations import IMPLEMENTATIONS
 
-blockwise.BLOCK = 4  # so that small arrays are many blocks, and most are not full
+IMPLEMENTATIONS["blockwise"] = dataclasses.replace(
+    IMPLEMENTATIONS["blockwise"], attend=functools.partial(blockwise.attend, block_size=cases.BLOCK_SIZE)
+)
 
 
-@pytest.fixture(params=complete_implementations())
+@pytest.fixture(params=cases.implementations())
 def implementation(request):
-    """Each implementation of the registry that runs here and has every feature and derivative."""
+    """Each implementation of the registry that runs here; tests of what it does not declare are skipped."""
     return request.param
 
 

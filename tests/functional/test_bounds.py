@@ -1,4 +1,4 @@
-"""Bounds of blocks: what a mask says of a block of queries by a block of keys against a look at every pair."""
+"""Bounds of blocks: what a mask tells about a block of queries by a block of keys, compared with every pair."""
 
 import dataclasses
 import operator
@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from attn import masks
-from attn.functional import blockwise
+from attn.functional.blocks import positions_in_blocks
+from attn.functional.survey import needed_blocks
 
 # The annotations would refuse the scalars of NumPy, which the masks accept.
 pytestmark = pytest.mark.usefixtures("untyped")
@@ -44,7 +45,7 @@ def bounds(mask, rows, columns) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A mask, the pairs `[T S]` that it shows, and which of its bounds are no mere estimates."""
+    """A mask, the pairs `[T S]` that it shows, and whether its bounds are exact or estimates."""
 
     mask: object
     visible: np.ndarray
@@ -138,7 +139,7 @@ def nested(T: int, S: int):
 
 def check(found: Drawn, rows, columns, bounds=bounds):
     """Sound always; exact where promised."""
-    some, every = bounds(found.mask.at(*found.visible.shape), rows, columns)
+    some, every = bounds(found.mask.resolve(*found.visible.shape), rows, columns)
     any_pair, all_pairs = looked_at(found.visible, rows, columns)
     assert np.all(some | ~any_pair), "a visible pair is passed over"
     assert np.all(~every | all_pairs), "a hidden pair is taken for visible"
@@ -233,12 +234,12 @@ def is_known(bound) -> bool:
 
 @pytest.mark.parametrize("name", STATIC)
 def test_bounds_of_numbers_are_known_while_tracing(name):
-    mask, seen = STATIC[name].at(9, 9), []
+    mask, seen = STATIC[name].resolve(9, 9), []
     rows, columns = blocks(9, 4), blocks(9, 2)
 
     @jax.jit
     def call(x):
-        seen.extend([*mask.bounds(rows, columns), blockwise.survey(mask, 9, 9)])
+        seen.extend([*mask.bounds(rows, columns), needed_blocks(mask, rows, columns)])
         return x
 
     call(0.0)
@@ -251,7 +252,8 @@ def test_bounds_of_traced_values_are_not_taken_for_known(name):
 
     @jax.jit
     def call(n):
-        seen.extend([*TRACED[name](n).bounds(blocks(9, 4), blocks(9, 2)), blockwise.survey(TRACED[name](n), 9, 9)])
+        rows, columns = blocks(9, 4), blocks(9, 2)
+        seen.extend([*TRACED[name](n).bounds(rows, columns), needed_blocks(TRACED[name](n), rows, columns)])
         return n
 
     call(2)
@@ -276,18 +278,20 @@ def test_bounds_of_a_function_that_is_not_boolean_are_refused(operation):
 
 
 @pytest.mark.parametrize("length", [*range(1, 18), 97])
-def test_blocks_hold_every_position_once_and_are_as_equal_as_they_can_be(length):
-    index = blockwise._indices(length)
+@pytest.mark.parametrize("block_size", [1, 4, 7])
+def test_blocks_hold_every_position_once_and_are_as_equal_as_they_can_be(length, block_size):
+    index = positions_in_blocks(length, block_size)
     count, size = index.shape
-    assert count == -(-length // blockwise.BLOCK) and size <= blockwise.BLOCK
+    assert count == -(-length // block_size) and size <= block_size
     assert count * (size - 1) < length  # no smaller blocks would do
     np.testing.assert_array_equal(index.ravel()[:length], np.arange(length))
     assert np.all(index.ravel()[length:] == length - 1)
 
 
-def test_a_survey_names_the_blocks_that_hold_a_visible_pair():
+@pytest.mark.parametrize("query_block, key_block", [(4, 4), (3, 5)])
+def test_a_survey_names_the_blocks_that_hold_a_visible_pair(query_block, key_block):
     i, j = np.arange(11)[:, None], np.arange(14)[None, :]
-    rows, columns = blockwise._indices(11), blockwise._indices(14)
+    rows, columns = positions_in_blocks(11, query_block), positions_in_blocks(14, key_block)
     for mask, visible in (
         (masks.causal(2), j <= i + 2),
         (masks.padding(jnp.int32(5)), (j < 5) & (i >= 0)),
@@ -295,4 +299,4 @@ def test_a_survey_names_the_blocks_that_hold_a_visible_pair():
     ):
         expected, _ = looked_at(visible, rows, columns)
         assert expected.any() and not expected.all()
-        np.testing.assert_array_equal(blockwise.survey(mask, 11, 14), expected)
+        np.testing.assert_array_equal(needed_blocks(mask, rows, columns), expected)

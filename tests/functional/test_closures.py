@@ -26,7 +26,7 @@ def table(*batch, dtype="float32"):
 
 
 def integers_and_bools():
-    """What a mask captures: a shift and which keys are always visible."""
+    """Return the arrays that a mask captures: a shift and the keys that are always visible."""
     return jnp.int32(2), jnp.asarray(np.random.default_rng(2).random(S) < 0.3)
 
 
@@ -182,7 +182,7 @@ def called(implementation, mask):
 
 @pytest.mark.some(2)
 @pytest.mark.parametrize("kind", ["closure", "method", "global"])
-def test_a_function_whose_surroundings_have_changed_is_read_anew(implementation, kind, monkeypatch):
+def test_a_function_whose_surroundings_have_changed_is_read_again(implementation, kind, monkeypatch):
     holder, reach = Reach(1), 1
     if kind == "closure":
         mask = lambda i, j: abs(i - j) <= reach  # noqa: E731

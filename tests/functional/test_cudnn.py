@@ -1,4 +1,4 @@
-"""cuDNN's kernel as far as it can be tested without one: what it refuses, and how masks are put to it."""
+"""cuDNN's kernel as far as it can be tested without a GPU: what it refuses, and how masks are passed to it."""
 
 import re
 
@@ -12,7 +12,8 @@ import pytest
 import attn
 from attn import masks, per_head, scores
 from attn.functional import cudnn
-from attn.functional.implementations import IMPLEMENTATIONS, Call, choose
+from attn.functional.contract import Call
+from attn.functional.implementations import IMPLEMENTATIONS, choose
 
 T, H = 13, 8
 I, J = cases.positions(T, T)
@@ -22,8 +23,8 @@ def head(T=T, S=T, width=H, dtype="bfloat16"):
     return cases.normal((T, width), (S, width), (S, width), dtype=dtype)
 
 
-def call(arrays=None, mask=None, score=None, scale=0.5, dropout=None, return_logsumexp=False) -> Call:
-    return Call(*(arrays or head()), masks.as_mask(mask), score, scale, dropout, return_logsumexp)
+def call(arrays=None, mask=None, score=None, scale=0.5, dropout=None) -> Call:
+    return Call(*(arrays or head()), masks.as_mask(mask), score, scale, dropout)
 
 
 def mixed(*dtypes):
@@ -62,7 +63,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_the_kernel_does_not_know_is_refused_in_words(name):
     given, reason = REFUSED[name]
-    assert re.match(reason, cudnn.refuses(given))
+    assert re.match(reason, cudnn.unsupported_reason(given))
 
 
 # Name: T, S, the mask, what it shows.
@@ -87,8 +88,8 @@ SERVED = {
 def test_what_the_kernel_knows_is_not_refused(name, dtype):
     T, S, mask, _ = SERVED[name]
     for scale in (None, 0.5, 1, np.float64(2)):
-        assert cudnn.refuses(call(head(T, S, dtype=dtype), mask, scale=scale)) is None
-    assert cudnn.refuses(call(head(T, S, width=128, dtype=dtype), mask)) is None
+        assert cudnn.unsupported_reason(call(head(T, S, dtype=dtype), mask, scale=scale)) is None
+    assert cudnn.unsupported_reason(call(head(T, S, width=128, dtype=dtype), mask)) is None
 
 
 def test_a_traced_length_is_not_refused_and_a_traced_scale_is():
@@ -97,7 +98,7 @@ def test_a_traced_length_is_not_refused_and_a_traced_scale_is():
     @jax.jit
     def run(length, scale):
         mask = masks.causal() & masks.padding(length)
-        found.extend(cudnn.refuses(call(mask=mask, scale=s)) for s in (0.5, scale))
+        found.extend(cudnn.unsupported_reason(call(mask=mask, scale=s)) for s in (0.5, scale))
         return length
 
     run(3, 0.5)
@@ -109,7 +110,7 @@ def test_two_traced_lengths_are_refused():
 
     @jax.jit
     def run(length, other):
-        found.append(cudnn.refuses(call(mask=masks.padding(length) & masks.padding(other))))
+        found.append(cudnn.unsupported_reason(call(mask=masks.padding(length) & masks.padding(other))))
         return length
 
     run(3, 4)
@@ -118,22 +119,24 @@ def test_two_traced_lengths_are_refused():
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """The registry believes that it is on a GPU."""
+    """Let the registry choose as on a GPU."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
 
 
+# What a call uses, and whether the logsumexp is asked for.
 FEATURES = {
-    "score": {"score": scores.softcap(2.0)},
-    "dropout": {"dropout": attn.Dropout(0.5, jax.random.key(0))},
-    "logsumexp": {"return_logsumexp": True},
+    "score": (call(score=scores.softcap(2.0)), False),
+    "dropout": (call(dropout=attn.Dropout(0.5, jax.random.key(0))), False),
+    "logsumexp": (call(), True),
 }
 
 
 @pytest.mark.parametrize("feature", FEATURES)
 def test_features_beside_a_mask_are_lacking_on_a_gpu_too(gpu, feature):
+    given, return_logsumexp = FEATURES[feature]
     with pytest.raises(attn.Unsupported, match=f"'cudnn' does not support {feature}; these do: blockwise, reference"):
-        choose("cudnn", call(**FEATURES[feature]))
-    assert choose("fastest", call(**FEATURES[feature])) is not IMPLEMENTATIONS["cudnn"]
+        choose("cudnn", given, return_logsumexp=return_logsumexp)
+    assert choose("fastest", given, return_logsumexp=return_logsumexp) is not IMPLEMENTATIONS["cudnn"]
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -177,14 +180,14 @@ def translated(monkeypatch):
 
 @jax.jit
 def call_and_pull_back(mask, weight, *arrays):
-    out, pullback = jax.vjp(lambda *a: cudnn.attend(*a, mask=mask, score=None, scale=0.4, dropout=None)[0], *arrays)
+    out, pullback = jax.vjp(lambda *a: cudnn.attend(Call(*a, mask, None, 0.4))[0], *arrays)
     return out, *pullback(weight)
 
 
 def with_gradients(mask, arrays, weight):
     """Output, and the gradients of its weighted sum, in float32 and NumPy."""
     query, key, _ = arrays
-    mask = None if mask is None else mask.at(len(query), len(key))
+    mask = None if mask is None else mask.resolve(len(query), len(key))
     return [np.asarray(x, np.float32) for x in call_and_pull_back(mask, weight, *arrays)]
 
 

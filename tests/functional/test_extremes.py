@@ -11,7 +11,6 @@ import pytest
 
 import attn
 from attn import masks
-from attn.functional import blockwise
 
 H, HV = 2, 3
 
@@ -55,7 +54,7 @@ def test_the_largest_values_of_both_signs_cancel(implementation, debug_nans):
 @pytest.mark.some(1)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_weights_of_thousands_of_keys_sum_to_one_in_half_precision(monkeypatch, implementation, dtype):
-    monkeypatch.setattr(blockwise, "BLOCK", 512)
+    cases.use_real_blocks(monkeypatch)
     T, S = 3, 8192
     query, key = (4 * x for x in cases.normal((T, 16), (S, 16), dtype=dtype))
     call = with_gradients(implementation, mask=masks.padding(8000))
@@ -161,7 +160,7 @@ def test_nan_reaches_every_row_that_sees_it_in_whatever_block(implementation, wh
 
 
 def test_a_score_is_differentiated_at_nothing_but_scores(implementation):
-    """What fills up the last block must not reach a kink: the derivative of a root is infinite at 0."""
+    """The filling of the last block must not reach a kink: the derivative of a root is infinite at 0."""
     arrays = head(9, 14)
     root = lambda s, i, j: jnp.sign(s) * jnp.sqrt(jnp.abs(s))  # noqa: E731
     call = lambda *a: jnp.sum(jnp.sin(attn.attention(*a, score=root, implementation=implementation)))  # noqa: E731

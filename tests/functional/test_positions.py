@@ -34,7 +34,7 @@ def test_sinusoidal_takes_real_positions_and_stays_float64():
         np.testing.assert_allclose(ours, expected, rtol=1e-14)
 
 
-def rotated(x, t, base, fraction, scale):
+def turned(x, t, base, fraction, scale):
     """Pairs (m, m + R/2) as complex numbers, turned by t / (scale base^(2m/R))."""
     R = int(len(x) * fraction) // 2 * 2
     pairs = x[: R // 2] + 1j * x[R // 2 : R]
@@ -49,7 +49,7 @@ def test_rotary_is_its_formula(fraction, scale, base):
     times = np.array([0, 1, 5, 30, 200])
     options = {"base": base, "fraction": fraction, "scale": scale}
     ours = positions.rotary(jnp.asarray(x, "float32"), jnp.array(times), **options)
-    expected = [[rotated(x[t, n], times[t], base, fraction, scale) for n in range(N)] for t in range(T)]
+    expected = [[turned(x[t, n], times[t], base, fraction, scale) for n in range(N)] for t in range(T)]
     np.testing.assert_allclose(ours, expected, atol=1e-4)
     one = positions.rotary(jnp.asarray(x[:, 0], "float32"), jnp.array(times), **options)
     np.testing.assert_allclose(one, ours[:, 0], rtol=1e-6, atol=1e-7)
@@ -79,6 +79,41 @@ def test_rotary_scale_divides_the_positions():
     np.testing.assert_allclose(
         positions.rotary(x, 4 * jnp.arange(T), scale=4.0), positions.rotary(x, jnp.arange(T)), rtol=1e-6, atol=1e-6
     )
+
+
+def test_rotary_takes_frequencies_and_differentiates_them():
+    x = np.random.default_rng(0).normal(size=(T, N, H))
+    times, frequencies = np.array([0, 1, 5, 30, 200]), np.array([1.0, 0.31, 0.07])
+
+    def rotated(frequencies):
+        return positions.rotary(jnp.asarray(x), jnp.asarray(times), fraction=0.75, frequencies=frequencies)
+
+    def rotated_sum(frequencies):
+        return jnp.sum(jnp.sin(rotated(frequencies)))
+
+    with jax.enable_x64(True):
+        ours = jax.jit(rotated)(frequencies)
+        pairs = (x[..., :3] + 1j * x[..., 3:6]) * np.exp(1j * times[:, None, None] * frequencies)
+        np.testing.assert_allclose(ours, np.concatenate([pairs.real, pairs.imag, x[..., 6:]], axis=-1), rtol=1e-12)
+        gradient = jax.grad(rotated_sum)(jnp.asarray(frequencies))
+        for m in range(3):
+            step = 1e-6 * np.eye(3)[m]
+            slope = (rotated_sum(frequencies + step) - rotated_sum(frequencies - step)) / 2e-6
+            np.testing.assert_allclose(gradient[m], slope, rtol=1e-6)
+
+
+def test_rotary_with_the_usual_frequencies_is_rotary():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(T, H)), "bfloat16")
+    usual = 10_000.0 ** (-np.arange(0, H, 2) / H)
+    given = positions.rotary(x, jnp.arange(T), frequencies=jnp.asarray(usual, "float32"))
+    assert given.dtype == x.dtype
+    np.testing.assert_array_equal(given, positions.rotary(x, jnp.arange(T)))
+
+
+@pytest.mark.parametrize("options", [{"base": 100.0}, {"scale": 2.0}, {"fraction": 0.5}])
+def test_rotary_refuses_frequencies_beside_what_they_replace_or_of_another_width(options):
+    with pytest.raises(ValueError, match="rotary: frequencies"):
+        positions.rotary(jnp.ones((T, H)), jnp.arange(T), frequencies=jnp.ones(H // 2), **options)
 
 
 def bucket(distance, num_buckets, max_distance, bidirectional):

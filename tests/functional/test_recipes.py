@@ -120,6 +120,7 @@ def test_the_drop_in_runs_as_shown():
     assert names["out"].shape == (2, T, 16)
 
 
+@pytest.mark.derivatives("forward")
 def test_a_sink_is_differentiated(implementation):
     """d out / d sink = -out (1 - sigmoid(logsumexp - sink)), with out after the sink."""
     query, key, value = (jax.random.normal(k, (T, H)) for k in jax.random.split(jax.random.key(0), 3))

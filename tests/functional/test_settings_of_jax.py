@@ -41,6 +41,7 @@ def test_the_drop_in_makes_no_infinities_either():
 
 
 @pytest.mark.some(1)
+@pytest.mark.derivatives("forward")
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("groups", [1, N])
 def test_attention_is_linear_in_the_values(implementation, name, groups):

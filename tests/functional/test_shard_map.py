@@ -11,7 +11,7 @@ from traces import equations
 
 import attn
 from attn import masks, per_head, scores
-from attn.functional import blockwise
+from attn.functional import blockwise, cpu
 
 T, S, N, H, HV = 10, 14, 6, 2, 3
 DEVICES = 2
@@ -81,7 +81,7 @@ def waiting_in_conditionals(call, *arguments) -> list[str]:
 
 
 def devices_may_differ(equation) -> bool:
-    """Whether an equation is a conditional whose predicate may differ by device."""
+    """Return whether an equation is a conditional whose predicate may differ by device."""
     predicate = equation.invars[0].aval if equation.primitive.name == "cond" else None
     return predicate is not None and bool(predicate.vma if hasattr(predicate, "vma") else predicate.mat.varying)
 
@@ -174,14 +174,14 @@ def test_a_window_and_arrays_that_lie_along_the_positions_in_a_mesh():
 
 
 def outer_loops(call, length, *arguments) -> int:
-    """How many loops of so many rounds are in no other loop."""
+    """Count the loops of so many rounds that are in no other loop."""
     is_loop = lambda equation: equation.primitive.name == "scan"  # noqa: E731
     loops = [e for e, around in equations(call, *arguments) if is_loop(e) and not any(map(is_loop, around))]
     return sum(equation.params["length"] == length for equation in loops)
 
 
 def test_heads_take_turns_on_a_device_of_their_own_alone(monkeypatch):
-    monkeypatch.setattr(blockwise, "_cores", lambda: DEVICES)
+    monkeypatch.setattr(cpu, "cores", lambda: DEVICES)
     N, seen = 22, []  # eleven heads a device, and no other loop has as many rounds
     query, key, value = cases.normal((9, N, H), (9, N, H), (9, N, HV))
 

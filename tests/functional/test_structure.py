@@ -1,4 +1,4 @@
-"""What attention is, whatever the numbers: causality, padding, symmetries, and the edges of the number range."""
+"""Properties of attention for any numbers: causality, padding, symmetries, and the edges of the number range."""
 
 import attention_cases as cases
 import attention_oracle as oracle

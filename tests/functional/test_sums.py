@@ -30,6 +30,7 @@ def shifted(implementation):
 
 # What a constant adds cancels in the softmax, whatever is left of the scores beside it.
 @pytest.mark.some(2)
+@pytest.mark.derivatives("forward")
 @pytest.mark.parametrize("shift", [0.0, 1e4, -1e6, 1e7, -1e9, 1e20, LOWEST])
 def test_weights_beside_large_scores_sum_to_one_in_every_derivative(implementation, shift):
     query, key, value = head()
@@ -44,6 +45,7 @@ def test_weights_beside_large_scores_sum_to_one_in_every_derivative(implementati
 
 
 @pytest.mark.some(1)
+@pytest.mark.derivatives("second")
 @pytest.mark.parametrize("shift", [-1e9, LOWEST])
 def test_second_derivatives_beside_large_scores_are_those_of_even_weights(implementation, shift):
     """Beside such a shift all scores are equal, so p = 1 / S, and d2 logsumexp / db2 = diag(p) - p p^T."""

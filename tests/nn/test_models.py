@@ -5,100 +5,122 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from model_cases import LENGTH, SIZES, SOURCE, TARGET, VOCABULARY, encode, make, run, start
+from model_cases import LENGTH, SIZES, SOURCE, TARGET, VOCABULARY, extend, make, run, settings_of, start
 
-from attn.nn.encodings import ENCODINGS, Positions
-from attn.nn.models import MODELS, settings_of
+from attn.mechanisms.registry import MECHANISMS
+from attn.mechanisms.rows import LengthUnknown
+from attn.nn.models import MODELS
 from attn.nn.recurrent import DECODERS
-from attn.nn.variants import VARIANTS
+from attn.nn.transformer import Mechanisms
 
-OTHERS = [name for name in ENCODINGS if name not in ("sinusoidal", "learned", "rotary", "none")]
-MIXED = [Positions(*(OTHERS * 2)[at : at + 3]) for at in range(0, len(OTHERS), 3)]
+# How each mechanism is written that has settings without a default, or whose default is too large here.
+WRITTEN = {
+    "softcap": "softcap(2.0)",
+    "window": "window(2, 1)",
+    "scaled": "scaled(0.7)",
+    "learned": "learned(13)",
+    "randomized": "randomized(rotary)",
+}
+EVERY = [WRITTEN.get(name, name) for name in MECHANISMS if name != "sinusoidal"]
+MIXED = [Mechanisms(*(EVERY * 2)[at : at + 3]) for at in range(0, len(EVERY), 3)]
 ONE_LAYER = dict(num_encoder_layers=1, num_decoder_layers=1)  # of each kind of attention, which compiles faster
 CASES = [
-    ("transformer", dict(positions="sinusoidal", norm="pre", variant="plain", **ONE_LAYER)),
-    ("transformer", dict(positions="sinusoidal", norm="post", tied_embeddings=True, variant="unscaled")),
-    ("transformer", dict(positions="learned", norm="pre", tied_embeddings=True, max_length=11)),
-    ("transformer", dict(positions="rotary", norm="post")),
-    ("transformer", dict(positions="none", norm="pre")),
-    *[("transformer", dict(positions=mixed, max_length=2_048, **ONE_LAYER)) for mixed in MIXED],
-    (
-        "transformer",
-        dict(positions=Positions("shaw", "anchored", "randomized_learned", range=9), max_length=9, **ONE_LAYER),
-    ),
+    ("transformer", dict(mechanism="sinusoidal", norm="pre", **ONE_LAYER)),
+    ("transformer", dict(mechanism="sinusoidal + unscaled", norm="post", tied_embeddings=True)),
+    ("transformer", dict(mechanism="learned(11)", norm="pre", tied_embeddings=True)),
+    ("transformer", dict(mechanism="rotary + softcap(3)", norm="post", implementation="reference")),
+    *[("transformer", dict(mechanism=mixed, **ONE_LAYER)) for mixed in MIXED],
+    ("transformer", dict(mechanism=Mechanisms("shaw", "anchored", "randomized(learned(9), 9)"), **ONE_LAYER)),
+    ("decoder_only", dict(mechanism="sinusoidal", prefix="causal")),
+    ("decoder_only", dict(mechanism="rotary + window(2, 0)", prefix="visible", norm="post", tied_embeddings=True)),
+    ("decoder_only", dict(mechanism="randomized(t5) + learned(13)", prefix="causal")),
+    ("encoder_only", dict(mechanism="sinusoidal", tied_embeddings=True)),
+    ("encoder_only", dict(mechanism="transformer_xl + qk_norm", norm="post")),
     ("lstm", dict(attention="none")),
     ("lstm", dict(attention="additive")),
     ("lstm", dict(attention="multiplicative", tied_embeddings=True)),
     ("gru", dict(attention="none", tied_embeddings=True)),
     ("gru", dict(attention="additive")),
     ("gru", dict(attention="multiplicative")),
-    ("tape", dict(positions="learned", variant="plain")),
-    ("tape", dict(positions="randomized_transformer_xl", norm="pre", variant="unscaled")),
-    ("tape", dict(positions="anchored", head_width=4)),
+    ("tape", dict(mechanism="learned(12)")),
+    ("tape", dict(mechanism="randomized(transformer_xl) + unscaled", norm="post")),
+    ("tape", dict(mechanism="anchored", head_width=4)),
 ]
 IDS = [f"{name}-{number}" for number, (name, _) in enumerate(CASES)]
 every_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
-# Of what encodings and gates have no part in, one case of each kind; the others at night.
-TYPICAL = ("transformer-0", "lstm-15", "gru-17", "tape-22")
-assert set(TYPICAL) <= set(IDS)
+# Of what mechanisms and gates have no part in, the first case of each kind; the others at night.
+FIRST = {next(number for number, (name, _) in enumerate(CASES) if name == kind) for kind in MODELS}
 MARKED = [
-    pytest.param(*case, id=name, marks=() if name in TYPICAL else pytest.mark.nightly) for name, case in zip(IDS, CASES)
+    pytest.param(*case, id=IDS[number], marks=() if number in FIRST else pytest.mark.nightly)
+    for number, case in enumerate(CASES)
 ]
 typical_case = pytest.mark.parametrize(("name", "settings"), MARKED)
+every_model = pytest.mark.parametrize("name", MODELS)
 
 
-def choices(value: str | Positions) -> list[str]:
-    return [*value.by_kind().values()] if isinstance(value, Positions) else [value]
+def written(mechanism) -> str:
+    """All that is written of mechanisms in a setting."""
+    return mechanism if isinstance(mechanism, str) else " ".join(vars(mechanism).values())
 
 
 def test_the_cases_cover_every_model_and_every_choice():
-    assert {name for name, _ in CASES} == set(MODELS)
-    for setting, registry in [("positions", ENCODINGS), ("variant", VARIANTS), ("attention", DECODERS)]:
-        tried = {(name, choice) for name, more in CASES if setting in more for choice in choices(more[setting])}
-        assert {choice for _, choice in tried} == set(registry)
-        assert {name for name, _ in tried} == {name for name in MODELS if setting in settings_of(name)}
+    assert {name for name, _ in CASES} == set(MODELS) == set(SIZES)
+    tried = " ".join(written(more["mechanism"]) for _, more in CASES if "mechanism" in more)
+    assert [name for name in MECHANISMS if name not in tried] == []
+    for setting, choices in [("attention", DECODERS), ("prefix", ("causal", "visible")), ("norm", ("pre", "post"))]:
+        cases = {(name, more[setting]) for name, more in CASES if setting in more}
+        assert {choice for _, choice in cases} == set(choices)
+        assert {name for name, _ in cases} <= {name for name in MODELS if setting in settings_of(name)}
 
 
-@pytest.mark.some(4)
+@pytest.mark.some(8)
 @every_case
 def test_cached_decoding_equals_full_decoding_token_for_token(name, settings):
     model = make(name, **settings)
     full = run(model)
-    cache = start(model)
-    step = jax.jit(lambda token, cache: model.decode(token, cache)[:2])
-    cache = cache._replace(position=jnp.asarray(0))
-    logits = []
+    cache, logits = start(model), []
     for token in TARGET:
-        row, cache = step(token[None], cache)
+        row, cache = extend(model, token[None], cache)
         logits.append(row[0])
     np.testing.assert_allclose(np.stack(logits), full, atol=2e-5)
     np.testing.assert_array_equal(np.stack(logits).argmax(-1), full.argmax(-1))
+    # Some at once and then the rest, in a cache with capacity left over: no case is special.
+    cache = start(model, capacity=len(TARGET) + 3)
+    first, cache = extend(model, TARGET[:3], cache)
+    rest, _ = extend(model, TARGET[3:], cache)
+    np.testing.assert_allclose(np.concatenate([first, rest]), full, atol=2e-5)
 
 
-@pytest.mark.parametrize(("name", "settings"), [case for case in MARKED if case.values[0] != "tape"])
-def test_decoder_is_causal_by_its_gradient(name, settings):
+@pytest.mark.parametrize(
+    ("name", "settings"), [case for case in MARKED if MODELS[case.values[0]].reads_answer and case.values[0] != ""]
+)
+def test_the_answer_is_read_causally_by_its_gradient(name, settings):
     model = make(name, **(settings | {"tied_embeddings": False}))
-    graphdef, table, rest = nnx.split(model, nnx.PathContains("target_embed"), ...)
+    graphdef, table, rest = nnx.split(model, nnx.PathContains("answer_embed"), ...)
+    if not jax.tree.leaves(table):  # source and answer have one table
+        graphdef, table, rest = nnx.split(model, nnx.PathContains("source_embed"), ...)
 
     def logits(table):
-        return nnx.merge(graphdef, table, rest)(SOURCE, TARGET, target_length=LENGTH)
+        return nnx.merge(graphdef, table, rest)(jnp.array([3, 4, 5, 9, 0]), TARGET, answer_length=LENGTH)
 
-    # The tokens of the target differ, so each one's row of the table is felt at its own place and after.
+    # The tokens of the answer differ, and are not in the source, so each one's row of the table tells its reach.
     [jacobian] = jax.tree.leaves(jax.jit(jax.jacrev(logits))(table))  # [T V V D]
     reach = np.abs(jacobian).max(axis=(1, 3))[:, TARGET]
     assert (reach[np.triu_indices(len(TARGET), 1)] == 0).all()
-    assert (reach[np.tril_indices(len(TARGET))] > 0).all()
+    assert (np.diag(reach) > 0).all()
+    if "window" not in written(settings.get("mechanism", "")):
+        assert (reach[np.tril_indices(len(TARGET))] > 0).all()
 
 
-@typical_case
+@pytest.mark.some(8)
+@every_case
 def test_padding_of_the_source_changes_nothing(name, settings):
     model = make(name, **settings)
     longer = jnp.concatenate([SOURCE, jnp.zeros(4, SOURCE.dtype)])
     np.testing.assert_allclose(run(model, longer), run(model), atol=2e-5)
 
 
-@pytest.mark.some(2)
-@pytest.mark.parametrize("name", MODELS)
+@every_model
 def test_dropout_comes_from_its_key_alone(name):
     model = make(name, dropout=0.3)
     one, same, other = (run(model, key=jax.random.key(seed)) for seed in (1, 1, 2))
@@ -107,29 +129,32 @@ def test_dropout_comes_from_its_key_alone(name):
     np.testing.assert_array_equal(run(model), run(make(name)))
 
 
-@pytest.mark.some(2)
-@pytest.mark.parametrize("name", MODELS)
+@every_model
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters(name):
     half = make(name, dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half, nnx.Param))} == {jnp.dtype("float32")}
-    encoded = {leaf.dtype for leaf in jax.tree.leaves(encode(half, SOURCE))} - {jnp.dtype("int32")}  # of tokens
-    assert encoded == {jnp.dtype("bfloat16")}
+    cache = start(half)
+    kept = {leaf.dtype for leaf in jax.tree.leaves((cache.own, cache.memory))} - {jnp.dtype("int32")}
+    assert kept == {jnp.dtype("bfloat16" if half.reads_answer else "float32")}  # keys and values or states; logits
     np.testing.assert_allclose(run(half), run(make(name)), atol=0.15)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if "tied_embeddings" in settings_of(name)])
+@pytest.mark.parametrize("name", ["transformer", "decoder_only", "encoder_only", "lstm", "gru"])
 def test_tied_embeddings_share_one_matrix(name):
     count = lambda model: sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))  # noqa: E731
-    assert count(make(name)) - count(make(name, tied_embeddings=True)) == 2 * VOCABULARY * SIZES[name]["width"]
+    matrices = 1 if name.endswith("only") else 2  # that tying saves: the output's, and the answer's
+    saved = count(make(name)) - count(make(name, tied_embeddings=True))
+    assert saved == matrices * VOCABULARY * SIZES[name]["width"]
 
 
-@pytest.mark.some(4)
+@pytest.mark.some(8)
 @every_case
 def test_every_parameter_gets_a_gradient(name, settings):
     graphdef, params = nnx.split(make(name, **settings), nnx.Param)
 
     def loss(params):
-        return jnp.sum(jax.nn.log_softmax(nnx.merge(graphdef, params)(SOURCE, TARGET, target_length=LENGTH))[:, 3])
+        logits = nnx.merge(graphdef, params)(SOURCE, TARGET, answer_length=LENGTH)
+        return jnp.sum(jax.nn.log_softmax(logits)[:, 3])
 
     zero = [
         jax.tree_util.keystr(path)
@@ -144,14 +169,14 @@ def test_weights_are_those_of_the_answer(name, settings):
     model = make(name, **settings)
     logits, weights = run(model, return_weights=True)
     np.testing.assert_array_equal(logits, run(model))
-    layers, heads, *_ = weights.cross.shape
-    assert weights.cross.shape == (layers, heads, 5, 7) or layers == 0
-    assert (layers > 0) == (settings.get("attention") != "none" and name != "tape")
-    assert weights.decoder.shape[-2:] == (5, 5)
-    assert weights.encoder.shape[-2:] == (7, 7)
-    for some in weights:
-        np.testing.assert_allclose(some.sum(-1), 1, atol=1e-5)
-    assert (weights.cross[..., 5:] == 0).all()
+    sizes = {"source": len(SOURCE), "answer": len(TARGET), "both": len(SOURCE) + len(TARGET)}
+    expected = {kind: axes for kind, *axes in model.maps} if settings.get("attention") != "none" else {}
+    assert weights.keys() == expected.keys()
+    for kind, (rows, columns) in expected.items():
+        assert weights[kind].shape[2:] == (sizes[rows], sizes[columns])
+        np.testing.assert_allclose(weights[kind].sum(-1), 1, atol=1e-5)
+        padding = slice(0, 2) if columns == "both" else slice(5, None) if columns == "source" else slice(0)
+        assert (weights[kind][..., padding] == 0).all()  # of a decoder-only model it comes before the source
 
 
 @typical_case
@@ -165,17 +190,33 @@ def test_a_shift_is_added_to_the_embeddings_of_the_source(name, settings):
     assert np.abs(run(model, other) - run(model)).max() > 1e-3
 
 
+READS_LENGTH = {  # where each mechanism reads the length of the answer, of what the package and the studies have
+    "anchored": {"decoder", "cross"},
+    "anchored_t5": {"decoder", "cross"},
+    "anchored_rotary": {"decoder", "cross"},
+    "line": {"decoder"},
+    "randomized": {"encoder", "decoder", "cross"},
+}
+
+
 @pytest.mark.some(6)
-@pytest.mark.parametrize("kind", ["decoder", "cross"])
-@pytest.mark.parametrize("name", ENCODINGS)
-def test_an_encoding_asks_for_the_answer_s_length_if_and_only_if_it_says_so(name, kind):
-    positions = Positions(**{"encoder": "none", "decoder": "none", "cross": "none"} | {kind: name})
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "cross"])
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_a_mechanism_that_reads_an_unknown_length_says_so(name, kind):
+    mechanism = Mechanisms(**{"encoder": "none", "decoder": "none", "cross": "none"} | {kind: WRITTEN.get(name, name)})
 
     def logits():
-        return make(positions=positions, max_length=positions.range)(SOURCE, TARGET)
+        return make(mechanism=mechanism)(SOURCE, TARGET)
 
-    if kind in positions.needing_length():
-        with pytest.raises(ValueError, match=f"{name}.*target_length must be given"):
+    if kind in READS_LENGTH.get(name, ()):
+        with pytest.raises(LengthUnknown, match="the length of the answer"):
             nnx.eval_shape(logits)
     else:
         assert nnx.eval_shape(logits).shape == (len(TARGET), VOCABULARY)
+
+
+def test_a_name_that_is_taken_is_refused():
+    from attn.nn.models import register
+
+    with pytest.raises(ValueError, match="'lstm': is known already"):
+        register("lstm")(MODELS["gru"])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from model_cases import SOURCE, TARGET, encode, make, run
+from model_cases import SOURCE, TARGET, extend, make, run, start
 
 from attn.nn.recurrent import GRU, LSTM, unroll
 
@@ -61,7 +61,7 @@ def test_the_forget_gate_begins_open():
 
 
 @pytest.mark.parametrize("kind", [LSTM, GRU])
-def test_padding_does_not_move_the_state(kind):
+def test_padding_does_not_change_the_state(kind):
     cell = noisy(kind(WIDTH, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0)))
     x = jax.random.normal(jax.random.key(1), (LENGTH + 3, WIDTH))
     hidden, state = unroll(cell, x[:LENGTH], cell.start(x))
@@ -87,10 +87,10 @@ def test_padding_is_out_of_reach_by_its_gradient(name, attention):
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_without_attention_the_last_states_are_all_that_the_decoder_knows(name):
     model = make(name, attention="none")
-    hidden, states = encode(model, SOURCE)
-    for rows in (hidden, jnp.full_like(hidden, jnp.nan)):
-        logits, _, _ = model.decode(TARGET, model.start((rows, states), jnp.asarray(5), len(TARGET)))
-        np.testing.assert_allclose(logits, run(model), atol=2e-5)
+    cache = start(model)
+    assert jax.tree.leaves(cache.memory) == []
+    assert [leaf.shape for leaf in jax.tree.leaves(cache.own)] == [(22,)] * 2 * len(cache.own[0])
+    np.testing.assert_allclose(extend(model, TARGET, cache)[0], run(model), atol=2e-5)
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

@@ -1,27 +1,29 @@
-"""The Transformer: what its parts may see, and that its ways of running agree."""
-
-import dataclasses
+"""The Transformers: what their parts may see, and how prompts and caches are laid out."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from model_cases import SIZES, SOURCE, TARGET, VOCABULARY, encode, make, run
+import pytest
+from flax import nnx
+from model_cases import SIZES, SOURCE, TARGET, VOCABULARY, extend, make, run, start
 
 from attn.functional import masks
-from attn.nn.encodings import ENCODINGS
-from attn.nn.places import Places, Side
-from attn.nn.variants import VARIANTS, Variant
+from attn.mechanisms.rows import Example, rows
+from attn.nn.attention import Sides
+from attn.nn.transformer import Mechanisms
+
+
+def encode(model, tokens):
+    """What the decoder is given of a source."""
+    return model.encode(tokens, Example(jnp.sum(tokens != 0)))[0]
 
 
 def test_padding_is_out_of_reach_by_its_gradient():
-    model = make()
+    layer = make().encoder.blocks[0].attention
+    own = rows(len(SOURCE), total=5, example=Example(5))
 
     def read(values):
-        layer = model.encoder[0].attention
-        length = jnp.sum(SOURCE != 0)
-        side = Side(jnp.arange(len(SOURCE)), length, None)
-        places = Places(side, side, jnp.full(len(SOURCE), length))
-        out, _ = layer(values, layer.keys_values(values, side), places=places, mask=masks.padding(length))
+        out, _ = layer(values, layer.keys_values(values, own), Sides(own, own, masks.padding(5)))
         return out[:5]
 
     values = jax.random.normal(jax.random.key(0), (len(SOURCE), SIZES["transformer"]["width"]))
@@ -33,46 +35,72 @@ def test_padding_is_out_of_reach_by_its_gradient():
 def test_without_positions_the_encoder_is_permutation_equivariant():
     tokens = jnp.array([3, 1, 4, 1, 5, 9, 2])
     order = jnp.array([6, 2, 0, 5, 1, 3, 4])
-    model = make(positions="none")
+    model = make(mechanism="none")
     np.testing.assert_allclose(encode(model, tokens[order]), encode(model, tokens)[order], atol=1e-5)
-    ordered = make(positions="sinusoidal")
+    ordered = make(mechanism="sinusoidal")
     assert np.abs(encode(ordered, tokens[order]) - encode(ordered, tokens)[order]).max() > 1e-2
 
 
 def test_the_decoder_attends_to_no_token_to_come():
     _, weights = run(make(), return_weights=True)
-    assert (np.triu(weights.decoder, 1) == 0).all()
-
-
-def test_a_variant_sees_positions_from_the_start_in_full_and_in_cached_decoding(monkeypatch):
-    lean = Variant(score=lambda s, i, j: s - 0.7 * jnp.abs(i - j), mask=lambda i, j: jnp.abs(i - j) < 3, scale=0.5)
-    monkeypatch.setitem(VARIANTS, "lean", lean)
-    model = make(variant="lean")
-    full, weights = run(model, return_weights=True)
-    for some in weights:
-        far = np.abs(np.subtract.outer(*map(np.arange, some.shape[2:]))) >= 3
-        assert far.any() and (some[..., far] == 0).all()
-    assert np.abs(full - run(make())).max() > 1e-2
-
-    @jax.jit
-    def in_two_parts():
-        memory, _ = model.encode(SOURCE)
-        cache = model.start(memory, jnp.sum(SOURCE != 0), len(TARGET))
-        first, cache, _ = model.decode(TARGET[:3], cache)
-        return jnp.concatenate([first, model.decode(TARGET[3:], cache)[0]])
-
-    np.testing.assert_allclose(in_two_parts(), full, atol=2e-5)
+    assert (np.triu(weights["decoder"], 1) == 0).all()
 
 
 def test_an_explicit_head_width_need_not_divide_the_width():
     model = make(num_heads=7, head_width=4)
     assert run(model).shape == (5, VOCABULARY)
-    assert model.encoder[0].attention.W_Q.shape == (30, 7, 4)
+    assert model.encoder.blocks[0].attention.W_Q.shape == (30, 7, 4)
 
 
-def test_a_new_encoding_is_one_record(monkeypatch):
-    ramp = dataclasses.replace(
-        ENCODINGS["none"], add=lambda side, width, table: side.index[:, None] * jnp.linspace(-1, 1, width)
-    )
-    monkeypatch.setitem(ENCODINGS, "ramp", ramp)
-    assert np.abs(run(make(positions="ramp")) - run(make(positions="none"))).max() > 1e-3
+def test_one_text_stands_for_all_attention_but_rows_are_added_once():
+    assert Mechanisms.named("rotary") == Mechanisms("rotary", "rotary", "rotary")
+    both = "sinusoidal + softcap(20.0)"
+    assert Mechanisms.named(both) == Mechanisms(both, both, "softcap(20.0)")
+    assert Mechanisms.named("learned(9)").cross == "none"
+
+
+def test_a_learned_table_is_one_for_all_that_name_it():
+    params = lambda model: {str(path): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}  # noqa: E731
+    tables = [shape for path, shape in params(make(mechanism="learned(9)")).items() if "table" in path]
+    assert tables == [(9, 30)]
+    two = make(mechanism=Mechanisms("learned(9)", "learned(12)", "none"))
+    assert sorted(shape for path, shape in params(two).items() if "table" in path) == [(9, 30), (12, 30)]
+
+
+@pytest.mark.parametrize("prefix", ["causal", "visible"])
+def test_a_decoder_only_model_sees_of_the_source_what_its_prefix_says(prefix):
+    deep = make("decoder_only", prefix=prefix, num_layers=2)
+    graphdef, state = nnx.split(deep)
+    keys = lambda shift: nnx.merge(graphdef, state).start(SOURCE, 1, shift=shift)[0].own[1].key[2:7]  # noqa: E731
+    reach = np.abs(jax.jit(jax.jacrev(keys))(jnp.zeros((7, 30)))).max(axis=(1, 2, 4))[
+        :, :5
+    ]  # [query token, source token]
+    assert (reach[np.tril_indices(5)] > 0).all()
+    assert (reach[np.triu_indices(5, 1)] > 0).all() == (prefix == "visible")
+    assert (reach[np.triu_indices(5, 1)] == 0).all() == (prefix == "causal")
+
+
+def test_prompts_of_a_batch_keep_positions_without_gaps():
+    """Sources of different lengths, padded to one, are continued as each of them by itself."""
+    model = make("decoder_only", mechanism="rotary + learned(13)")
+    sources = [jnp.array([3, 1, 4, 5, 9]), jnp.array([7, 9])]
+    batch = jnp.stack([jnp.pad(source, (0, 5 - len(source))) for source in sources])
+    alone = [run(model, source) for source in sources]
+    np.testing.assert_allclose(jax.vmap(lambda source: model(source, TARGET))(batch), jnp.stack(alone), atol=2e-5)
+    # Another answer position would be another answer.
+    assert np.abs(run(model, jnp.array([7, 9, 1])) - alone[1]).max() > 1e-3
+
+
+def test_a_text_without_a_source_is_a_source_of_padding():
+    model = make("decoder_only")
+    one, two = run(model, jnp.array([0])), run(model, jnp.array([0, 0, 0]))
+    np.testing.assert_allclose(one, two, atol=2e-5)
+    # Read as a prompt, the first tokens of a text are what they are as an answer.
+    logits, _ = extend(model, TARGET[2:], start(model, TARGET[:2]))
+    np.testing.assert_allclose(logits, one[2:], atol=2e-5)
+
+
+def test_an_encoder_only_model_writes_all_tokens_at_once():
+    model = make("encoder_only")
+    np.testing.assert_array_equal(run(model), run(model, inputs=TARGET[::-1]))
+    assert np.ptp(run(model), axis=0).min() > 0

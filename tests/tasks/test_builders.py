@@ -11,18 +11,15 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from right_answers import RIGHT
 
 from attn import tasks
-from attn.tasks.builders import BUILDERS, SequenceConfig
+from attn.tasks.builders import SequenceConfig, builder_class
 from attn.tasks.examples import PAD, DataError
-from attn.tasks.sequences import KINDS, Task, is_held_out
+from attn.tasks.rules import RULES
+from attn.tasks.sequences import Task, is_held_out
+from attn.tasks.vocabulary import before
 
-RIGHT = {
-    "copy": lambda s: s,
-    "reverse": lambda s: s[::-1],
-    "duplicate": lambda s: s + s,
-    "mirror_or_next": lambda s: [a if a % 2 else b for a, b in zip(s[::-1], s[1:] + s[:1])],
-}
 SMALL = Task("duplicate", symbols=3, min_length=2, max_length=6)
 
 
@@ -32,7 +29,7 @@ def folder(once) -> pathlib.Path:
 
     def prepare(folder):
         folder.mkdir()
-        for name in KINDS:
+        for name in RULES:
             tasks.load(name, symbols=3, min_length=2, max_length=6, source="tfds", folder=folder)
 
     return once("tfds-of-every-task", prepare)
@@ -44,16 +41,16 @@ def strings(source) -> list[tuple[int, ...]]:
 
 def opened(folder, name="duplicate") -> dict:
     config = SequenceConfig(symbols=3, min_length=2, max_length=6)
-    return BUILDERS[name](config=config, data_dir=folder).as_data_source()
+    return builder_class(name)(config=config, data_dir=folder).as_data_source()
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", RULES)
 def test_examples_are_right(folder, name):
     for split, source in opened(folder, name).items():
         assert len(source) > 30, split
         for row in source.__getitems__(range(0, len(source), 7)):
             assert set(row["source"].tolist()) <= {1, 2, 3}
-            assert row["target"].tolist() == RIGHT[name](row["source"].tolist())
+            assert row["target"].tolist() == RIGHT[name](row["source"].tolist(), 3)
 
 
 def test_splits_share_no_string_and_have_none_twice(folder):
@@ -79,7 +76,7 @@ def test_another_preparation_gives_the_same_in_the_same_order(folder, tmp_path):
         assert strings(source) == strings(opened(tmp_path, "reverse")[split])
 
 
-# Of what version 1.0.0 holds of `SMALL`: if one of these changes, results are no longer those of version 1.0.0.
+# Of version 1.0.0 of `SMALL`: if one of these changes, results are no longer those of version 1.0.0.
 DIGESTS = {
     "train": "093c997db2399beba32c6ff50bcd18d852ffbee1fdb6edeba2877c7984321e76",
     "validation": "efbceeb959ef6cab9f6a01ea0bcba83150c6fdb6adf0bd62ab5c3cd4142f8dad",
@@ -135,7 +132,18 @@ def test_in_memory_it_is_what_was_prepared(folder):
     questions = data.parts["test_long"]
     np.testing.assert_array_equal(questions.lengths, (questions.sources != PAD).sum(1) - 1)
     assert (2 * questions.lengths == (questions.targets != PAD).sum(1) - 1).all()
-    assert data.longest_source == 7  # the long part is asked apart
+    assert data.longest_source == 7  # the long part is evaluated separately
+
+
+def test_in_memory_an_answer_that_continues_its_source_is_one_string_with_it(folder):
+    data = tasks.load("palindrome", symbols=3, min_length=2, max_length=6, source="tfds", folder=folder)
+    begin, end = data.vocabulary.begin, data.vocabulary.end
+    stored = [list(string) for string in strings(opened(folder, "palindrome")["train"])]
+    trained = [before(PAD, target) for bucket in data.training for target in bucket.target]
+    assert sorted(trained) == sorted([*string, begin, *string[::-1], end] for string in stored)
+    assert all(bucket.source.shape[1] == 1 and not bucket.source.any() for bucket in data.training)
+    for source, target in zip(data.parts["test"].sources.tolist(), data.parts["test"].targets.tolist()):
+        assert before(end, target) == before(begin, source)[::-1]
 
 
 @pytest.mark.nightly
@@ -143,18 +151,18 @@ def test_a_killed_preparation_leaves_nothing_that_is_taken_for_whole(tmp_path):
     settings = {"symbols": 3, "min_length": 2, "max_length": 6}
     script = (
         "import itertools, os, signal; from attn import tasks; from attn.tasks import builders;"
-        "calls, symbols = itertools.count(), builders._symbols;"
-        "builders._symbols = lambda *a: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == 3_000 else symbols(*a);"
+        "calls, before = itertools.count(), builders.before;"
+        "builders.before = lambda *a: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == 3_000 else before(*a);"
         f"tasks.load('reverse', source='tfds', folder={str(tmp_path)!r}, **{settings})"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert list(tmp_path.rglob("*incomplete*/*")), "it was not in the middle"
     config = SequenceConfig(**settings)
-    assert not BUILDERS["reverse"](config=config, data_dir=tmp_path).is_prepared()
+    assert not builder_class("reverse")(config=config, data_dir=tmp_path).is_prepared()
     data = tasks.load("reverse", source="tfds", folder=tmp_path, **settings)
-    asked = sum(len(data.parts[part].lengths) for part in ("validation", "test"))
-    assert sum(len(bucket.source) for bucket in data.training) + asked == sum(3**n for n in range(2, 7))
+    held_out = sum(len(data.parts[part].lengths) for part in ("validation", "test"))
+    assert sum(len(bucket.source) for bucket in data.training) + held_out == sum(3**n for n in range(2, 7))
 
 
 @pytest.mark.nightly
@@ -163,9 +171,9 @@ def test_two_processes_may_prepare_it_at_once(tmp_path):
     load = f"tasks.load('reverse', symbols=3, max_length=9, source='tfds', folder={str(tmp_path)!r})"
     script = f"from attn import tasks; print({load}.describe())"
     both = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=300)[0] for process in both]
+    outputs = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert said[0] == said[1] and "examples to train on" in said[0]
+    assert outputs[0] == outputs[1] and "examples to train on" in outputs[0]
     assert not list(tmp_path.rglob("*incomplete*"))
 
 
@@ -180,12 +188,12 @@ def test_a_damaged_or_impossible_folder_is_named_in_one_line(tmp_path):
     for record in tmp_path.rglob("*train.array_record*"):
         record.write_bytes(record.read_bytes()[:100])
     (tmp_path / "file").write_text("")
-    at_fault = {
+    damaged = {
         tmp_path: "attn_copy cannot be prepared or read",
         tmp_path / "file" / "in": rf"cannot be written \({tmp_path}/file is a file",
     }
-    for folder, said in at_fault.items():
-        with pytest.raises(DataError, match=f"^{folder}: {said}") as error:
+    for folder, message in damaged.items():
+        with pytest.raises(DataError, match=f"^{folder}: {message}") as error:
             tasks.load("copy", symbols=2, max_length=4, source="tfds", folder=folder)
         assert "\n" not in str(error.value)
 

@@ -1,4 +1,4 @@
-"""`attn.tasks.load` and what it returns: the same calls whatever the data, and a line for what cannot be asked."""
+"""`attn.tasks.load` and its results: the same calls whatever the data, and one line for a call that is not allowed."""
 
 import pathlib
 
@@ -27,9 +27,9 @@ def data(request, path):
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "said"),
+    ("name", "settings", "message"),
     [
-        ("sort", {}, "name: got 'sort', must be one of copy, reverse, duplicate, mirror_or_next, pairs"),
+        ("shuffle", {}, "name: got 'shuffle', must be one of copy, reverse, .*, sort, add, palindrome, pairs"),
         ("revers", {}, r"name: got 'revers', .* \(did you mean 'reverse'\?\)"),
         (["copy"], {}, r"name: got \['copy'\], must be one of copy"),
         ("copy", {"source": "file"}, "source: got 'file', must be one of generated, tfds"),
@@ -65,19 +65,19 @@ def data(request, path):
         ("pairs", {"path": PATH, "symbols": 5}, "symbols: unknown; known are path, tokens, validation, test, longest"),
     ],
 )
-def test_settings_that_cannot_be_are_named(path, untyped, name, settings, said):
-    with pytest.raises(ValueError, match=f"^{said}"):
+def test_settings_that_are_not_allowed_are_named(path, untyped, name, settings, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
         tasks.load(name, **{key: path if value == PATH else value for key, value in settings.items()})
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "message"),
     [
         (lambda data: data.batches(0, 0), "batch_size: got 0, must be a whole number at least 1"),
         (lambda data: data.batches(-1, 0), "batch_size: got -1"),
         (lambda data: data.batches(4), "seed: none given, must be a whole number at least 0"),
         (lambda data: data.batches(4, -1), "seed: got -1"),
-        (lambda data: data.batches(4, 0).at(-1), "step: got -1, must be a whole number at least 0"),
+        (lambda data: data.batches(4, 0).batch(-1), "step: got -1, must be a whole number at least 0"),
         (lambda data: data.questions("test", 0, 0), "total: got 0"),
         (lambda data: data.questions("test", -1, 0), "total: got -1"),
         (lambda data: data.questions("test", "5", 0), "total: got '5'"),
@@ -91,16 +91,16 @@ def test_settings_that_cannot_be_are_named(path, untyped, name, settings, said):
         (lambda data: data.questions_of_each_length("test", [2], 0, 0), "each: got 0"),
     ],
 )
-def test_calls_that_cannot_be_are_named(data, untyped, call, said):
-    with pytest.raises(ValueError, match=f"^{said}"):
+def test_calls_that_are_not_allowed_are_named(data, untyped, call, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
         call(data)
 
 
 @pytest.mark.parametrize("part", ["train", "training", "Test", ""])
-def test_there_are_no_questions_of_what_is_trained_on(data, part):
-    for ask in (data.questions, lambda *rest: data.questions_of_each_length(part, [2], 5, 0)):
-        with pytest.raises(InputError, match=f"no part '{part}'; the parts are"):
-            ask(part, 5, 0)
+def test_the_training_part_has_no_questions(data, part):
+    for questions in (data.questions, lambda *rest: data.questions_of_each_length(part, [2], 5, 0)):
+        with pytest.raises(InputError, match=f"part '{part}' does not exist; the parts are"):
+            questions(part, 5, 0)
 
 
 def test_a_path_may_begin_at_home(path, tmp_path, monkeypatch):
@@ -113,15 +113,15 @@ def test_a_path_may_begin_at_home(path, tmp_path, monkeypatch):
 
 def test_numbers_of_numpy_are_numbers(data, untyped):
     batches = data.batches(np.int64(4), np.int32(0))
-    for a, b in zip(batches.at(np.int64(3))[1], data.batches(4, 0).at(3)[1]):
+    for a, b in zip(batches.batch(np.int64(3))[1], data.batches(4, 0).batch(3)[1]):
         np.testing.assert_array_equal(a, b)
 
 
-def test_batches_depend_on_seed_and_step_alone(data):
+def test_batches_are_a_function_of_seed_and_step(data):
     batches = data.batches(4, 1)
-    steps = [batches.at(step) for step in range(6)]
-    again = [data.batches(4, 1).at(step) for step in reversed(range(6))][::-1]
-    for a, b in zip(jax.tree.leaves(steps), jax.tree.leaves(again)):
+    steps = [batches.batch(step) for step in range(6)]
+    backward = [data.batches(4, 1).batch(step) for step in reversed(range(6))][::-1]
+    for a, b in zip(jax.tree.leaves(steps), jax.tree.leaves(backward)):
         np.testing.assert_array_equal(a, b)
     sources = [set(map(tuple, np.asarray(example.source))) for _, example in steps]
     assert len(set.union(*sources)) > 12  # 24 rows, few of them alike
@@ -136,10 +136,10 @@ def test_drawn_batches_are_of_the_sampler_that_trains():
         def sample(self, key):
             return jax.tree.map(jnp.ones_like, super().sample(key))
 
-    _, batch = Ones(tasks.Task()).batches(4, 0).at(0)
+    _, batch = Ones(tasks.Task()).batches(4, 0).batch(0)
     assert (batch.source == 1).all() and (batch.target == 1).all()
 
 
-def test_what_is_loaded_says_what_it_is_in_a_few_lines(data):
+def test_data_and_batches_describe_themselves_in_a_few_lines(data):
     for thing in (data, data.batches(4, 0)):
         assert 0 < len(repr(thing)) < 400 and "array" not in repr(thing)

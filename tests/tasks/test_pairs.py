@@ -1,4 +1,4 @@
-"""Pairs of one's own: read as they stand, split honestly, and refused in one line that names what is wrong."""
+"""Files of pairs: read as they stand, split honestly, and refused in one line that names what is wrong."""
 
 import hashlib
 import os
@@ -10,7 +10,6 @@ import pytest
 from attn import tasks
 from attn.tasks import pairs
 from attn.tasks.examples import PAD, DataError
-from attn.tasks.stored import padding_share
 
 LETTERS = "abcdefghij"
 
@@ -57,7 +56,7 @@ def test_every_pair_is_in_one_part_and_reads_as_it_was_written(data):
             seen[vocabulary.write(source, side="source")] = vocabulary.write(target)
     for part in ("validation", "test"):
         questions = data.parts[part]
-        for row, target in zip(questions.asked, questions.targets):
+        for row, target in zip(questions.source_rows, questions.targets):
             source = vocabulary.write(questions.sources[row], side="source")
             assert source not in seen
             seen[source] = vocabulary.write(target)
@@ -79,13 +78,13 @@ def test_the_split_is_stable_when_lines_are_added_and_shuffled(data, tmp_path):
         assert texts_of(data, part) <= texts_of(more, part)
 
 
-def test_no_source_is_in_two_parts_even_with_files_of_ones_own(tmp_path):
+def test_no_source_is_in_two_parts_even_with_separate_files(tmp_path):
     rows = some_pairs(600)
-    own = {
+    separate = {
         "validation": written(tmp_path / "v.tsv", [*rows[:50], ("j" * 30, "J")]),
         "test": written(tmp_path / "t.tsv", [*rows[40:90], ("i" * 30, "I")]),
     }
-    data = tasks.load("pairs", path=written(tmp_path / "all.tsv", rows), **own)
+    data = tasks.load("pairs", path=written(tmp_path / "all.tsv", rows), **separate)
     parts = {part: texts_of(data, part) for part in ("training", "validation", "test")}
     assert parts["test"] == {source for source, _ in rows[40:90]} | {"i" * 30}
     assert parts["validation"] == {source for source, _ in rows[:40]} | {"j" * 30}
@@ -93,17 +92,17 @@ def test_no_source_is_in_two_parts_even_with_files_of_ones_own(tmp_path):
     assert any("100 pairs are left out" in line for line in data.describe())  # 90 of training, 10 of validation
 
 
-def test_with_a_test_file_of_ones_own_validation_stays_what_it_is(data, tmp_path):
+def test_with_a_separate_test_file_validation_stays_what_it_is(data, tmp_path):
     rows = some_pairs(2_000)
     test = written(tmp_path / "t.tsv", rows[:500])
-    own = tasks.load("pairs", path=written(tmp_path / "all.tsv", rows), test=test)
+    separate = tasks.load("pairs", path=written(tmp_path / "all.tsv", rows), test=test)
     tested = {source for source, _ in rows[:500]}
-    assert texts_of(own, "test") == tested
-    assert texts_of(own, "validation") == texts_of(data, "validation") - tested
-    assert texts_of(own, "training") == (texts_of(data, "training") | texts_of(data, "test")) - tested
+    assert texts_of(separate, "test") == tested
+    assert texts_of(separate, "validation") == texts_of(data, "validation") - tested
+    assert texts_of(separate, "training") == (texts_of(data, "training") | texts_of(data, "test")) - tested
 
 
-def test_a_part_that_files_of_ones_own_leave_empty_is_named_with_them(tmp_path):
+def test_a_part_that_separate_files_leave_empty_is_named_with_them(tmp_path):
     path = written(tmp_path / "all.tsv", some_pairs(100))
     with pytest.raises(
         DataError, match=r"nothing is left for the training part .* sources of .*all\.tsv and .*v\.tsv are"
@@ -119,9 +118,9 @@ def test_the_vocabulary_is_of_the_training_part_alone(tmp_path):
     questions = data.parts["test"]
     assert data.vocabulary.write(questions.sources[0], side="source") == "a\ufffd"
     assert questions.targets[0].tolist()[1] == -1  # nothing that a model writes is right there
-    said = "\n".join(data.describe())
-    assert "test: 1 sources have tokens that no training pair has" in said
-    assert "test: 1 targets have tokens that no training pair has" in said
+    lines = "\n".join(data.describe())
+    assert "test: 1 sources have tokens that no training pair has" in lines
+    assert "test: 1 targets have tokens that no training pair has" in lines
 
 
 @pytest.mark.some(2)
@@ -159,9 +158,9 @@ def test_several_targets_of_a_source_are_one_question(tmp_path):
     data = tasks.load("pairs", path=written(tmp_path / "p.tsv", rows))
     questions = data.parts["test"]
     assert len(questions.targets) == 2 * len(questions.sources)
-    assert (np.bincount(questions.asked) == 2).all() and (np.diff(questions.asked) >= 0).all()
+    assert (np.bincount(questions.source_rows) == 2).all() and (np.diff(questions.source_rows) >= 0).all()
     some = questions.chosen([1, 4])
-    assert some.asked.tolist() == [0, 0, 1, 1]
+    assert some.source_rows.tolist() == [0, 0, 1, 1]
     assert data.vocabulary.write(some.targets[2]) == data.vocabulary.write(some.sources[1], side="source").upper()
 
 
@@ -176,20 +175,20 @@ def test_line_ends_of_windows_and_a_byte_order_mark_do_not_matter(data, tmp_path
 
 def test_the_digest_is_that_of_the_files(tmp_path):
     """Of all their bytes: other line ends are another file."""
-    path, own = tmp_path / "p.tsv", tmp_path / "t.tsv"
+    path, separate = tmp_path / "p.tsv", tmp_path / "t.tsv"
     path.write_bytes(b"\xef\xbb\xbf" + b"".join(b"%d\tx\r\n" % k for k in range(200)))
-    own.write_bytes(b"y\tz")
-    origins = tasks.load("pairs", path=path, test=own).origins
+    separate.write_bytes(b"y\tz")
+    origins = tasks.load("pairs", path=path, test=separate).origins
     right = {"training": hashlib.sha256(path.read_bytes()).hexdigest(), "test": hashlib.sha256(b"y\tz").hexdigest()}
     assert {part: origin.digest for part, origin in origins.items()} == right
 
 
 def test_the_longest_targets_of_short_sources_are_known(tmp_path):
-    """Of the sources that are no longer, whatever their order in the file."""
+    """Of the sources that are no longer, in any order in the file."""
     lengths = ((4, 20), (2, 3), (1, 9), (7, 5), (2, 11))
     rows = [(chr(97 + k) * s, "y" * t) for s, t in lengths for k in range(20)]
-    own = {part: written(tmp_path / part, [(part * 9, "long" * 9)]) for part in ("validation", "test")}
-    data = tasks.load("pairs", path=written(tmp_path / "p.tsv", rows), **own)
+    separate = {part: written(tmp_path / part, [(part * 9, "long" * 9)]) for part in ("validation", "test")}
+    data = tasks.load("pairs", path=written(tmp_path / "p.tsv", rows), **separate)
     assert data.vocabulary.longest_targets == ((1, 9), (2, 11), (4, 20), (7, 20))
 
 
@@ -229,23 +228,23 @@ BAD_FILES = {
 
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_a_bad_file_is_named_in_one_line(tmp_path, name):
-    content, said = BAD_FILES[name]
+    content, expected = BAD_FILES[name]
     path = tmp_path / "bad.tsv"
     path.write_bytes(content)
     with pytest.raises(DataError) as error:
-        pairs.load(path)
+        pairs.load_pairs(path)
     message = str(error.value)
     assert message.startswith(str(path)) and "\n" not in message
     assert ("would allow it" in message) == (name == "a long target")
-    for words in said:
+    for words in expected:
         assert words in message
 
 
-def test_what_is_no_file_is_named(tmp_path):
+def test_what_is_not_a_file_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for name, said in (("", "a folder"), ("missing.tsv", "No such file"), ("pipe", "not a regular file")):
-        with pytest.raises(DataError, match=said):
-            pairs.load(tmp_path / name)
+    for name, message in (("", "a folder"), ("missing.tsv", "No such file"), ("pipe", "not a regular file")):
+        with pytest.raises(DataError, match=message):
+            pairs.load_pairs(tmp_path / name)
 
 
 def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
@@ -257,7 +256,7 @@ def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.open", refuse)  # a mode would not stop the administrator
     with pytest.raises(DataError, match=r"secret\.tsv: cannot be read \(Permission denied\)"):
-        pairs.load(path)
+        pairs.load_pairs(path)
 
 
 def test_longer_sources_and_targets_may_be_allowed(tmp_path):
@@ -300,5 +299,7 @@ def test_padding_stays_under_a_quarter_for_natural_lengths(tmp_path, kind, count
     one_bucket = [len(source) + len(target) + 2 for source, target in rows]
     longest = max(len(s) for s, _ in rows) + max(len(t) for _, t in rows) + 2
     assert 1 - np.mean(one_bucket) / longest > 0.3  # what a single width would cost
-    assert data.padding == padding_share(data.training) < 0.25
+    target_of, places = dict(rows), sum(tokens.size for bucket in data.training for tokens in bucket)
+    tokens = sum(len(source) + len(target_of[source]) + 2 for source in texts_of(data, "training"))
+    assert data.padding == pytest.approx(1 - tokens / places) and data.padding < 0.25
     assert f"{data.padding:.1%} padding" in data.describe()[-1]

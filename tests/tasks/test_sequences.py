@@ -6,18 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from right_answers import RIGHT
 
 from attn.tasks.examples import PAD, Example, decoder_input
 from attn.tasks.generated import Generated, distinct_strings
-from attn.tasks.sequences import KINDS, Task, is_held_out
-
-# What is right, in plain Python.
-RIGHT = {
-    "copy": lambda s: s,
-    "reverse": lambda s: s[::-1],
-    "duplicate": lambda s: s + s,
-    "mirror_or_next": lambda s: [a if a % 2 else b for a, b in zip(s[::-1], s[1:] + s[:1])],
-}
+from attn.tasks.rules import RULES
+from attn.tasks.sequences import Task, is_held_out
 
 
 def draw(task: Task, number: int, *, held_out=False, seed=0):
@@ -30,27 +24,46 @@ def lengths_of(batch: Example) -> np.ndarray:
     return np.asarray((batch.source != PAD).sum(1) - 1)
 
 
-def test_every_kind_of_task_has_its_truth_here():
-    assert set(RIGHT) == set(KINDS)
+def test_every_rule_has_its_right_answers():
+    assert set(RIGHT) == set(RULES)
 
 
-@pytest.mark.some(2)
-@pytest.mark.parametrize("name", KINDS)
+SOURCES = [name for name in RULES if not RULES[name].continues]  # those whose examples have one
+
+
+@pytest.mark.some(3)
+@pytest.mark.parametrize("name", SOURCES)
 def test_examples_are_right_ended_and_padded(name):
     task = Task(name, symbols=5, min_length=2, max_length=7)
-    batch = draw(task, 200)
+    batch, vocabulary = draw(task, 200), task.vocabulary
     lengths = lengths_of(batch)
     for source, target, length in zip(*map(np.asarray, batch), lengths):
         symbols = source[:length].tolist()
         assert set(symbols) <= set(range(1, 6))
-        assert source.tolist() == symbols + [task.vocabulary.end] + [0] * (7 - length)
-        right = [*RIGHT[name](symbols), task.vocabulary.end]
-        assert target.tolist() == right + [0] * (task.kind.times * task.max_length + 1 - len(right))
-        assert decoder_input(jnp.asarray(target), task.vocabulary.begin).tolist() == [
-            task.vocabulary.begin,
-            *target[:-1],
-        ]
+        assert source.tolist() == symbols + [vocabulary.end] + [0] * (7 - length)
+        right = [*RIGHT[name](symbols, 5), vocabulary.end]
+        assert target.tolist() == right + [0] * (vocabulary.capacity(7) - len(right))
+        assert decoder_input(jnp.asarray(target), vocabulary.begin).tolist() == [vocabulary.begin, *target[:-1]]
     assert set(lengths_of(batch)) == set(range(2, 8))
+
+
+def test_an_answer_that_continues_its_source_is_one_string_with_it():
+    task = Task("palindrome", symbols=5, min_length=2, max_length=7)
+    begin, end = task.vocabulary.begin, task.vocabulary.end
+    examples, strings = draw(task, 300), set()
+    assert examples.source.shape == (300, 1) and (examples.source == PAD).all()
+    for target in examples.target.tolist():
+        symbols = target[: target.index(begin)]
+        strings.add(tuple(symbols))
+        string = [*symbols, begin, *symbols[::-1], end]
+        assert set(symbols) <= set(range(1, 6)) and target == string + [PAD] * (16 - len(string))
+    assert {len(string) for string in strings} == set(range(2, 8))
+    questions = Generated(task).questions("test", 300, seed=0)
+    for source, length, target in zip(questions.sources.tolist(), questions.lengths, questions.targets.tolist()):
+        symbols = source[:length]
+        assert source == [*symbols, begin] + [PAD] * (7 - length)
+        assert target == [*symbols[::-1], end] + [PAD] * (7 - length)
+        assert is_held_out(np.array([symbols]), 5)[0] and tuple(symbols) not in strings
 
 
 @pytest.mark.parametrize("held_out", [False, True])
@@ -67,20 +80,20 @@ def test_no_string_of_the_evaluation_is_ever_sampled_for_training():
     batch = draw(task, 4_000)
     trained = {tuple(s[:n]) for s, n in zip(np.asarray(batch.source), lengths_of(batch))}
     strings, lengths = distinct_strings(task, range(1, 7), 1_000, seed=0)
-    judged = {tuple(s[:n]) for s, n in zip(strings, lengths)}
-    assert trained.isdisjoint(judged)
+    evaluated = {tuple(s[:n]) for s, n in zip(strings, lengths)}
+    assert trained.isdisjoint(evaluated)
     everything = {s for n in range(1, 7) for s in itertools.product((1, 2), repeat=n)}
-    assert trained | judged == everything  # and nothing is lost between the two
+    assert trained | evaluated == everything  # and nothing is lost between the two
 
 
 @pytest.mark.parametrize("symbols", [2, 3, 7, 16, 30])
 def test_both_parts_occur_at_every_length(symbols):
     for length in range(1, 5 if symbols < 16 else 4):
         strings = np.array(list(itertools.product(range(1, symbols + 1), repeat=length)))
-        share = is_held_out(strings, symbols).mean()
-        # One residue of the first symbol modulo min(V, 10), whatever follows.
-        assert 0 < share < 1
-        assert abs(share - 1 / min(symbols, 10)) < 0.05
+        fraction = is_held_out(strings, symbols).mean()
+        # One residue of the first symbol modulo min(V, 10), for any continuation.
+        assert 0 < fraction < 1
+        assert abs(fraction - 1 / min(symbols, 10)) < 0.05
 
 
 def test_the_hash_depends_on_every_symbol_and_not_on_padding_or_library():
@@ -129,16 +142,16 @@ def test_questions_of_each_length_come_in_equal_numbers():
     assert {n: int((lengths == n).sum()) for n in (4, 7, 50)} == {4: 20, 7: 20, 50: 20}
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_questions_ask_what_is_right(name):
+@pytest.mark.parametrize("name", SOURCES)
+def test_questions_accept_what_is_right(name):
     task = Task(name, symbols=5, min_length=2, max_length=6)
     questions = Generated(task).questions("test", 100, seed=0)
     for source, length, target in zip(questions.sources, questions.lengths, questions.targets):
         symbols = source[:length].tolist()
         assert source.tolist() == [*symbols, task.vocabulary.end] + [0] * (6 - length)
-        right = [*RIGHT[name](symbols), task.vocabulary.end]
-        assert target.tolist() == right + [0] * (task.kind.times * task.max_length + 1 - len(right))
-    assert questions.asked.tolist() == list(range(100))
+        right = [*RIGHT[name](symbols, 5), task.vocabulary.end]
+        assert target.tolist() == right + [0] * (task.vocabulary.capacity(6) - len(right))
+    assert questions.source_rows.tolist() == list(range(100))
 
 
 @pytest.mark.parametrize("symbols", [2, 3, 6, 16])

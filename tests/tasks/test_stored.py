@@ -1,4 +1,4 @@
-"""Batches from memory: every example once an epoch, and decided by (seed, step) alone."""
+"""Batches from memory: every example once per epoch, as a function of (seed, step)."""
 
 import collections
 
@@ -24,9 +24,9 @@ def test_buckets_hold_every_example_once_as_wide_as_the_longest():
     assert sorted(seen) == list(range(1, 1_001))
     for bucket in buckets:
         for tokens, side in zip(bucket, (0, 1)):
-            own = lengths[tokens[:, 0] - 1, side]
-            np.testing.assert_array_equal((tokens != PAD).sum(1), own)
-            assert tokens.shape[1] == own.max()
+            expected = lengths[tokens[:, 0] - 1, side]
+            np.testing.assert_array_equal((tokens != PAD).sum(1), expected)
+            assert tokens.shape[1] == expected.max()
 
 
 @pytest.mark.parametrize("size", [1, 2, 63])
@@ -39,8 +39,8 @@ def test_a_bucket_is_the_smallest_that_holds_the_example():
     buckets, lengths = numbered(1_000)
     widths = np.array([[tokens.shape[1] for tokens in bucket] for bucket in buckets])
     for number, bucket in enumerate(buckets):
-        own = lengths[bucket.source[:, 0] - 1]
-        fits = (widths >= own[:, None]).all(2)
+        expected = lengths[bucket.source[:, 0] - 1]
+        fits = (widths >= expected[:, None]).all(2)
         assert (np.where(fits, widths.sum(1), 1_000).min(1) == widths[number].sum()).all()
 
 
@@ -57,7 +57,7 @@ def test_an_epoch_has_every_example_once_but_for_filling_up():
     for epoch in range(2):
         seen, steps = collections.Counter(), collections.Counter()
         for step in range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch):
-            number, examples = batches.at(step)
+            number, examples = batches.batch(step)
             assert examples.source.shape == (batches.sizes[number], buckets[number].source.shape[1])
             np.testing.assert_array_equal(examples.source[:, 0], examples.target[:, 0])
             seen.update(examples.source[:, 0].tolist())
@@ -76,40 +76,40 @@ def test_an_epoch_has_every_example_once_but_for_filling_up():
 def test_batches_of_a_bucket_are_of_one_size_with_hardly_an_example_twice(examples, most, sizes):
     buckets = in_buckets([[k + 1] for k in range(examples)], [[1]] * examples)
     batches = Batches(buckets, most, seed=0)
-    assert [len(batches.at(step)[1].source) for step in range(batches.steps_per_epoch)] == sizes
+    assert [len(batches.batch(step)[1].source) for step in range(batches.steps_per_epoch)] == sizes
 
 
 def test_a_step_is_a_pure_function_of_seed_and_step():
     buckets, _ = numbered(500)
-    forward = [Batches(buckets, 16, seed=3).at(step) for step in range(100)]
-    backward = [Batches(buckets, 16, seed=3).at(step) for step in reversed(range(100))][::-1]
+    forward = [Batches(buckets, 16, seed=3).batch(step) for step in range(100)]
+    backward = [Batches(buckets, 16, seed=3).batch(step) for step in reversed(range(100))][::-1]
     for (one, a), (other, b) in zip(forward, backward):
         assert one == other
         np.testing.assert_array_equal(a.source, b.source)
-    reseeded = [Batches(buckets, 16, seed=4).at(step) for step in range(100)]
+    reseeded = [Batches(buckets, 16, seed=4).batch(step) for step in range(100)]
     assert any(one != other for (one, _), (other, _) in zip(forward, reseeded))
     per_epoch = Batches(buckets, 16, seed=3).steps_per_epoch
     assert any(forward[k][0] != forward[k + per_epoch][0] for k in range(100 - per_epoch))
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
-def test_stacked_batches_are_those_of_the_steps_shared_out_over_devices(devices):
+def test_stacked_batches_are_those_of_the_steps_divided_over_devices(devices):
     buckets, _ = numbered(500)
     batches = Batches(buckets, 16, seed=3)
     assert len(set(batches.sizes)) > 1
     stacked = batches.stacked(7, 20, 16, devices)
     assert stacked.examples.source.shape[:2] == (16, 16)
     for place, step in enumerate(range(7, 20)):
-        number, examples = batches.at(step)
+        number, examples = batches.batch(step)
         assert stacked.bucket[place] == number
-        for room, tokens in zip(stacked.examples, examples):
+        for wide, tokens in zip(stacked.examples, examples):
             each = -(-len(tokens) // devices)
-            rows = room[place].reshape(devices, 16 // devices, -1)
+            rows = wide[place].reshape(devices, 16 // devices, -1)
             assert (rows[:, each:] == PAD).all()
             flat = rows[:, :each].reshape(devices * each, -1)
             np.testing.assert_array_equal(flat[: len(tokens), : tokens.shape[1]], tokens)
             assert (flat[len(tokens) :] == PAD).all() and (flat[:, tokens.shape[1] :] == PAD).all()
-    assert all((room[13:] == PAD).all() for room in stacked.examples)
+    assert all((wide[13:] == PAD).all() for wide in stacked.examples)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
@@ -121,7 +121,7 @@ def test_a_dispatch_is_no_larger_than_the_examples(devices):
     rows = stacked.examples.source.shape[1]
     assert 0 <= rows - max(len(bucket.source) for bucket in buckets) < devices and rows % devices == 0
     for place in range(5):
-        number, expected = batches.at(place)
+        number, expected = batches.batch(place)
         each = -(-len(expected.source) // devices)
         by_device = stacked.examples.source[place].reshape(devices, rows // devices, -1)
         found = by_device[:, :each].reshape(devices * each, -1)

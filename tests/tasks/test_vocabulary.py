@@ -2,6 +2,7 @@
 
 import pytest
 
+from attn.tasks.rules import RULES
 from attn.tasks.vocabulary import InputError, Pieces, Symbols
 
 SYMBOLS = Symbols(12)
@@ -72,21 +73,37 @@ def test_an_answer_without_an_end_is_written_without_its_padding():
     assert Symbols(5).write([3, 1, 0, 0]) == "3 1"
 
 
-def test_an_unknown_splitting_is_named():
+def test_an_unknown_tokenizer_is_named():
     with pytest.raises(ValueError, match="'letters' and 'words', must be of characters, words, bytes"):
         Pieces(("a",), "letters", "words", ((1, 1),))
 
 
-def test_room_grows_for_sources_longer_than_any_of_training():
-    assert [LETTERS.room(n) for n in (1, 4, 8, 9)] == [7, 7, 13, 15]
-    assert Symbols(5, times=2).room(7) == 15
+def test_capacity_grows_for_sources_longer_than_any_of_training():
+    assert [LETTERS.capacity(n) for n in (1, 4, 8, 9)] == [7, 7, 13, 15]
+    assert Symbols(5, RULES["duplicate"]).capacity(7) == 15
 
 
-def test_room_for_short_sources_is_not_that_of_the_longest():
+def test_capacity_for_short_sources_is_not_that_of_the_longest():
     pieces = Pieces(("a",), "characters", "characters", ((3, 5), (20, 30), (1_000, 900)))
     # Of training sources of up to 2 n + 8 pieces: those of 3 at first, from n = 6 on those of 20, at last all.
-    assert [pieces.room(n) for n in (1, 5, 6, 495, 496, 1_000, 2_000)] == [6, 6, 31, 31, 901, 901, 1_801]
-    rooms = [pieces.room(n) for n in range(1, 1_200)]
-    assert rooms == sorted(rooms)
+    assert [pieces.capacity(n) for n in (1, 5, 6, 495, 496, 1_000, 2_000)] == [6, 6, 31, 31, 901, 901, 1_801]
+    capacities = [pieces.capacity(n) for n in range(1, 1_200)]
+    assert capacities == sorted(capacities)
     late = Pieces(("a",), "characters", "characters", ((50, 9), (60, 9)))
-    assert late.room(1) == 10  # no source is as short: as for the shortest
+    assert late.capacity(1) == 10  # no source is as short: as for the shortest
+
+
+def test_the_length_of_an_answer_is_known_or_it_is_not():
+    """A model may be told it where all sources of a length have the same."""
+    assert [Symbols(5, RULES["duplicate"]).answer_length(n) for n in (1, 7)] == [3, 15]
+    assert Symbols(5, RULES["add"]).answer_length(7) is None
+    assert Symbols(5, RULES["palindrome"]).answer_length(7) is None
+    assert LETTERS.answer_length(3) is None
+
+
+def test_a_source_ends_as_its_answer_begins():
+    assert not LETTERS.continues and LETTERS.source_end == LETTERS.end
+    assert not SYMBOLS.continues and SYMBOLS.source_end == SYMBOLS.end
+    palindromes = Symbols(5, RULES["palindrome"])
+    assert palindromes.continues and palindromes.source_end == palindromes.begin
+    assert palindromes.write([3, 1, palindromes.begin, 0], side="source") == "3 1"

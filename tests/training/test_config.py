@@ -5,9 +5,13 @@ import dataclasses
 import jax
 import pytest
 
-from attn.training.config import RULES, Config, ConfigError, from_mapping, parse, to_mapping
+import attn.studies.tape  # noqa: F401  registers its model and mechanisms
+from attn.mechanisms.rows import LengthUnknown
+from attn.nn.models import MODELS
+from attn.tasks.generated import Generated
+from attn.training.config import Config, ConfigError, check_runs, from_mapping, parse, record, run_shapes, to_mapping
 from attn.training.flags import load_config, override, split_overrides
-from attn.training.groups import Optimizer, Training
+from attn.training.groups import OPTIMIZERS, AdamW, Training
 from attn.training.state import model_structure
 
 
@@ -26,16 +30,13 @@ def test_a_config_is_frozen():
         Config().task = None
 
 
-def flat(settings, path=""):
-    """The paths of all settings."""
-    for name, value in settings.items():
-        yield from flat(value, f"{path}{name}.") if isinstance(value, dict) else [path + name]
-
-
-def test_every_number_and_name_has_a_rule():
-    free = {"model.tied_embeddings", "training.one_length"}  # a boolean is either
-    every = set(flat(dataclasses.asdict(Config())))
-    assert every - free == set(RULES)
+def test_every_number_and_name_of_a_model_optimizer_or_training_has_a_constraint():
+    records = [*(model.settings for model in MODELS.values()), *OPTIMIZERS.values()]
+    records += [record([section], {}) for section in ("training", "evaluation")]
+    free = {"name", "tied_embeddings", "one_length", "implementation", "mechanism"}
+    for each in records:
+        fields = {field.name: field.metadata.get("constraint") for field in dataclasses.fields(each)}
+        assert [name for name, constraint in fields.items() if name not in free and constraint is None] == []
 
 
 def test_a_config_shows_the_settings_that_its_model_has():
@@ -49,15 +50,23 @@ SHARED = ("dropout", "tied_embeddings", "dtype")
 
 
 def test_a_setting_of_another_model_is_refused():
-    said = (
-        r"config\.model\.num_heads: got 8, means nothing for config\.model\.name = 'gru'; "
-        "only 'transformer' or 'tape' has it"
-    )
-    with pytest.raises(ConfigError, match=said):
+    message = r"config\.model\.num_heads: means nothing for config\.model\.name = 'gru'; only 'transformer' or "
+    with pytest.raises(ConfigError, match=message):
         from_mapping({"model": {"name": "gru", "num_heads": 8}})
     with pytest.raises(ConfigError, match="only 'lstm' or 'gru' has it"):
         from_mapping({"model": {"attention": "additive"}})
     assert from_mapping({"model": {"name": "gru", "width": 65}}).model.width == 65  # which 4 heads do not divide
+
+
+def test_another_model_keeps_the_settings_that_both_have(repository):
+    config = load_config(
+        str(repository / "configs/reverse.py"), {"model.name": "decoder_only", "model.num_layers": "3"}
+    )
+    assert (config.model.name, config.model.num_layers, config.model.width) == ("decoder_only", 3, 64)
+    with pytest.raises(ConfigError, match="num_encoder_layers: means nothing for"):
+        load_config(
+            str(repository / "configs/reverse.py"), {"model.name": "decoder_only", "model.num_encoder_layers": "3"}
+        )
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "lstm_attention"])
@@ -72,8 +81,8 @@ def test_recurrent_configs_have_as_many_parameters_as_the_default(repository, na
 def test_the_default_config_is_that_of_configs_reverse_for_a_fixed_number_of_steps(repository):
     """Studies, whose budgets are fixed, build on the defaults; configs/reverse.py goes on until it is exact."""
     reverse = load_config(str(repository / "configs/reverse.py"))
-    assert dataclasses.replace(reverse, optimizer=Optimizer(), training=Training()) == Config()
-    assert (Training().stop_when_exact, Optimizer().name, Optimizer().averaging) == (0, "adamw", 0)
+    assert dataclasses.replace(reverse, optimizer=AdamW(), training=Training()) == Config()
+    assert (Training().stop_when_exact, AdamW().name, AdamW().averaging) == (0, "adamw", 0)
     assert reverse.training.stop_when_exact and reverse.optimizer.averaging
 
 
@@ -89,9 +98,7 @@ def test_what_does_not_become_exact_trains_for_a_fixed_number_of_steps(repositor
 
 
 def test_a_setting_of_another_optimizer_is_refused_and_not_shown():
-    said = (
-        r"config\.optimizer\.momentum: got 0.9, means nothing for config\.optimizer\.name = 'adamw'; only 'muon' has it"
-    )
+    said = r"config\.optimizer\.momentum: means nothing for config\.optimizer\.name = 'adamw'; only 'muon' has it"
     with pytest.raises(ConfigError, match=said):
         from_mapping({"optimizer": {"momentum": 0.9}})
     assert "momentum" not in to_mapping(Config())["optimizer"]
@@ -127,7 +134,7 @@ def test_seven_heads_do_not_divide_the_default_width():
         ({"model": {"width": None}}, ["config.model.width", "None", "whole number"]),
         ({"model": {"tied_embeddings": 1}}, ["config.model.tied_embeddings", "true or false"]),
         ({"model": {"norm": "prenorm"}}, ["config.model.norm", "'prenorm'", "pre, post"]),
-        ({"model": {"positions": "sinusodal"}}, ["config.model.positions", "did you mean 'sinusoidal'"]),
+        ({"model": {"mechanism": "sinusodal"}}, ["config.model.mechanism", "did you mean 'sinusoidal'"]),
         ({"task": {"symbols": 1}}, ["config.task.symbols", "got 1", "at least 2"]),
         ({"task": {"min_length": 9, "max_length": 8}}, ["config.task.min_length", "got 9", "max_length = 8"]),
         ({"training": {"steps": 0}}, ["config.training.steps", "got 0", "at least 1"]),
@@ -138,34 +145,31 @@ def test_seven_heads_do_not_divide_the_default_width():
         ({"training": {"replaced_tokens": 1.5}}, ["config.training.replaced_tokens", "at most 1"]),
         (
             {"model": {"name": "tape"}, "training": {"replaced_tokens": 0.5}},
-            ["config.training.replaced_tokens", "got 0.5", "'tape'", "reads no target"],
+            ["config.training.replaced_tokens", "got 0.5", "'tape'", "does not read the answer"],
         ),
         ({"training": {"stop_when_exact": -1}}, ["config.training.stop_when_exact", "at least 0"]),
         ({"optimizer": {"learning_rate": 0}}, ["config.optimizer.learning_rate", "greater than 0"]),
         ({"model": {"dropout": 1.0}}, ["config.model.dropout", "less than 1"]),
-        ({"model": {"positions": "learned", "max_length": 20}}, ["config.model.max_length", "at least 33"]),
-        ({"model": {"positions": "rotary", "head_width": 1}}, ["config.model.positions", "rotary"]),
-        ({"model": {"positions": {"cross": "rotry"}}}, ["config.model.positions.cross", "did you mean 'rotary'"]),
-        ({"model": {"positions": {"corss": "none"}}}, ["config.model.positions.corss", "did you mean 'cross'"]),
-        ({"model": {"positions": {"at_test": "even"}}}, ["config.model.positions.at_test", "spaced, random"]),
+        ({"model": {"mechanism": "learned(20)"}}, ["config.model.mechanism", "20 positions", "must tell 33 apart"]),
+        ({"model": {"mechanism": {"cross": "rotry"}}}, ["config.model.mechanism.cross", "did you mean 'rotary'"]),
+        ({"model": {"mechanism": {"corss": "none"}}}, ["config.model.mechanism.corss", "did you mean 'cross'"]),
+        ({"model": {"mechanism": 3}}, ["config.model.mechanism", "got 3"]),
         (
-            {"model": {"positions": {"decoder": "randomized_rotary", "range": 20}}},
-            ["config.model.positions.range", "got 20", "at least 33"],
-        ),
-        ({"model": {"positions": "randomized_learned"}}, ["config.model.max_length", "positions.range = 2048"]),
-        (
-            {"model": {"name": "tape", "positions": {"encoder": "randomized_rotary", "range": 60}}},
-            ["config.model.positions.range", "got 60", "at least 66"],
+            {"model": {"mechanism": "randomized(rotary, at_test='even')"}},
+            ["config.model.mechanism", "spaced", "random"],
         ),
         (
-            {"data": {"source": "pairs"}, "model": {"positions": {"cross": "anchored"}}},
-            ["config.model.positions.cross", "'anchored'", "end of the answer"],
+            {"model": {"mechanism": {"decoder": "randomized(rotary, range=20)"}}},
+            ["config.model.mechanism", "20 positions", "must tell 33 apart"],
         ),
+        ({"model": {"mechanism": "randomized(learned)"}}, ["config.model.mechanism", "range = 2048"]),
         (
-            {"data": {"source": "pairs"}, "model": {"positions": {"encoder": "randomized_rotary"}}},
-            ["config.model.positions.encoder", "'randomized_rotary'", "draws a position", "length is not known"],
+            {"model": {"name": "tape", "mechanism": "randomized(rotary, range=60)"}},
+            ["config.model.mechanism", "60 positions", "must tell 66 apart"],
         ),
-        ({"data": {"source": "pairs"}, "model": {"name": "tape"}}, ["config.model.name", "'tape'", "length"]),
+        ({"model": {"name": "bert"}}, ["config.model.name", "'bert'", "transformer, decoder_only"]),
+        ({"imports": ["no_such_module"]}, ["config.imports", "'no_such_module'", "cannot be imported"]),
+        ({"imports": "os"}, ["config.imports", "names of modules"]),
         ({"data": {"source": "tfds"}, "training": {"one_length": True}}, ["config.training.one_length", "generated"]),
     ],
 )
@@ -178,21 +182,49 @@ def test_wrong_settings_are_named(settings, words):
 
 
 def test_overrides_take_the_type_of_their_setting():
-    assert parse("model.width", "1_024") == 1024
-    assert parse("model.head_width", "None") is None
-    assert parse("model.head_width", "8") == 8
-    assert parse("model.tied_embeddings", "true") is True
-    assert parse("optimizer.beta1", "5e-1") == 0.5
-    assert parse("task.name", "copy") == "copy"
+    assert parse("model.width", "1_024", {}) == 1024
+    assert parse("model.head_width", "None", {}) is None
+    assert parse("model.head_width", "8", {}) == 8
+    assert parse("model.tied_embeddings", "true", {}) is True
+    assert parse("optimizer.beta1", "5e-1", {}) == 0.5
+    assert parse("task.name", "copy", {}) == "copy"
 
 
-def test_a_name_stands_for_the_positions_of_all_attention_and_each_can_be_replaced():
-    settings = {"model": {"positions": "sinusoidal"}}
-    positions = override(settings, {"model.positions.cross": "rotary"}).model.positions
-    assert positions.by_kind() == {"encoder": "sinusoidal", "decoder": "sinusoidal", "cross": "rotary"}
-    positions = override({}, {"model.positions.encoder": "none", "model.positions": "rotary"}).model.positions
-    assert positions.by_kind() == {"encoder": "none", "decoder": "rotary", "cross": "rotary"}
-    assert from_mapping(to_mapping(from_mapping({"model": {"positions": "t5"}}))).model.positions.cross == "t5"
+def test_one_text_stands_for_the_mechanism_of_all_attention_and_each_can_be_replaced():
+    settings = {"model": {"mechanism": "sinusoidal"}}
+    mechanism = override(settings, {"model.mechanism.cross": "rotary"}).model.mechanism
+    assert dataclasses.astuple(mechanism) == ("sinusoidal", "sinusoidal", "rotary")
+    mechanism = override({}, {"model.mechanism.encoder": "none", "model.mechanism": "rotary"}).model.mechanism
+    assert dataclasses.astuple(mechanism) == ("none", "rotary", "rotary")
+    assert from_mapping(to_mapping(from_mapping({"model": {"mechanism": "t5"}}))).model.mechanism.cross == "t5"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model": {"mechanism": {"cross": "anchored"}}, "task": {"name": "add"}}, ["length of the answer", "add"]),
+        ({"model": {"mechanism": "randomized(rotary)"}, "task": {"name": "add"}}, ["length of the answer", "add"]),
+        ({"model": {"name": "tape"}, "task": {"name": "add"}}, ["length of the answer", "add"]),
+        ({"model": {"mechanism": "rotary(fraction=2)"}}, ["rotary: fraction", "got 2"]),
+        ({"model": {"mechanism": "softcap(-1)"}}, ["softcap: cap must be positive"]),
+        ({"model": {"implementation": "flash"}}, ["unknown implementation 'flash'"]),
+        ({"model": {"implementation": "cudnn"}}, ["'cudnn' does not support"]),
+    ],
+)
+def test_a_model_that_does_not_run_is_named_before_anything_is_written(settings, words):
+    config = from_mapping(settings)
+    with pytest.raises(ConfigError, match=r"^config\.model: ") as error:
+        check_runs(config, Generated(config.task))
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_mechanism_that_counts_from_the_end_of_the_answer_runs_where_its_length_is_known():
+    config = from_mapping({"model": {"mechanism": {"cross": "anchored"}}})
+    check_runs(config, Generated(config.task))
+    with pytest.raises(LengthUnknown, match="length of the answer"):
+        run_shapes(config, Generated(config.task), None)
 
 
 def test_overrides_are_taken_out_of_the_command_line():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from attn.nn.transformer import Transformer
+from attn.nn.transformer import Transformer, TransformerSettings
 from attn.tasks.examples import PAD, decoder_input, padded
 from attn.tasks.vocabulary import Symbols
 from attn.training.decoding import beam_search, confirmed, decode, greedy
@@ -22,8 +22,8 @@ ROOM = 4  # of the longest; a source of n symbols has room for n + 1
 
 @pytest.fixture(scope="module")
 def model() -> Transformer:
-    sizes = dict(width=12, num_heads=2, num_encoder_layers=1, num_decoder_layers=1, feed_forward_width=16)
-    model = Transformer(VOCABULARY.size, **sizes, rngs=nnx.Rngs(4))
+    settings = TransformerSettings(width=12, num_heads=2, feed_forward_width=16)
+    model = Transformer(VOCABULARY.size, settings, nnx.Rngs(4))
     # Untrained logits are nearly even: larger ones make some answers much likelier than others.
     model.output.kernel[...] = 4 * model.output.kernel[...]
     return model

@@ -15,7 +15,7 @@ from attn.training import meshes
 
 @pytest.fixture(scope="module")
 def flags(tiny):
-    small = tiny | {"training.steps": "30", "training.steps_per_dispatch": "10", "training.evaluate_every": "20"}
+    small = tiny | {"training.steps": "30", "training.steps_per_call": "10", "training.evaluate_every": "20"}
     return [f"--config.{key}={value}" for key, value in small.items()]
 
 

@@ -19,7 +19,7 @@ QUESTIONS = Questions(
     sources=ended([1, 1], [2, 2], [3]),
     lengths=np.array([2, 2, 1]),
     targets=ended([4, 5], [6, 7, 8, 9], [5, 5, 5], [1, 2, 3, 4]),
-    asked=np.array([0, 0, 1, 2]),
+    source_rows=np.array([0, 0, 1, 2]),
 )
 
 

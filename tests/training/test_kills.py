@@ -60,7 +60,7 @@ for line in sys.stdin:
 @pytest.fixture(scope="module")
 def train(repository, tiny):
     """`(folder, at) -> (exit status, moments)`: train until the end, or until moment `at`."""
-    short = {"training.steps": "50", "training.checkpoint_every": "20", "training.steps_per_dispatch": "10"}
+    short = {"training.steps": "50", "training.checkpoint_every": "20", "training.steps_per_call": "10"}
     given = json.dumps([str(repository / "configs/copy.py"), tiny | short | {"evaluation.examples": "20"}])
     words, pipe = [sys.executable, "-c", PROGRAM, given], subprocess.PIPE
     with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:

@@ -14,10 +14,10 @@ from attn.training.state import build_model
 MODEL = {"width": 12, "num_heads": 3, "head_width": 2, "feed_forward_width": 10}
 MODELS = {
     "transformer": MODEL,
-    "learned": MODEL | {"positions": "learned", "max_length": 40},
+    "learned": MODEL | {"mechanism": "learned(40)"},
     "lstm": {"name": "lstm", "width": 6, "attention": "additive"},
     "gru": {"name": "gru", "width": 6},
-    "tape": MODEL | {"name": "tape", "positions": "transformer_xl"},
+    "encoder_only": MODEL | {"name": "encoder_only", "mechanism": "transformer_xl"},
 }
 
 

@@ -95,7 +95,7 @@ def test_a_stopped_run_resumes_to_the_same_end(repository, tiny, copy_run, tmp_p
 
 @pytest.mark.nightly
 def test_the_last_step_without_exact_answers_is_said(repository, tiny, tmp_path, capsys):
-    few = tiny | {"training.steps": "4", "training.evaluate_every": "2", "training.steps_per_dispatch": "2"}
+    few = tiny | {"training.steps": "4", "training.evaluate_every": "2", "training.steps_per_call": "2"}
     assert experiment.run(request(repository, tmp_path / "run", few)) == 0
     count = len(Generated(Folder(tmp_path / "run").config().task).questions("validation", 10_000, 0).lengths)
     assert f"not yet exact on {count:,} validation sources at step 4, the last one" in capsys.readouterr().out

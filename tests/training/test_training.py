@@ -22,7 +22,7 @@ from attn.training import checkpoints, meshes, steps
 from attn.training.config import Config, to_mapping
 from attn.training.flags import load_config
 from attn.training.folders import Folder
-from attn.training.groups import Optimizer
+from attn.training.groups import AdamW
 from attn.training.identity import digest_of
 from attn.training.judging import build_answer, judge
 from attn.training.loop import compile_programs, compile_steps
@@ -34,7 +34,7 @@ from attn.training.steps import build_dispatch, example_loss
 
 @pytest.fixture(scope="module")
 def config(repository, tiny) -> Config:
-    return load_config(str(repository / "configs/copy.py"), tiny | {"training.steps_per_dispatch": "7"})
+    return load_config(str(repository / "configs/copy.py"), tiny | {"training.steps_per_call": "7"})
 
 
 @contextlib.contextmanager
@@ -105,7 +105,7 @@ def test_a_dispatch_stops_where_it_is_told(config):
 def test_loss_and_update_are_those_of_a_plain_step(config):
     """One dispatched step against AdamW written out, on the mean loss over the batch's tokens."""
     training = dataclasses.replace(config.training, replaced_tokens=0.0)
-    config = dataclasses.replace(config, optimizer=Optimizer(warmup_fraction=0.1), training=training)
+    config = dataclasses.replace(config, optimizer=AdamW(warmup_fraction=0.1), training=training)
     graphdef, _ = model_structure(config, config.task.vocabulary)
     start = jax.jit(lambda: initial_state(config, config.task.vocabulary))()
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.training.seed), _EXAMPLES), 0)
@@ -119,7 +119,7 @@ def test_loss_and_update_are_those_of_a_plain_step(config):
         reports = losses(examples, jnp.stack(dropout_keys))
         return reports.loss.sum.sum() / reports.loss.count.sum()
 
-    _, drawn = Generated(config.task).batches(config.training.batch_size, config.training.seed).at(0)
+    _, drawn = Generated(config.task).batches(config.training.batch_size, config.training.seed).batch(0)
     plain = [config.task.sample(jax.random.split(key)[0]) for key in keys[:5]]
     for k, example in enumerate(plain):
         np.testing.assert_array_equal(drawn.source[k], example.source)
@@ -212,9 +212,7 @@ def edit_distance(a: list, b: list) -> int:
 
 def request(repository, tiny, folder, *, config="copy", resume=False, **overrides):
     overrides = (
-        tiny
-        | {"training.steps": "60", "training.checkpoint_every": "20", "training.steps_per_dispatch": "10"}
-        | overrides
+        tiny | {"training.steps": "60", "training.checkpoint_every": "20", "training.steps_per_call": "10"} | overrides
     )
     return experiment.Request(
         None if resume else str(repository / f"configs/{config}.py"), overrides, str(folder), resume, "off"

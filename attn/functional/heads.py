@@ -1,0 +1,135 @@
+"""Heads: one after another, several at a time, or all at once, as an implementation takes them."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from attn.functional import closures, contract, dtypes, mods, scores
+from attn.functional.contract import Call
+from attn.functional.implementations import Implementation, Unsupported
+from attn.functional.masks import as_mask
+from attn.functional.scores import PerHeadScore, as_score
+from attn.functional.sharding import gathered, sharded_along
+
+
+def attend_one(chosen: Implementation, call: Call):
+    """Compute the attention of one head: (out `[T Hv]`, normaliser of `[T]` or None)."""
+    call = contract.resolve(call)
+    if not chosen.all_heads:
+        return chosen.attend(call)
+    arrays = {name: getattr(call, name)[:, None] for name in ("query", "key", "value")}
+    return jax.tree.map(lambda x: x[:, 0], chosen.attend(call._replace(**arrays)))
+
+
+def attend_heads(chosen: Implementation, call: Call, *, return_logsumexp: bool):
+    """Compute the attention of N heads: out `[T N Hv]`; with `return_logsumexp` also `[T N]`."""
+    N = call.query.shape[1]
+    at_once = N if chosen.all_heads else chosen.heads_at_once(N)
+    # Outside of any jit a loop over heads compiles at each call: so it is jitted here, but not with a function of the
+    # user's, since the cache would not notice a change of a variable that it reads.
+    is_compiled = at_once < N and not mods.holds_function(call.mask) and not mods.holds_function(call.score)
+    run = _attend_heads_compiled if is_compiled else _attend_heads
+    return run(chosen, call, return_logsumexp=return_logsumexp, at_once=at_once)
+
+
+def _attend_heads(chosen: Implementation, call: Call, *, return_logsumexp: bool, at_once: int):
+    def results(out, normalizer):
+        out = out.astype(call.value.dtype)
+        return (out, normalizer.logsumexp()) if return_logsumexp else out
+
+    if chosen.all_heads:
+        return results(*chosen.attend(_resolve_vectors_of_all(call)))
+
+    def one_head(query, mask, score, dropout, key, value):
+        return results(*attend_one(chosen, Call(query, key, value, mask, score, call.scale, dropout)))
+
+    return map_heads(one_head, call, (call.key, call.value), axis=1, at_once=at_once)
+
+
+_attend_heads_compiled = jax.jit(_attend_heads, static_argnames=("chosen", "return_logsumexp", "at_once"))
+
+
+def map_heads(one_head: Callable, call: Call, memory: tuple, *, axis: int, at_once: int | None = None):
+    """Map `one_head(query, mask, score, dropout, *memory)` over N heads; head n reads group n // (N/K) of the memory.
+
+    Args:
+      one_head: a function of one head's arrays and mods.
+      call: of all heads.
+      memory: arrays `[S K ...]` of the call: keys, or keys and values.
+      axis: of the heads in the results.
+      at_once: how many heads run together, the others after them; all unless given.
+    """
+    query, N, K = call.query, call.query.shape[1], memory[0].shape[1]
+    at_once = N if at_once is None else at_once
+    marked, mods_of_head = mods.unwrap_per_head((call.mask, call.score), N)
+    given = [x.dtype for x in memory]
+
+    def one(of_head, memory):
+        query, head, slices = of_head
+        memory = [x.astype(dtype) for x, dtype in zip(memory, given)]
+        mask, score = mods_of_head(slices)
+        dropout = None if call.dropout is None else call.dropout.for_head(head)
+        return one_head(query, as_mask(mask), as_score(score), dropout, *memory)
+
+    heads = None if call.dropout is None else jnp.arange(N)
+    of_heads = jnp.moveaxis(query, 1, 0), *_sharded_as(query, (heads, marked))
+    # In 32 bits, since the gradient of an array that heads share is a sum over them.
+    memory = [jnp.moveaxis(x, 1, 0) for x in (memory if N == K else dtypes.widened(memory))]
+    if N == K:
+        memory = _sharded_as(query, memory)
+        results = _map_some(lambda both: one(*both), (of_heads, memory), at_once)
+    else:  # the memory is stored once for all heads of a group
+        in_groups = jax.tree.map(lambda x: x.reshape(K, N // K, *x.shape[1:]), of_heads)
+        of_group = math.gcd(at_once, N // K)
+
+        def group(both):
+            of_heads, memory = both
+            return _map_some(lambda of_head: one(of_head, memory), of_heads, of_group)
+
+        results = _map_some(group, (in_groups, memory), math.gcd(at_once // of_group, K))
+        results = jax.tree.map(lambda x: x.reshape(N, *x.shape[2:]), results)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), results)
+
+
+def _map_some(function, xs, at_once: int):
+    """Map `function(x)` along the leading axis, so many at once."""
+    number = len(jax.tree.leaves(xs)[0])
+    if number == 1:  # a batch axis of one would cost memory and time
+        return jax.tree.map(lambda x: x[None], function(jax.tree.map(lambda x: x[0], xs)))
+    if at_once == number:
+        return jax.vmap(function)(xs)
+    converted, captured = closures.convert(function, jax.tree.map(lambda x: x[0], xs))
+    return jax.lax.map(lambda x: converted(captured, x), xs, batch_size=at_once if at_once > 1 else None)
+
+
+def _sharded_as(query: Array, tree):
+    """Shard arrays with a leading axis of heads as the query's: on an explicit mesh `jax.vmap` needs it so."""
+    heads = jax.typeof(query).sharding.spec[1]
+    return jax.tree.map(lambda x: sharded_along(x, heads), tree)
+
+
+def _resolve_vectors_of_all(call: Call) -> Call:
+    """Replace scores made from vectors by one marked score, for an implementation that takes all heads at once."""
+    functions = [part.call for part in mods.nested(call.score) if isinstance(part, scores.function)]
+    if not any(isinstance(part, scores.from_vectors) for part in mods.nested(call.score)):
+        return call
+    N, K = call.query.shape[1], call.key.shape[1]
+    marked, score_of_head = mods.unwrap_per_head(call.score, N)
+
+    def of_head(slices, query, key):
+        score = scores.resolve_vectors(as_score(score_of_head(slices)), query, key)
+        for part in mods.nested(score):
+            # Arrays that it captures would leak out of this vmap.
+            if isinstance(part, scores.function) and not jax.tree.leaves(part) and part.call not in functions:
+                raise Unsupported(
+                    f"{call.score.expression()} must make a pytree for an implementation that takes all heads at once: "
+                    "return jax.tree_util.Partial(function, arrays), not a function that captures arrays"
+                )
+        return None if score is None else score.resolve(call.T, call.S)
+
+    keys = jnp.repeat(gathered(call.key), N // K, axis=1)
+    score = jax.vmap(of_head, in_axes=(0, 1, 1))(marked, gathered(call.query), keys)
+    return call._replace(score=None if score is None else PerHeadScore(score))

@@ -1,0 +1,52 @@
+"""Arrays on several devices: rows on an explicit mesh, and varying axes under `shard_map`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Shaped
+
+from attn.functional import dtypes
+
+
+def gathered(x: Float[Array, "n *width"]) -> Float[Array, "n *width"]:
+    """On an explicit mesh, bring the rows of all devices to each of them; elsewhere do nothing."""
+    return sharded_along(x, None)
+
+
+def sharded_along(x: Shaped[Array | np.ndarray, "n *width"], axes) -> Shaped[Array | np.ndarray, "n *width"]:
+    """On an explicit mesh, distribute the rows over these axes of the mesh."""
+    first, *rest = jax.typeof(x).sharding.spec or (None,)
+    return x if first == axes else jax.sharding.reshard(x, PartitionSpec(axes, *rest))
+
+
+def vary_alike(tree):
+    """Under `shard_map`, make every float vary over the axes of the mesh over which any array of the tree varies.
+
+    The gradient of an array that devices share is a sum over devices. So it is taken once, here, and not in every tile.
+    """
+    axes = varying_axes(tree)
+
+    def vary(x):
+        missing = tuple(axes - varying_axes(x))
+        is_float = dtypes.is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
+        return lax.pcast(x, missing, to="varying") if missing and is_float else x
+
+    return jax.tree.map(vary, tree) if axes else tree
+
+
+def any_of_devices(needed: Bool[Array, "*blocks"], floats) -> Bool[Array, "*blocks"]:
+    """Return the blocks needed by any of the devices that share one of these floats, which a function may capture.
+
+    The gradient of such a float is summed over these devices in every tile. If one of them skipped a tile, the others
+    would wait forever.
+    """
+    own = [varying_axes(x) for x in jax.tree.leaves(floats)]
+    shared = varying_axes(needed) - own[0].intersection(*own)
+    return lax.pmax(needed, tuple(shared)) if shared else needed
+
+
+def varying_axes(tree) -> frozenset[str]:
+    """Return the axes of the mesh over which, inside `shard_map`, any of these arrays differs between devices."""
+    return frozenset().union(*(jax.typeof(x).mat.varying for x in jax.tree.leaves(tree) if dtypes.is_array(x)))

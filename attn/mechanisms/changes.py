@@ -1,0 +1,114 @@
+"""Mechanisms that tell no positions, and mechanisms made of functions of positions."""
+
+import functools
+import operator
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from attn.functional import masks, mods, scores
+from attn.mechanisms.mechanism import Chain, Layer, Mechanism
+from attn.mechanisms.rows import Rows
+
+
+class none(Mechanism):
+    """Attention as in the equation."""
+
+
+class scaled(Mechanism):
+    """Scores are multiplied by `scale` in place of 1 / sqrt(H)."""
+
+    scale: float
+
+
+class unscaled(Mechanism):
+    """Scores are not scaled."""
+
+    scale = 1.0
+
+
+class softcap(Mechanism):
+    """cap tanh(s / cap): scores stay between -cap and cap. See `attn.scores.softcap`."""
+
+    cap: float
+
+    def score(self, q: Rows, k: Rows):
+        return scores.softcap(self.cap)
+
+
+class window(Mechanism):
+    """Keys at most `left` tokens before and `right` after the query are visible. See `attn.masks.sliding_window`."""
+
+    left: int
+    right: int
+
+    def mask(self, q: Rows, k: Rows):
+        return masks.sliding_window(self.left, self.right)
+
+
+class qk_norm(Mechanism):
+    """Queries and keys are divided by their root mean square, and multiplied by a learned gain per feature.
+
+    Source: Henry et al. 2020, with a gain per feature for one per layer, as in Dehghani et al. 2023, section 2.1.
+    """
+
+    def setup(self, layer: Layer, rngs: nnx.Rngs):
+        self.query_gain = nnx.Param(jnp.ones(layer.head_width))
+        self.key_gain = nnx.Param(jnp.ones(layer.head_width))
+
+    def query(self, x: Float[Array, "T H"], q: Rows) -> Float[Array, "T H"]:
+        return _normalised(x) * self.query_gain[...].astype(x.dtype)
+
+    def key(self, x: Float[Array, "S H"], k: Rows) -> Float[Array, "S H"]:
+        return _normalised(x) * self.key_gain[...].astype(x.dtype)
+
+
+def _normalised(x: Float[Array, "T H"]) -> Float[Array, "T H"]:
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)
+
+
+class _Score(Mechanism):
+    """A score of `attn.scores`, or a function `(s, i, j) -> s` of positions; see `of`."""
+
+    function: Callable[[], scores.Score]  # NNX would take the arrays of a score itself for parameters
+
+    def setup(self, layer: Layer, rngs: nnx.Rngs):
+        self.num_heads = layer.num_heads
+
+    def score(self, q: Rows, k: Rows):
+        of_heads, of_head = mods.unwrap_per_head(self.function(), self.num_heads)
+        return scores.as_score(of_head([jnp.asarray(x)[q.head] for x in of_heads]))
+
+
+class _Mask(Mechanism):
+    """A mask of `attn.masks`, or a function `(i, j) -> bool` of positions; see `of`."""
+
+    function: Callable[[], masks.Mask]
+
+    def mask(self, q: Rows, k: Rows):
+        return self.function()
+
+
+def of(*, score=None, mask=None, scale: float | None = None) -> Mechanism | Chain:
+    """Make a mechanism of functions of positions.
+
+    Args:
+      score: a score of `attn.scores`, which may be marked by `attn.per_head`, or a function `(s, i, j) -> s`.
+      mask: a mask of `attn.masks`, or a function `(i, j) -> bool`: who may be attended to, besides padding and
+        causality.
+      scale: of the scores; None for 1 / sqrt(H).
+
+    `i` and `j` are positions of query and key, counted from the first token of their texts.
+
+    Raises:
+      TypeError: not such functions.
+    """
+    score, mask = scores.as_score(score), masks.as_mask(mask)
+    given = [] if score is None else [_Score(lambda: score)]
+    given += [] if mask is None else [_Mask(lambda: mask)]
+    given += [] if scale is None else [scaled(scale)]
+    return functools.reduce(operator.add, given, none()) if len(given) != 1 else given[0]

@@ -1,0 +1,197 @@
+"""A mechanism: how an attention layer departs from softmax(Q K^T / sqrt(H)) V.
+
+A mechanism is a class with settings, parameters and any of the functions below. They are written for one head of one
+example; the layer maps them over heads. Mechanisms compose: `rotary() + softcap(20.0)`.
+
+    class temperature(Mechanism):
+        def setup(self, layer, rngs):
+            self.log = HeadParam(jnp.zeros(layer.num_heads))
+
+        def score(self, q, k):
+            return lambda s, q, k: s * jnp.exp(self.log[...])
+
+Settings are annotated fields, as of a dataclass. What `setup` makes belongs to one layer; a mechanism with `embedding`
+is one object for a whole model.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from attn.functional.masks import Mask
+from attn.functional.scores import Score
+from attn.mechanisms.rows import Rows
+
+
+class HeadParam(nnx.Param):
+    """A parameter `[N ...]` with one slice per head; a mechanism's functions see the slice of their head."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """The attention layer that a mechanism is set up for.
+
+    Attributes:
+      kind: "encoder", which attends to a whole text; "decoder", which attends to the text up to its own position; or
+        "cross", which attends from one text to another.
+      width, num_heads, head_width: D, N and H.
+      scale: of the scores.
+      dtype: of the computation.
+    """
+
+    kind: str
+    width: int
+    num_heads: int
+    head_width: int
+    scale: float
+    dtype: jnp.dtype
+
+
+class Mechanism(nnx.Module):
+    """Base of the mechanisms. A function that is not overridden leaves attention as it is.
+
+    Attributes:
+      scale: of the scores; None to leave it.
+    """
+
+    scale = None
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        dataclasses.dataclass(eq=False, repr=False)(cls)
+
+    def __add__(self, other: "Mechanism | Chain") -> "Chain":
+        """Compose both mechanisms, this one first."""
+        return Chain((*parts(self), *parts(other)))
+
+    @property
+    def max_positions(self) -> int | None:
+        """Number of positions that it can tell apart; None for any number."""
+        return None
+
+    def has(self, name: str) -> bool:
+        """Return whether it has a function of this name of its own."""
+        return getattr(type(self), name) is not getattr(Mechanism, name)
+
+    def setup(self, layer: Layer, rngs: nnx.Rngs):
+        """Make the parameters."""
+
+    def embedding(self, rows: Rows) -> Float[Array, "T D"]:
+        """Compute what is added to the embeddings at the bottom of a stack.
+
+        In cross-attention it is added to the inputs of W_Q and W_K.
+        """
+        raise NotImplementedError
+
+    def query(self, x: Float[Array, "T H"], q: Rows) -> Float[Array, "T H"]:
+        """Change the queries of a head."""
+        raise NotImplementedError
+
+    def key(self, x: Float[Array, "S H"], k: Rows) -> Float[Array, "S H"]:
+        """Change the keys of a head."""
+        raise NotImplementedError
+
+    def value(self, x: Float[Array, "S H"], k: Rows) -> Float[Array, "S H"]:
+        """Change the values of a head."""
+        raise NotImplementedError
+
+    def score(self, q: Rows, k: Rows) -> Score | Callable | None:
+        """Return what changes the scaled scores of a head.
+
+        It is called once per head with all rows, so that what depends on queries or keys alone is computed once.
+
+        Args:
+          q, k: the rows of queries and keys; `q.vectors` and `k.vectors` are the head's queries and keys.
+
+        Returns:
+          A function `(s, q, k) -> s` of the rows of a tile, q `[r 1]` and k `[1 c]`; a score of `attn.scores`, a
+          function of positions; or None.
+        """
+        raise NotImplementedError
+
+    def mask(self, q: Rows, k: Rows) -> Mask | Callable | None:
+        """Return who may be attended to, besides padding and causality; the same for all heads.
+
+        Returns:
+          A mask of `attn.masks`, a function of positions, of which hidden blocks are skipped; a function
+          `(q, k) -> bool` of the rows of a tile; or None.
+        """
+        raise NotImplementedError
+
+    def expression(self) -> str:
+        """Return how it is written."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        given = [f"{name}={_written(value)}" for name, value in values.items() if value != defaults[name]]
+        return f"{type(self).__name__}({', '.join(given)})" if given else type(self).__name__
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Mechanisms one after another; written `first + second`."""
+
+    parts: tuple[Mechanism, ...]
+
+    def __add__(self, other: "Mechanism | Chain") -> "Chain":
+        return Chain((*self.parts, *parts(other)))
+
+
+def _written(value) -> str:
+    return value.expression() if isinstance(value, Mechanism) else repr(value)
+
+
+def parts(mechanism: Mechanism | Chain) -> tuple[Mechanism, ...]:
+    """Return the mechanisms that it is composed of, in the order in which they are applied."""
+    return mechanism.parts if isinstance(mechanism, Chain) else (mechanism,)
+
+
+def having(mechanisms: Iterable[Mechanism], name: str) -> Iterator[Mechanism]:
+    """Return those of some mechanisms that have a function of this name of their own."""
+    return (each for each in mechanisms if each.has(name))
+
+
+def build(mechanism: Mechanism | Chain, layer: Layer, rngs: nnx.Rngs, shared: dict[str, Mechanism]) -> list[Mechanism]:
+    """Make the parts of a mechanism for a layer, with parameters of their own.
+
+    Args:
+      mechanism: as written, without parameters.
+      layer: that it is for.
+      rngs: keys for the initial parameters.
+      shared: parts that a model has once, by how they are written; those with `embedding` are looked up in it.
+    """
+
+    def fresh(part: Mechanism) -> Mechanism:
+        part = dataclasses.replace(part)  # of the same settings
+        part.setup(layer, rngs)
+        return part
+
+    built = []
+    for part in parts(mechanism):
+        name = part.expression()
+        if part.has("embedding"):
+            shared[name] = shared.get(name) or fresh(part)
+        built.append(shared.get(name) or fresh(part))
+    return built
+
+
+def build_shared(mechanisms: Iterable[Mechanism | Chain], layer: Layer, rngs: nnx.Rngs) -> dict[str, Mechanism]:
+    """Make those parts of some mechanisms that a model has once, by how they are written."""
+    shared = {}
+    for mechanism in mechanisms:
+        for part in having(parts(mechanism), "embedding"):
+            build(part, layer, rngs, shared)
+    return shared
+
+
+def max_positions(mechanisms: Iterable[Mechanism | Chain]) -> int | None:
+    """Return how many positions some mechanisms can tell apart; None for any number."""
+    bounds = [part.max_positions for mechanism in mechanisms for part in parts(mechanism)]
+    return min((bound for bound in bounds if bound is not None), default=None)
+
+
+def scale(mechanism: Mechanism | Chain, head_width: int) -> float:
+    """Return the scale of a layer's scores: that of the last part with a scale, else 1 / sqrt(H)."""
+    return next((part.scale for part in reversed(parts(mechanism)) if part.scale is not None), head_width**-0.5)

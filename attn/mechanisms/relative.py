@@ -1,0 +1,130 @@
+"""Positions of keys relative to queries: rotations of both, and terms of the scores."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from attn.functional import positions
+from attn.mechanisms.mechanism import HeadParam, Layer, Mechanism
+from attn.mechanisms.rows import Rows
+
+
+def distance(q: Rows, k: Rows) -> Int[Array, "..."]:
+    """Return the distances j - i of keys behind queries.
+
+    Where positions are drawn, a distance of d tokens is the d-th of them and its sign: all pairs that are as far apart
+    stay alike (Ruoss et al. 2023, section 3.2).
+    """
+    steps = k.token - q.token
+    return steps if k.table is None else jnp.sign(steps) * jnp.where(steps == 0, 0, 1 + k.table[jnp.abs(steps) - 1])
+
+
+class rotary(Mechanism):
+    """Queries and keys are rotated by their positions, so that scores depend on distances alone.
+
+    Args:
+      base: the longest wavelength is 2 pi base tokens.
+      fraction: of the features that are rotated.
+      factor: positions are divided by it.
+
+    Source: Su et al. 2021, section 3.2; `attn.positions.rotary` names those of the settings.
+    """
+
+    base: float = 10_000.0
+    fraction: float = 1.0
+    factor: float = 1.0
+
+    def query(self, x: Float[Array, "T H"], q: Rows) -> Float[Array, "T H"]:
+        return positions.rotary(x, q.position, base=self.base, fraction=self.fraction, scale=self.factor)
+
+    key = query
+
+
+class alibi(Mechanism):
+    """s - slope |j - i + 1/4|, with one slope per head; the quarter tells both directions apart.
+
+    Source: Press et al. 2022, section 3; both directions: Ruoss et al. 2023.
+    """
+
+    def setup(self, layer: Layer, rngs: nnx.Rngs):
+        self.num_heads = layer.num_heads
+
+    def score(self, q: Rows, k: Rows):
+        slope = positions.alibi_slopes(self.num_heads)[q.head]
+        return lambda s, q, k: s - slope * jnp.abs(distance(q, k) + 0.25)
+
+
+class t5(Mechanism):
+    """s + b(j - i), with b learned: one number per head and bucket of distances.
+
+    Args:
+      num_buckets: how many.
+      max_distance: farther keys share the last bucket.
+
+    Source: Raffel et al. 2020, section 2.1.
+    """
+
+    num_buckets: int = 32
+    max_distance: int = 128
+
+    def setup(self, layer: Layer, rngs: nnx.Rngs):
+        shape = (layer.num_heads, self.num_buckets)
+        self.table = HeadParam(jax.random.normal(rngs.params(), shape) * layer.width**-0.5)
+
+    def score(self, q: Rows, k: Rows):
+        settings = {"num_buckets": self.num_buckets, "max_distance": self.max_distance}
+        return lambda s, q, k: s + self.table[...][positions.relative_buckets(distance(q, k), **settings)]
+
+
+class shaw(Mechanism):
+    """s + scale q_i r(j - i), with one learned row r `[H]` per distance, shared by all heads. Values stay as they are.
+
+    Args:
+      clip: longest distance with a row of its own.
+
+    Source: Shaw et al. 2018, section 3.2.
+    """
+
+    clip: int = 16
+
+    def setup(self, layer: Layer, rngs: nnx.Rngs):
+        shape = (2 * self.clip + 1, layer.head_width)
+        self.table = nnx.Param(jax.random.normal(rngs.params(), shape) * layer.head_width**-0.5)
+        self.layer_scale = layer.scale
+
+    def score(self, q: Rows, k: Rows):
+        terms = self.layer_scale * q.vectors @ self.table[...].astype(q.vectors.dtype).T  # [T 2 clip + 1]
+
+        def added(s, q, k):
+            return s + terms[q.row, jnp.clip(distance(q, k), -self.clip, self.clip) + self.clip]
+
+        return added
+
+
+class transformer_xl(Mechanism):
+    """s + scale (u k_j + (q_i + v) R(j - i)), with R a linear map of sinusoids; s holds q_i k_j.
+
+    Source: Dai et al. 2019, section 3.3.
+    """
+
+    def setup(self, layer: Layer, rngs: nnx.Rngs):
+        keys, shape = jax.random.split(rngs.params(), 3), (layer.num_heads, layer.head_width)
+        relative = jax.random.normal(keys[0], (layer.width, *shape)) * layer.width**-0.5
+        self.relative = HeadParam(jnp.moveaxis(relative, 1, 0))  # [N D H]
+        self.u = HeadParam(0.02 * jax.random.normal(keys[1], shape))
+        self.v = HeadParam(0.02 * jax.random.normal(keys[2], shape))
+        self.width, self.layer_scale = layer.width, layer.scale
+
+    def score(self, q: Rows, k: Rows):
+        first = k.token[0] - q.token[-1]
+        steps = first + jnp.arange(len(q.row) + len(k.row) - 1)  # every j - i, in order
+        far = distance(Rows(jnp.zeros(1, int)), Rows(steps, table=k.table))
+        relative = positions.sinusoidal(far, self.width) @ self.relative[...]
+        terms = self.layer_scale * (q.vectors + self.v[...]) @ relative.T  # [T T+S-1]
+        content = self.layer_scale * k.vectors @ self.u[...]
+
+        def added(s, q, k):
+            return s + content[k.row] + terms[q.row, k.token - q.token - first]
+
+        return added

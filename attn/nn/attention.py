@@ -1,0 +1,157 @@
+"""Multi-head attention as a layer: the learned matrices around `attn.multi_head_attention`, and its mechanism."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+
+from attn.functional import Dropout, masks, multi_head_attention, multi_head_attention_weights, per_head, scores
+from attn.mechanisms.mechanism import Chain, HeadParam, Layer, Mechanism, build, having, scale
+from attn.mechanisms.rows import Rows
+
+
+class KeysValues(NamedTuple):
+    """Keys `[S N H]` and values `[S N H]`."""
+
+    key: Float[Array, "S N H"]
+    value: Float[Array, "S N H"]
+
+
+class Sides(NamedTuple):
+    """The rows of queries and keys, and who may be attended to, by rows."""
+
+    q: Rows
+    k: Rows
+    mask: masks.Mask | None
+
+
+class Attention(nnx.Module):
+    """Multi-head attention: MultiHead(x, m) = sum_n softmax(x W_Q[n] (m W_K[n])^T / sqrt(H)) m W_V[n] W_O[n].
+
+    Keys and values are computed apart from the queries, so that decoding can keep them. There are no biases.
+
+    Args:
+      mechanism: how it departs from the formula.
+      layer: its kind and sizes.
+      implementation: of `attn.multi_head_attention`.
+      shared: mechanisms that the model has once; see `attn.mechanisms.mechanism.build`.
+      rngs: keys for the initial parameters.
+
+    Source: Vaswani et al. 2017, section 3.2.2; the sum over heads is concatenation and projection in one.
+    """
+
+    def __init__(
+        self,
+        mechanism: Mechanism | Chain,
+        layer: Layer,
+        *,
+        implementation: str,
+        shared: dict[str, Mechanism],
+        rngs: nnx.Rngs,
+    ):
+        into = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=(1, 2))
+        out_of = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1), out_axis=2)
+        heads = layer.num_heads, layer.head_width
+        self.W_Q = nnx.Param(into(rngs.params(), (layer.width, *heads)))
+        self.W_K = nnx.Param(into(rngs.params(), (layer.width, *heads)))
+        self.W_V = nnx.Param(into(rngs.params(), (layer.width, *heads)))
+        self.W_O = nnx.Param(out_of(rngs.params(), (*heads, layer.width)))
+        self.scale, self.dtype = scale(mechanism, layer.head_width), layer.dtype
+        self.implementation, self.num_heads = implementation, layer.num_heads
+        layer = dataclasses.replace(layer, scale=self.scale)
+        self.mechanism = nnx.List(build(mechanism, layer, rngs, shared))
+
+    def keys_values(self, memory: Float[Array, "S D"], k: Rows, added: Float[Array, "S D"] | float = 0.0) -> KeysValues:
+        """Compute the keys and values of a memory with rows `k`; `added` goes into the keys alone."""
+        key = self._project((memory + added).astype(self.dtype), self.W_K)
+        return KeysValues(self._changed("key", key, k), self._changed("value", self._project(memory, self.W_V), k))
+
+    def __call__(
+        self,
+        x: Float[Array, "T D"],
+        memory: KeysValues,
+        sides: Sides,
+        added: Float[Array, "T D"] | float = 0.0,
+        *,
+        dropout: Dropout | None = None,
+        return_weights: bool = False,
+    ) -> tuple[Float[Array, "T D"], Float[Array, "N T S"] | None]:
+        """Read from the memory.
+
+        Args:
+          x: inputs of the queries.
+          memory: from `keys_values`.
+          sides: rows of queries and keys, and the mask.
+          added: to the inputs of the queries.
+          dropout: of weights.
+          return_weights: also return the weights.
+        """
+        query = self._changed("query", self._project((x + added).astype(self.dtype), self.W_Q), sides.q)
+        options = dict(mask=self._mask(sides), score=self._score(sides), scale=self.scale)
+        heads = multi_head_attention(query, *memory, **options, dropout=dropout, implementation=self.implementation)
+        out = jnp.einsum("tnh,nhd->td", heads, self.W_O[...].astype(self.dtype))
+        return out, multi_head_attention_weights(query, memory.key, **options) if return_weights else None
+
+    def _project(self, x: Float[Array, "T D"], W: nnx.Param) -> Float[Array, "T N H"]:
+        return jnp.einsum("td,dnh->tnh", x, W[...].astype(self.dtype))
+
+    def _changed(self, name: str, x: Float[Array, "T N H"], rows: Rows) -> Float[Array, "T N H"]:
+        """Queries, keys or values after the mechanism's function of this name, mapped over heads."""
+        for part in having(self.mechanism, name):
+            of_head, per_heads = _by_head(part, self.num_heads)
+
+            def change(per_heads, x, of_head=of_head):
+                part, head = of_head(*per_heads)
+                return getattr(part, name)(x, dataclasses.replace(rows, head=head))
+
+            x = jax.vmap(change, in_axes=(0, 1), out_axes=1)(per_heads, x)
+        return x
+
+    def _mask(self, sides: Sides) -> masks.Mask | None:
+        """The mask of rows: padding and causality, and that of the mechanism."""
+        q, k, mask = sides
+        for part in having(self.mechanism, "mask"):
+            visible = part.mask(q, k)
+            if isinstance(visible, masks.Mask):
+                visible = masks.placed(visible, q.placement, k.placement)
+            elif visible is not None:
+                visible = masks.as_mask(_of_rows(visible, q, k))
+            mask = visible if mask is None else mask if visible is None else mask & visible
+        return mask
+
+    def _score(self, sides: Sides) -> scores.Score | None:
+        """The score of rows, by the mechanism; None if it changes none."""
+        score = None
+        for part in having(self.mechanism, "score"):
+            of_head, per_heads = _by_head(part, self.num_heads)
+            arguments = per_head(Partial(lambda *x: x, *per_heads)), sides.q, sides.k
+            changed = scores.from_vectors(Partial(functools.partial(_score_of_head, of_head), *arguments))
+            score = changed if score is None else score >> changed
+        return score
+
+
+def _by_head(part: Mechanism, num_heads: int) -> tuple[Callable, tuple]:
+    """Return `(parameters of a head, its number) -> (part, number)`, and both for all heads."""
+    graphdef, of_heads, rest = nnx.split(part, HeadParam, ...)
+    return (lambda own, head: (nnx.merge(graphdef, own, rest), head)), (of_heads, jnp.arange(num_heads))
+
+
+def _score_of_head(of_head: Callable, per_heads: Callable, q: Rows, k: Rows, query, key) -> scores.Score | None:
+    """The score of rows of one head, made of its queries `[T H]` and keys `[S H]`."""
+    part, head = of_head(*per_heads())
+    q, k = (dataclasses.replace(rows, head=head, vectors=x) for rows, x in ((q, query), (k, key)))
+    score = part.score(q, k)
+    if isinstance(score, scores.Score):
+        return scores.placed(score, q.placement, k.placement)
+    return None if score is None else scores.as_score(_of_rows(score, q, k))
+
+
+def _of_rows(function: Callable, q: Rows, k: Rows) -> Callable:
+    """A mask or score of the rows of a tile as one of their numbers."""
+    return lambda *given: function(*given[:-2], q.tile(given[-2]), k.tile(given[-1]))

@@ -1,0 +1,281 @@
+"""One block of a Transformer, and a stack of them, written for one example.
+
+A block is attention, cross-attention if it has a memory, and feed-forward. A stack that decodes has a cache of keys and
+values with a capacity: a prompt of many tokens, one token and all tokens at once are the same call.
+
+Source: Vaswani et al. 2017, section 3.1.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from attn.functional import Dropout
+from attn.mechanisms.mechanism import Chain, Layer, Mechanism, having
+from attn.mechanisms.rows import Rows
+from attn.nn.attention import Attention, KeysValues, Sides
+from attn.nn.model import ModelSettings, split
+from attn.settings import between, one_of, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSettings(ModelSettings):
+    """Settings of models that are made of blocks; dropout is on embeddings, weights and the output of a block's parts.
+
+    Attributes:
+      num_heads: N, in every attention layer.
+      head_width: H; None for width / num_heads, which must then be whole.
+      feed_forward_width: F.
+      norm: "pre" or "post".
+      implementation: of attention, as of `attn.attention`.
+    """
+
+    num_heads: int = setting(4, between(1, 65_536))
+    head_width: int | None = setting(None, between(1, 65_536))
+    feed_forward_width: int = setting(128, between(1, 65_536))
+    norm: str = setting("pre", one_of(("pre", "post")))
+    implementation: str = "fastest"
+
+
+class FeedForward(nnx.Module):
+    """FFN(x) = max(0, x W_1 + b_1) W_2 + b_2, for each position alone.
+
+    Args:
+      width, hidden: D and F.
+      dtype: of the computation; parameters are float32.
+
+    Source: Vaswani et al. 2017, section 3.3.
+    """
+
+    def __init__(self, width: int, hidden: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.expand = nnx.Linear(width, hidden, dtype=dtype, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
+        self.contract = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
+        return self.contract(nnx.relu(self.expand(x)))
+
+
+class Residual(nnx.Module):
+    """The connection around a part of a block: x + f(norm(x)) ("pre"), or norm(x + f(x)) ("post").
+
+    Args:
+      settings: width D, place of the norm, and dropout of the part's output.
+
+    Source: post: Vaswani et al. 2017, section 3.1; pre: Xiong et al. 2020.
+    """
+
+    def __init__(self, settings: BlockSettings, rngs: nnx.Rngs):
+        self.norm = nnx.LayerNorm(settings.width, dtype=jnp.dtype(settings.dtype), rngs=rngs)
+        self.pre, self.rate = settings.norm == "pre", settings.dropout
+
+    def enter(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
+        """Return the input of the part."""
+        return self.norm(x) if self.pre else x
+
+    def leave(self, x: Float[Array, "T D"], out: Float[Array, "T D"], key: Array | None) -> Float[Array, "T D"]:
+        """Return the stream after the output of the part."""
+        x = x + dropout(out, self.rate, key)
+        return x if self.pre else self.norm(x)
+
+
+class Memory(NamedTuple):
+    """Another text that a block attends to.
+
+    Attributes:
+      keys_values: those of the block; for a stack, of each of its blocks.
+      sides: rows of the own text and of the other.
+      added: to the inputs of the queries, `[T D]`.
+    """
+
+    keys_values: KeysValues | tuple[KeysValues, ...]
+    sides: Sides
+    added: Float[Array, "T D"] | float
+
+
+class Block(nnx.Module):
+    """Attention to the own text, cross-attention to a memory if it has one, and feed-forward.
+
+    Args:
+      settings: of all blocks.
+      attention: mechanism and layer of the attention to the own text.
+      cross: the same of the cross-attention; None for none.
+      shared: mechanisms that the model has once.
+      rngs: keys for the initial parameters.
+    """
+
+    def __init__(
+        self,
+        settings: BlockSettings,
+        attention: tuple[Mechanism | Chain, Layer],
+        cross: tuple[Mechanism | Chain, Layer] | None,
+        *,
+        shared: dict[str, Mechanism],
+        rngs: nnx.Rngs,
+    ):
+        options = dict(implementation=settings.implementation, shared=shared, rngs=rngs)
+        self.attention, self.attention_residual = Attention(*attention, **options), Residual(settings, rngs)
+        self.cross = None if cross is None else Attention(*cross, **options)
+        self.cross_residual = None if cross is None else Residual(settings, rngs)
+        hidden = settings.feed_forward_width
+        self.feed_forward = FeedForward(settings.width, hidden, dtype=jnp.dtype(settings.dtype), rngs=rngs)
+        self.feed_forward_residual = Residual(settings, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "T D"],
+        sides: Sides,
+        cache: tuple[KeysValues, int | Int[Array, ""]] | None,
+        memory: Memory | None,
+        key: Array | None,
+        return_weights: bool,
+    ):
+        """Compute `x` after the block.
+
+        Args:
+          x: before it.
+          sides: rows and mask of the attention to the own text.
+          cache: keys and values of the own text with a capacity, and the row at which the new ones begin; None to
+            attend to the rows of `x` alone.
+          memory: for the cross-attention.
+          key: for dropout.
+          return_weights: also return the attention weights.
+
+        Returns:
+          (x, the cache's keys and values with the new ones, weights `[N T R]` and `[N T S]` or None).
+        """
+        rate, keys = self.attention_residual.rate, iter(split(key, 3 if memory is None else 5))
+
+        seen = self.attention_residual.enter(x)
+        own = self.attention.keys_values(seen, sides.q)
+        if cache is not None:
+            kept, index = cache
+            own = jax.tree.map(lambda kept, new: jax.lax.dynamic_update_slice(kept, new, (index, 0, 0)), kept, own)
+        options = dict(dropout=weights_dropout(rate, next(keys)), return_weights=return_weights)
+        read, weights = self.attention(seen, own, sides, **options)
+        x = self.attention_residual.leave(x, read, next(keys))
+
+        cross_weights = None
+        if memory is not None:
+            options = dict(dropout=weights_dropout(rate, next(keys)), return_weights=return_weights)
+            seen = self.cross_residual.enter(x)
+            read, cross_weights = self.cross(seen, *memory, **options)
+            x = self.cross_residual.leave(x, read, next(keys))
+
+        out = self.feed_forward(self.feed_forward_residual.enter(x))
+        return self.feed_forward_residual.leave(x, out, next(keys)), own, (weights, cross_weights)
+
+
+class Stack(nnx.Module):
+    """Blocks one after another.
+
+    Args:
+      settings: of all blocks.
+      num_layers: L.
+      attention: mechanism of the attention to the own text, and its kind; see `attn.mechanisms.mechanism.Layer`.
+      cross: mechanism of the cross-attention; None for none.
+      shared: mechanisms that the model has once.
+      rngs: keys for the initial parameters.
+    """
+
+    def __init__(
+        self,
+        settings: BlockSettings,
+        num_layers: int,
+        attention: tuple[Mechanism | Chain, str],
+        cross: Mechanism | Chain | None = None,
+        *,
+        shared: dict[str, Mechanism],
+        rngs: nnx.Rngs,
+    ):
+        (mechanism, kind), options = attention, dict(shared=shared, rngs=rngs)
+        both = (mechanism, layer(settings, kind)), None if cross is None else (cross, layer(settings, "cross"))
+        self.blocks = nnx.List([Block(settings, *both, **options) for _ in range(num_layers)])
+        self.cache_shape, self.dtype = (settings.num_heads, layer(settings, kind).head_width), jnp.dtype(settings.dtype)
+
+    def add_norm(self, settings: BlockSettings, rngs: nnx.Rngs):
+        """Make the norm after the last block, if the blocks have theirs before their parts."""
+        is_pre = settings.norm == "pre"
+        self.norm = nnx.LayerNorm(settings.width, dtype=self.dtype, rngs=rngs) if is_pre else None
+
+    def cache(self, capacity: int) -> tuple[KeysValues, ...]:
+        """Make an empty cache of keys and values of every layer."""
+        empty = jnp.zeros((capacity, *self.cache_shape), self.dtype)
+        return tuple(KeysValues(empty, empty) for _ in self.blocks)
+
+    def added(self, rows: Rows) -> Float[Array, "T D"] | float:
+        """Compute what the mechanism adds to the embeddings."""
+        return sum_of_embeddings(self.blocks[0].attention.mechanism, rows)
+
+    def cross_added(self, rows: Rows) -> Float[Array, "T D"] | float:
+        """Compute what the cross-attention's mechanism adds to the inputs of queries and keys."""
+        return sum_of_embeddings(self.blocks[0].cross.mechanism, rows)
+
+    def memory(self, encoded: Float[Array, "S D"], k: Rows) -> tuple[KeysValues, ...]:
+        """Compute the keys and values of each layer's cross-attention to an encoded text with rows `k`."""
+        added = self.cross_added(k)
+        return tuple(block.cross.keys_values(encoded, k, added) for block in self.blocks)
+
+    def __call__(
+        self,
+        x: Float[Array, "T D"],
+        sides: Sides,
+        *,
+        cache: tuple[tuple[KeysValues, ...], int | Int[Array, ""]] | None = None,
+        memory: Memory | None = None,
+        key: Array | None = None,
+        return_weights: bool = False,
+    ):
+        """Compute `x` after the last block and norm.
+
+        Args:
+          x: embeddings with all that is added to them.
+          sides: rows and mask of the attention to the own text.
+          cache: keys and values of each layer, and the row at which the new ones begin; None to attend to the rows of
+            `x` alone.
+          memory: of the cross-attention.
+          key: for dropout.
+          return_weights: also return the attention weights.
+
+        Returns:
+          (x, the layers' keys and values, weights `[L N T R]` and `[L N T S]`, or None each).
+        """
+        caches, index = (None, None) if cache is None else cache
+        own, weights = [], []
+        for number, (block, block_key) in enumerate(zip(self.blocks, split(key, len(self.blocks) + 1))):
+            kept = None if cache is None else (caches[number], index)
+            cross = memory and memory._replace(keys_values=memory.keys_values[number])
+            x, keys_values, block_weights = block(x, sides, kept, cross, block_key, return_weights)
+            own.append(keys_values)
+            weights.append(block_weights)
+        x = x if self.norm is None else self.norm(x)
+        return x, tuple(own), jax.tree.map(lambda *each: jnp.stack(each), *weights)
+
+
+def layer(settings: BlockSettings, kind: str) -> Layer:
+    """Describe an attention layer of some kind."""
+    head_width = settings.head_width or settings.width // settings.num_heads
+    return Layer(kind, settings.width, settings.num_heads, head_width, head_width**-0.5, jnp.dtype(settings.dtype))
+
+
+def sum_of_embeddings(mechanisms, rows: Rows) -> Float[Array, "T D"] | float:
+    """Add up what mechanisms add to the embeddings of some rows."""
+    return sum(each.embedding(rows) for each in having(mechanisms, "embedding"))
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Array, "..."]:
+    """Zero each element with probability `rate` and scale the rest by 1 / (1 - rate); without a key, do nothing.
+
+    Source: Srivastava et al. 2014.
+    """
+    if key is None or rate == 0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
+def weights_dropout(rate: float, key: Array | None) -> Dropout | None:
+    """Make the dropout of attention weights; without a key or a rate, None."""
+    return None if key is None or rate == 0 else Dropout(rate, key)

@@ -1,0 +1,108 @@
+"""A decoder-only Transformer: the source is the beginning of the text that it continues with the answer.
+
+Source: Liu et al. 2018; with a fully visible prefix: Raffel et al. 2020, section 3.2.1.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from attn.functional import masks
+from attn.mechanisms.mechanism import build_shared, max_positions
+from attn.mechanisms.registry import TEXT, parse
+from attn.mechanisms.rows import Count, Example, rows
+from attn.nn.attention import Sides
+from attn.nn.block import BlockSettings, Stack, dropout, layer
+from attn.nn.model import PAD, Cache, Model, Weights, split
+from attn.settings import between, one_of, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderOnlySettings(BlockSettings):
+    """Settings of the decoder-only Transformer.
+
+    Attributes:
+      num_layers: L.
+      mechanism: of its attention.
+      prefix: whether a token of the source attends to those before it ("causal") or to the whole source ("visible").
+    """
+
+    num_layers: int = setting(2, between(1, 1_000))
+    mechanism: str = setting("sinusoidal", TEXT)
+    prefix: str = setting("causal", one_of(("causal", "visible")))
+
+
+class DecoderOnly(Model):
+    """A decoder-only Transformer.
+
+    Args:
+      vocabulary: V, the number of tokens; token 0 is padding.
+      settings: sizes and kinds.
+      rngs: keys for the initial parameters.
+    """
+
+    settings = DecoderOnlySettings
+    one_text = True
+    maps = (("decoder", "answer", "both"),)
+
+    def __init__(self, vocabulary: int, settings: DecoderOnlySettings, rngs: nnx.Rngs):
+        self.rate, self.dtype, self.prefix = settings.dropout, jnp.dtype(settings.dtype), settings.prefix
+        self.add_embeddings(vocabulary, settings.width, tied=True, dtype=self.dtype, rngs=rngs)
+        mechanism = parse(settings.mechanism)
+        shared = build_shared([mechanism], layer(settings, "decoder"), rngs)
+        self.stack = Stack(settings, settings.num_layers, (mechanism, "decoder"), shared=shared, rngs=rngs)
+        self.stack.add_norm(settings, rngs)
+        self.add_output(vocabulary, settings.width, tied=settings.tied_embeddings, dtype=self.dtype, rngs=rngs)
+
+    @classmethod
+    def max_positions(cls, settings: DecoderOnlySettings) -> int | None:
+        return max_positions([parse(settings.mechanism)])
+
+    @classmethod
+    def num_positions(cls, source: int, answer: int) -> int:
+        return source + answer
+
+    def start(
+        self,
+        source: Int[Array, "S"],
+        capacity: int,
+        *,
+        answer_length: Count | None = None,
+        key: Array | None = None,
+        return_weights: bool = False,
+        shift: Float[Array, "S D"] | None = None,
+    ) -> tuple[Cache, Weights | None]:
+        """Read the source into the cache, its padding first, so that positions have no gap where the answer begins."""
+        length, size = jnp.sum(source != PAD), len(source)
+        moved = size - length  # rows of padding
+        total = None if answer_length is None else length + answer_length
+        cache = Cache(0, self.stack.cache(size + capacity), moved, Example(length, answer_length, total, key))
+        shift = None if shift is None else jnp.roll(shift, moved, axis=0)
+        _, cache, _ = self._read(jnp.roll(source, moved), cache, key, shift=shift)
+        return cache, {} if return_weights else None
+
+    def extend(
+        self, tokens: Int[Array, "T"], cache: Cache, *, key: Array | None = None, return_weights: bool = False
+    ) -> tuple[Float[Array, "T V"], Cache, Weights | None]:
+        """Read the next T tokens of the answer and predict what comes after each."""
+        x, cache, weights = self._read(tokens, cache, key, return_weights=return_weights)
+        return self.logits(x), cache, {"decoder": weights} if return_weights else None
+
+    def _read(self, tokens: Int[Array, "T"], cache: Cache, key, *, return_weights=False, shift=None):
+        """Read T tokens of source or answer; return the stack's output, the cache after them, and the weights."""
+        index, padding, example = cache.index, cache.memory, cache.example
+        total = example.num_positions
+        q = rows(len(tokens), start=index - padding, total=total, example=example)
+        k = rows(len(cache.own[0].key), start=-padding, total=total, example=example)
+        visible = masks.causal(offset=index)
+        if self.prefix == "visible":
+            visible = visible | masks.prefix(padding + example.source_length)
+        *_, dropout_key = split(key, len(self.stack.blocks) + 1)
+        x = (self.source_embed(tokens) + self.stack.added(q)).astype(self.dtype)
+        x = dropout(x, self.rate, dropout_key)
+        x = x if shift is None else x + shift
+        sides = Sides(q, k, visible & ~masks.prefix(padding))
+        x, own, (weights, _) = self.stack(x, sides, cache=(cache.own, index), key=key, return_weights=return_weights)
+        return x, cache._replace(index=index + len(tokens), own=own), weights

@@ -1,0 +1,145 @@
+"""The contract of a model, so that training, decoding and inspection need not know which one it is.
+
+Source: Sutskever et al. 2014, section 2; Cho et al. 2014, section 2.2.
+"""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from attn.mechanisms.rows import Example
+from attn.settings import between, one_of, setting
+
+PAD = 0  # the token that pads sources and answers
+
+Weights = dict[str, Float[Array, "_ _ _ _"]]  # [L N rows columns], by the names of `Model.maps`
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """Base of the settings of models: the model's name in `attn.nn.models.MODELS`, and what all of them have.
+
+    Attributes:
+      name: of the model.
+      width: D.
+      dropout: rate.
+      tied_embeddings: one matrix for all embeddings and the output.
+      dtype: of the computation; parameters are float32.
+    """
+
+    name: str = ""
+    width: int = setting(64, between(1, 65_536))
+    dropout: float = setting(0.0, between(0, 1, open_high=True))
+    tied_embeddings: bool = False
+    dtype: str = setting("float32", one_of(("float32", "bfloat16")))
+
+
+class Cache(NamedTuple):
+    """The state of a model between calls.
+
+    Attributes:
+      index: the number of tokens read so far, of the prompt too if it shares the cache; the same for all examples.
+      own: of the text so far: keys and values with a capacity, or states.
+      memory: of the encoded source.
+      example: lengths, and the random key.
+    """
+
+    index: int | Int[Array, ""]
+    own: Any
+    memory: Any
+    example: Example
+
+
+class Model(nnx.Module):
+    """A model that reads a source, then writes an answer token by token; written for one example.
+
+    A subclass has settings, a frozen dataclass, and two methods:
+
+        start(source [S], capacity, answer_length=, key=, return_weights=, shift=) -> (Cache, weights or None)
+        extend(tokens [T], cache, key=, return_weights=) -> (logits [T V], Cache, weights or None)
+
+    `start` makes a cache for an answer of up to `capacity` tokens. `extend` reads the next T tokens of the answer and
+    predicts what comes after each. `shift` `[S D]`, added to the embeddings of the source, is something to
+    differentiate by.
+
+    Its `__init__(vocabulary, settings, rngs)` calls `add_embeddings` and `add_output`; with tied embeddings one matrix
+    serves source, answer and output.
+
+    Attributes:
+      settings: the class of its settings.
+      reads_answer: whether what it predicts depends on the tokens of the answer.
+      one_text: whether source and answer are one text for it, so that it can learn a text without a source.
+      maps: names of its attention maps, and what their rows and columns stand for: "source", "answer" or "both".
+    """
+
+    settings: ClassVar[type]
+    reads_answer: ClassVar[bool] = True
+    one_text: ClassVar[bool] = False
+    maps: ClassVar[tuple[tuple[str, str, str], ...]] = ()
+
+    @classmethod
+    def max_positions(cls, settings) -> int | None:
+        """Return how many positions its mechanisms can tell apart; None for any number."""
+        return None
+
+    @classmethod
+    def num_positions(cls, source: int, answer: int) -> int:
+        """Return how many positions a source and an answer of so many tokens need, end tokens included."""
+        return max(source, answer)
+
+    def add_embeddings(self, vocabulary: int, width: int, *, tied: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+        """Make the embeddings `[V D]` of source and answer."""
+
+        def embed():
+            init = nnx.initializers.normal(width**-0.5)
+            return nnx.Embed(vocabulary, width, embedding_init=init, dtype=dtype, rngs=rngs)
+
+        self.source_embed = embed()
+        self.answer_embed = None if tied else embed()
+
+    def add_output(self, vocabulary: int, width: int, *, tied: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+        """Make the matrix `[D V]` of the logits."""
+        self.output = None if tied else nnx.Linear(width, vocabulary, use_bias=False, dtype=dtype, rngs=rngs)
+
+    def embedding_of_answer(self) -> nnx.Embed:
+        """Return the embedding of the answer's tokens."""
+        return self.source_embed if self.answer_embed is None else self.answer_embed
+
+    def logits(self, x: Float[Array, "T D"]) -> Float[Array, "T V"]:
+        """Compute the logits, in float32, of the last layer's output."""
+        return (self.embedding_of_answer().attend(x) if self.output is None else self.output(x)).astype(jnp.float32)
+
+    def __call__(
+        self,
+        source: Int[Array, "S"],
+        inputs: Int[Array, "T"],
+        *,
+        answer_length: int | Int[Array, ""] | None = None,
+        key: Array | None = None,
+        return_weights: bool = False,
+        shift: Float[Array, "S D"] | None = None,
+    ) -> Float[Array, "T V"] | tuple[Float[Array, "T V"], Weights]:
+        """Compute the logits of the token after each token of the answer, given the source and the answer up to there.
+
+        Args:
+          source: `[S]` tokens, padded at the end.
+          inputs: `[T]` tokens of the answer, the begin token first.
+          answer_length: tokens of the whole answer, its end token included, for mechanisms that count from there.
+          key: random key for dropout and for drawn positions; None outside of training.
+          return_weights: also return the attention weights of every layer and head.
+          shift: `[S D]`, added to the embeddings of the source.
+        """
+        keys = split(key, 2)
+        options = dict(key=keys[0], return_weights=return_weights, shift=shift)
+        cache, of_source = self.start(source, len(inputs), answer_length=answer_length, **options)
+        logits, _, of_answer = self.extend(inputs, cache, key=keys[1], return_weights=return_weights)
+        return (logits, of_source | of_answer) if return_weights else logits
+
+
+def split(key: Array | None, num: int) -> list[Array | None]:
+    """Make `num` keys from one, or as many Nones from None."""
+    return [None] * num if key is None else list(jax.random.split(key, num))

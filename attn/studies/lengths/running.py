@@ -1,0 +1,132 @@
+"""Run a study of lengths: train, evaluate, and keep the results, model by model.
+
+The folder holds `ROW.json` for each row, with one entry per model that has been trained and evaluated.
+"""
+
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from attn.studies.jobs import Trainer, machine, run_jobs
+from attn.studies.lengths.evaluation import evaluate, is_exact
+from attn.studies.lengths.study import Job, Study
+from attn.studies.report import load_json, other_settings, save_json
+from attn.training.config import from_mapping, to_mapping
+
+Result = Mapping[str, Any]  # of one model
+
+
+def run_study(study: Study, names: Sequence[str], folder: pathlib.Path, track: Callable[[Sequence], Iterable] = iter):
+    """Train and evaluate the models of rows of these names, except those that the folder holds already.
+
+    `track` wraps a sequence of lengths, to show progress.
+
+    Raises:
+      RunError: a result in the folder is damaged, or was produced with different settings.
+    """
+    done = {name: read(study, name, folder) for name in study.rows}  # all rows, so that damage is reported first
+    missing = [job for name in names for job in study.jobs(name) if job.name not in done[name]]
+    models = sum(len(study.jobs(name)) for name in names)
+    print(f"{models} models in {len(names)} rows, of which {len(missing)} are missing in {folder}")
+
+    def run_job(job: Job) -> Callable[[Trainer], None]:
+        def run(trainer: Trainer):
+            result, path = _measure(study, job, trainer, track), folder / f"{job.row}.json"
+            saved = load_json(path, dict) or {}
+            if job.name in saved:  # with the same settings, as `read` has checked: its models existed already
+                result["seconds"]["training"] = saved[job.name]["seconds"]["training"]
+            save_json(path, saved | {job.name: result})
+            print(f"  {summary(study, result)}")
+
+        return run
+
+    run_jobs("model", {job.name: run_job(job) for job in missing}, folder)
+
+
+def _measure(study: Study, job: Job, trainer: Trainer, track: Callable) -> dict[str, Any]:
+    """Train a model, with the first budget that suffices or the last, and evaluate it."""
+    row = study.rows[job.row]
+    seconds = []
+    for steps in study.budgets_of(job.row):
+        settings = study.settings(job, steps)
+        is_new, start = not trainer.is_started(settings), time.perf_counter()
+        run = trainer.train(settings)
+        # Of a training that was interrupted only the rest was timed.
+        seconds.append(time.perf_counter() - start if is_new else None)
+        if exact := is_exact(run, row.ends[0], study.longest):
+            break
+    start, far = time.perf_counter(), study.is_far(job)
+    ends = {end: evaluate(run, end, study.grid, far=far, track=track) for end in row.ends}
+    return {
+        **vars(job),
+        "settings": _deciding(study, job),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.params)),
+        "steps": steps,
+        "exact_at_longest": exact,
+        "seconds": {"training": seconds, "asking": time.perf_counter() - start},
+        "ends": ends,
+        "machine": machine(),
+    }
+
+
+def _deciding(study: Study, job: Job) -> dict[str, Any]:
+    """Return the settings that decide a result, as JSON gives them back."""
+    config = to_mapping(study.configured(job))
+    groups = {group: config[group] for group in ("task", "model", "optimizer")}
+    drawn = {name: config["training"][name] for name in ("batch_size", "one_length")}
+    return json.loads(json.dumps(groups | drawn | {"budgets": study.budgets_of(job.row), "asked": vars(study.grid)}))
+
+
+def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Give a result's settings the defaults of optimizer settings that did not exist when it was measured."""
+    return settings | {"optimizer": to_mapping(from_mapping({"optimizer": settings["optimizer"]}))["optimizer"]}
+
+
+def _is_complete(study: Study, job: Job, result: Result) -> bool:
+    """Return whether a result has all ends and lengths that its row asks for now."""
+    far = {str(study.grid.far)} if study.is_far(job) else set()
+    ends = result["ends"]
+    return all(end in ends and far <= ends[end]["exact"].keys() for end in study.rows[job.row].ends)
+
+
+def read(study: Study, name: str, folder: pathlib.Path) -> dict[str, Result]:
+    """Return the complete results of a row, by the names of its models.
+
+    Raises:
+      RunError: the file is damaged, or was produced with different settings.
+    """
+    path = folder / f"{name}.json"
+
+    def parse(saved: dict[str, Result]) -> dict[str, Result]:
+        for result in saved.values():  # seeds and ends that are not of this study now are checked too
+            job = Job(name, result["task"], result["symbols"], result["seed"])
+            if _with_defaults(result["settings"]) != _deciding(study, job):
+                raise other_settings(path)
+        known = {job.name: job for job in study.jobs(name) if job.name in saved}
+        results = {key: saved[key] for key, job in known.items() if _is_complete(study, job, saved[key])}
+        for result in results.values():
+            summary(study, result)  # fails if it cannot be shown
+        return results
+
+    return load_json(path, parse) or {}
+
+
+def summary(study: Study, result: Result) -> str:
+    """Return one line about a model."""
+    parts = [f"{result['steps']} steps, {'' if result['exact_at_longest'] else 'not '}exact at {study.longest}"]
+    for end, counts in result["ends"].items():
+        exact = ", ".join(f"{each['exact']} of {each['strings']} at {at}" for at, each in counts["exact"].items())
+        parts.append(
+            f"end {end}: {100 * token_accuracy(result, end, study.grid.beyond):.2f} % of tokens, exact {exact}"
+        )
+    return "; ".join(parts)
+
+
+def token_accuracy(result: Result, end: str, lengths: Iterable[int]) -> float:
+    """Return the fraction of correct tokens, averaged over lengths."""
+    counts = [result["ends"][end]["tokens"][str(length)] for length in lengths]
+    return sum(each["right"] / each["tokens"] for each in counts) / len(counts)

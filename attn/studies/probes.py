@@ -1,0 +1,171 @@
+"""Measure and change trained models. All that the studies know of a model's insides is in this file."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Collection
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, PyTree
+
+from attn.inspection.influence import influence
+from attn.mechanisms.rows import Example
+from attn.nn.model import PAD, Cache
+from attn.runs import Run
+from attn.studies.jobs import Settings, configured, name_of
+from attn.tasks.examples import Questions, decoder_input
+from attn.tasks.generated import Generated
+from attn.training.state import initial_state, model_structure
+
+
+def untrained(settings: Settings) -> Run:
+    """Return the run with these settings before its first step."""
+    config = configured(settings)
+    graphdef, _ = model_structure(config, config.task.vocabulary)
+    params = jax.jit(lambda: initial_state(config, config.task.vocabulary).params)()
+    return Run(pathlib.Path(name_of(config)), config, config.task.vocabulary, graphdef, params, 0)
+
+
+def exact_match(run: Run, lengths: Collection[int], each: int) -> list[float]:
+    """Return the fraction of exact answers to `each` held-out strings of each length, in ascending order of length."""
+    metrics = run.evaluate(sorted(lengths), each).exact_match
+    return [float(metrics.sum[length] / metrics.count[length]) for length in sorted(lengths)]
+
+
+def count_parameters(settings: Settings) -> int:
+    """Return the number of parameters of the model with these settings."""
+    config = configured(settings)
+    return sum(leaf.size for leaf in jax.tree.leaves(model_structure(config, config.task.vocabulary)[1]))
+
+
+def match_width(settings: Settings, count: int) -> Settings:
+    """Return the settings with the greatest width at which the model has at most `count` parameters."""
+
+    def of_width(width: int) -> Settings:
+        return {**settings, "model": {**settings["model"], "width": width}}
+
+    fits, exceeds = 1, 2
+    while count_parameters(of_width(exceeds)) <= count:
+        fits, exceeds = exceeds, 2 * exceeds
+    while exceeds - fits > 1:
+        middle = (fits + exceeds) // 2
+        fits, exceeds = (middle, exceeds) if count_parameters(of_width(middle)) <= count else (fits, middle)
+    return of_width(fits)
+
+
+def held_out(run: Run, length: int, strings: int) -> Questions:
+    """Return held-out strings of one length."""
+    return Generated(run.config.task).questions_of_each_length("test", [length], strings, 0)
+
+
+def true_sources(run: Run, length: int) -> Int[np.ndarray, "n"]:
+    """Return the source position of each symbol of an answer, for a rule that only moves symbols.
+
+    It is the answer to the positions themselves, as symbols.
+    """
+    task = dataclasses.replace(run.config.task, symbols=max(2, length))
+    return task.questions(np.arange(1, length + 1)[None], np.array([length])).targets[0, :length] - 1
+
+
+def encode(run: Run, source: Int[Array, "S"]) -> Float[Array, "S D"]:
+    """Return the output of a Transformer's encoder."""
+
+    def program(params, source):
+        return nnx.merge(run.graphdef, params).encode(source, Example(jnp.sum(source != PAD)))[0]
+
+    return jax.jit(program)(run.params, source)
+
+
+def position_table(run: Run) -> Float[np.ndarray, "P D"]:
+    """Return the learned table of positions."""
+    (table,) = (leaf[...] for path, leaf in nnx.to_flat_state(run.params) if path[-1] == "table")
+    return np.asarray(table, np.float64)
+
+
+def without(run: Run, *, inside: str, matrix: str, head: int | None = None) -> Run:
+    """Return the run with a matrix of its attention layers set to zero, or one head's part of it.
+
+    Without W_O an attention layer adds nothing; without W_Q all scores are zero, so all weights are equal.
+
+    Args:
+      run: of a Transformer.
+      inside: part of the matrix's path, such as "decoder.blocks.0.cross".
+      matrix: "W_Q", "W_K", "W_V" or "W_O".
+      head: whose part; None for all.
+    """
+    axis = 0 if matrix == "W_O" else 1  # of the heads: W_O is [N H D], the others are [D N H]
+    index = (slice(None),) * axis + (slice(None) if head is None else head,)
+    return _replace(run, inside, matrix, lambda path, value: value.at[index].set(0.0))
+
+
+def restored(run: Run, original: Run, *, inside: str, matrix: str) -> Run:
+    """Return the run with a matrix of its attention layers as in the original; arguments as of `without`."""
+    saved = dict(nnx.to_flat_state(original.params))
+    return _replace(run, inside, matrix, lambda path, value: saved[path][...])
+
+
+def _replace(run: Run, inside: str, matrix: str, change: Callable) -> Run:
+    """Apply `(path, value) -> value` to a matrix of the attention layers."""
+    flat = [
+        (path, leaf.replace(change(path, leaf[...])))
+        if path[-1] == matrix and inside in ".".join(map(str, path))
+        else (path, leaf)
+        for path, leaf in nnx.to_flat_state(run.params)
+    ]
+    return dataclasses.replace(run, params=nnx.from_flat_state(flat))
+
+
+def teacher_forced(function: Callable, run: Run, questions: Questions) -> PyTree:
+    """Apply `function(model, source, read)`, such as those below, to every string.
+
+    `read` is the decoder's input: the begin token, then the correct tokens.
+    """
+    sources, targets, begin = questions.sources, questions.targets, run.vocabulary.begin
+    return jax.tree.map(np.asarray, _map_strings(function, run.graphdef, begin, run.params, sources, targets))
+
+
+# The parameters are an argument, so that runs of one structure share a program.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _map_strings(function: Callable, graphdef: nnx.GraphDef, begin: int, params: nnx.State, sources, targets) -> PyTree:
+    model = nnx.merge(graphdef, params)
+    return jax.vmap(lambda source, target: function(model, source, decoder_input(target, begin)))(sources, targets)
+
+
+def cross_weights(model: nnx.Module, source, read) -> Float[Array, "L N T S"]:
+    """Return the cross-attention weights of a Transformer."""
+    return model(source, read, return_weights=True)[1]["cross"]
+
+
+def gradient_norms(model: nnx.Module, source, read) -> Float[Array, "S"]:
+    """Return the norm of d(logits of the last symbol) / d(embedding of source token j); see `influence`.
+
+    The last symbol is right before the target's end token, so strings must not be padded.
+    """
+    return influence(model, source, read, jnp.array([len(read) - 2]))[0]
+
+
+def answers_without(
+    model: nnx.Module, source, read
+) -> tuple[Float[Array, "L N T S"], Int[Array, "T"], Int[Array, "S T"]]:
+    """Return cross-attention weights, the answer, and the answer without source token j, for each j.
+
+    A token is hidden from the cross-attention alone, as if it was masked.
+    """
+    cache, _ = model.start(source, len(read))
+    logits, _, weights = model.extend(read, cache, return_weights=True)
+    hidden = jax.vmap(lambda j: model.extend(read, hide(cache, j))[0].argmax(-1))(jnp.arange(len(source)))
+    return weights["cross"], logits.argmax(-1), hidden
+
+
+def hide(cache: Cache, j: int | Int[Array, ""]) -> Cache:
+    """Remove the keys and values of source token j from a cache; those after it move up."""
+
+    def remove(rows):
+        index = jnp.arange(len(rows))
+        return rows[jnp.where(index < j, index, jnp.minimum(index + 1, len(rows) - 1))]
+
+    example = dataclasses.replace(cache.example, source_length=cache.example.source_length - 1)
+    return cache._replace(memory=jax.tree.map(remove, cache.memory), example=example)

@@ -1,0 +1,69 @@
+"""An encoder that writes its answer in one pass: the source on a tape, empty cells after it, no decoder.
+
+Source: Deletang et al. 2023, section 4; Ruoss et al. 2023, section 4.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from attn.mechanisms.rows import Count, known, rows
+from attn.nn.encoder_only import EncoderOnly, EncoderOnlySettings
+from attn.nn.model import PAD, Cache, Weights
+from attn.nn.models import register
+from attn.studies.mechanisms import TapeExample
+
+_SURE = 30.0  # logit of the end token where the answer's length says that it comes
+
+
+@register("tape")
+class Tape(EncoderOnly):
+    """A Transformer's encoder over x_1 ... x_n and as many empty cells as the answer has symbols.
+
+    The outputs at the empty cells are the logits of the answer's symbols, all at once: none of them depends on another.
+    The length of the answer is given, so its end is not predicted. An empty cell is the begin token.
+
+    Args:
+      vocabulary: V, the number of tokens; token 0 is padding, the last two are begin and end.
+      settings, rngs: as of `EncoderOnly`, without tied embeddings.
+    """
+
+    maps = ()
+
+    def __init__(self, vocabulary: int, settings: EncoderOnlySettings, rngs):
+        super().__init__(vocabulary, settings, rngs)
+        self.vocabulary = vocabulary
+
+    @classmethod
+    def num_positions(cls, source: int, answer: int) -> int:
+        return source + answer
+
+    def start(
+        self,
+        source: Int[Array, "S"],
+        capacity: int,
+        *,
+        answer_length: Count | None = None,
+        key: Array | None = None,
+        return_weights: bool = False,
+        shift: Float[Array, "S D"] | None = None,
+    ) -> tuple[Cache, Weights | None]:
+        """Run the pass; the cache holds the logits of every token of the answer.
+
+        Raises:
+          LengthUnknown: the answer's length is not given.
+        """
+        source_length = jnp.sum(source != PAD)
+        symbols, cells = source_length - 1, known(answer_length) - 1  # without the end tokens
+        size = len(source) + capacity
+        place, wide = jnp.arange(size), jnp.pad(source, (0, capacity))
+        tape = jnp.where(place < symbols, wide, jnp.where(place < symbols + cells, self.vocabulary - 2, PAD))
+        if shift is not None:
+            shift = jnp.where((place < symbols)[:, None], jnp.pad(shift, ((0, capacity), (0, 0))), 0)
+        length = symbols + cells
+        example = TapeExample(source_length, answer_length, length, key, symbols=symbols, cells=cells)
+        out, _ = self.run(tape, rows(size, total=length, example=example), length, shift, False)
+        logits = self.logits(out[jnp.minimum(symbols + jnp.arange(capacity), size - 1)])
+        sure = _SURE * jax.nn.one_hot(self.vocabulary - 1, self.vocabulary)
+        logits = jnp.where((jnp.arange(capacity) < cells)[:, None], logits, sure)
+        return Cache(0, logits, (), example), {} if return_weights else None

@@ -1,0 +1,107 @@
+"""A claim: a sentence with its source, a measurement, checks that the numbers decide, a figure and tables.
+
+The numbers of a measurement are plain values, as JSON keeps them. Checks, tables and figure are functions of them
+alone, so that a page can be made again from its JSON files.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace as Sizes  # of a measurement, by name
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from attn.studies.jobs import Trainer
+from attn.studies.report import Table
+
+Numbers = dict[str, Any]
+
+
+class Check(NamedTuple):
+    """One number of a measurement and its thresholds.
+
+    Attributes:
+      says: what the number is.
+      measured: the number.
+      least, most: bounds of the number if the claim holds; None for no bound.
+      premise: whether it only makes the comparison fair: the claim is undecided where it fails.
+    """
+
+    says: str
+    measured: float
+    least: float | None = None
+    most: float | None = None
+    premise: bool = False
+
+    def holds(self) -> bool:
+        """Return whether the number is within its thresholds; NaN is not."""
+        above = self.least is None or self.measured >= self.least
+        below = self.most is None or self.measured <= self.most
+        return bool(above and below)  # every check has a threshold, and comparisons with NaN are false
+
+    def must_be(self) -> str:
+        """Return the thresholds in words."""
+        bounds = [("at least", self.least), ("at most", self.most)]
+        words = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+        return words + ", a premise" * self.premise
+
+
+def verdict(checks: Sequence[Check]) -> str:
+    """Return what the checks decide together."""
+    if not all(check.holds() for check in checks if check.premise):
+        return "undecided"
+    decided = [check.holds() for check in checks if not check.premise]
+    return "holds" if all(decided) else "holds in part" if any(decided) else "does not hold"
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A claim about attention.
+
+    Attributes:
+      measure: `(sizes, trainer) -> numbers`.
+      check: `numbers -> checks`; the claim holds if all of them do.
+      draw: `numbers -> figure`; the first line of its docstring is the figure's caption.
+      tables: `numbers -> tables`.
+      title: a few words.
+      sentence: the claim.
+      source: paper and section; link: where it can be read.
+      equation: what it is about, in TeX as matplotlib reads it.
+      method: how it is measured, in paragraphs.
+      full, quick: the sizes of the measurement, such as `each`, the strings evaluated per length.
+    """
+
+    measure: Callable[[Sizes, Trainer], Numbers]
+    check: Callable[[Numbers], list[Check]]
+    draw: Callable[[Numbers], Figure]
+    tables: Callable[[Numbers], list[Table]]
+    title: str
+    sentence: str
+    source: str
+    link: str
+    equation: str
+    method: Sequence[str]
+    full: Sizes
+    quick: Sizes
+
+    def sizes(self, quick: bool) -> Sizes:
+        """Return the sizes of a quick or of a full measurement."""
+        return self.quick if quick else self.full
+
+
+class Measurement(NamedTuple):
+    """The result of measuring a claim, as its JSON keeps it.
+
+    Attributes:
+      quick: whether the sizes were reduced.
+      sizes: of the measurement.
+      numbers: what was measured.
+      seconds: how long it took this time, including the trainings that were not done already.
+      machine: on what.
+    """
+
+    quick: bool
+    sizes: dict[str, Any]
+    numbers: Numbers
+    seconds: float
+    machine: dict[str, Any]

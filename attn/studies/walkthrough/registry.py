@@ -1,0 +1,14 @@
+"""The claims by name, in the order of the walkthrough. To add one: a file with a `CLAIM`, and one line here."""
+
+from attn.studies.walkthrough import access, bottleneck, cross, heads, parallel, positions, reading, scaling
+
+CLAIMS = {
+    "bottleneck": bottleneck.CLAIM,
+    "access": access.CLAIM,
+    "scaling": scaling.CLAIM,
+    "heads": heads.CLAIM,
+    "cross": cross.CLAIM,
+    "positions": positions.CLAIM,
+    "parallel": parallel.CLAIM,
+    "reading": reading.CLAIM,
+}

@@ -1,0 +1,141 @@
+"""Rules of the synthetic tasks: which string of symbols is the answer to another one."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+Answer = tuple[Int[Array, "m"], Int[Array, ""] | int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """The rule of a task: pure functions of one string of symbols.
+
+    Attributes:
+      answer: `(symbols [n], length, num_symbols) -> (answer [m], its length)`, in JAX. The symbols are 1..num_symbols,
+        of which the first `length` count; the rest is 0. The answer may have any width m: what is beyond its length
+        is ignored.
+      most_symbols: `n -> int`, the most symbols that an answer to n symbols can have; it never falls with n.
+      fixed_length: every answer to n symbols has exactly `most_symbols(n)`. Otherwise its length depends on the data,
+        and neither training nor decoding tells it to a model.
+      continues: the answer continues its source. A model then learns source and answer as one string, like a language
+        model, and is evaluated by how it continues the source. See `Task.example`.
+    """
+
+    answer: Callable[[Int[Array, "n"], Int[Array, ""], int], Answer]
+    most_symbols: Callable[[int], int] = lambda n: n
+    fixed_length: bool = False
+    continues: bool = False
+
+
+def rearranged(index: Callable, times: int = 1) -> Rule:
+    """Return the rule whose answer has `times` n symbols, of which symbol t is symbol `index(t, n)` of the source."""
+
+    def answer(symbols, length, num_symbols):
+        # One more than the answer has: its end token is put there, so that no further operation is compiled.
+        return _take(symbols, index(jnp.arange(times * len(symbols) + 1), length)), times * length
+
+    return Rule(answer, lambda n: times * n, fixed_length=True)
+
+
+def _take(symbols: Int[Array, "n"], index: Int[Array, "m"]) -> Int[Array, "m"]:
+    return jnp.take(symbols, index, mode="clip")
+
+
+def _mirror_or_next(symbols, length, num_symbols):
+    """Answer with the mirror image of a symbol if that is odd, else with the symbol after it: two relations at once."""
+    t = jnp.arange(len(symbols) + 1)
+    mirror = _take(symbols, length - 1 - t)
+    return jnp.where(mirror % 2 == 1, mirror, _take(symbols, (t + 1) % length)), length
+
+
+def _sort(symbols, length, num_symbols):
+    """Answer with the symbols in ascending order."""
+    return jnp.sort(jnp.where(symbols > 0, symbols, num_symbols + 1)), length  # padding goes to the end
+
+
+def _add(symbols, length, num_symbols):
+    """Answer with the sum of two numbers in base V, without leading zeros; a sum of zero is one digit 0.
+
+    Symbol s is the digit s - 1. The first ceil(n / 2) symbols are one number and the rest is the other, the most
+    significant digit first, as people write them. The middle divides them, so that no symbol is spent on a plus sign
+    and every string is a question.
+    """
+    middle = (length + 1) // 2
+    power = jnp.arange((len(symbols) + 1) // 2 + 1)  # of V, with one more for the last carry
+
+    def digits(start, stop):
+        index = stop - 1 - power
+        return jnp.where(index >= start, _take(symbols, index) - 1, 0)
+
+    def add_column(carry, column):
+        return (carry + column) // num_symbols, (carry + column) % num_symbols
+
+    carry = 0 * symbols[0]  # zero, but varying over a mesh like the symbols, as a scan under `shard_map` requires
+    _, total = jax.lax.scan(add_column, carry, digits(0, middle) + digits(middle, length))
+    count = jnp.max(jnp.where(total > 0, power + 1, 1))
+    return _take(total, count - 1 - power) + 1, count
+
+
+_reverse = rearranged(lambda t, n: n - 1 - t)
+
+# A new task of the package is one line.
+RULES = {
+    "copy": rearranged(lambda t, n: t),
+    "reverse": _reverse,
+    "duplicate": rearranged(lambda t, n: t % n, times=2),
+    "mirror_or_next": Rule(_mirror_or_next, fixed_length=True),
+    "sort": Rule(_sort, fixed_length=True),
+    "add": Rule(_add, lambda n: (n + 1) // 2 + 1),
+    "palindrome": dataclasses.replace(_reverse, continues=True),  # the symbols, then their mirror image
+}
+
+
+def register(name: str, rule: Rule | None = None, **settings) -> Callable | None:
+    """Add a task from outside of the package: its name is then known to `load`, `Task` and `--config.task.name`.
+
+    It takes a rule, or decorates the function `answer` of one:
+
+        register("swap", rearranged(lambda t, n: (t + n // 2) % n))
+
+        @register("last", most_symbols=lambda n: 1, fixed_length=True)
+        def last(symbols, length, num_symbols):
+            return symbols[length - 1][None], 1
+
+    Args:
+      name: its name, a Python identifier.
+      rule: its rule; None to decorate a function.
+      settings: the other fields of `Rule`, to decorate a function.
+
+    Raises:
+      ValueError: the name is taken or not an identifier, or the rule is not one.
+    """
+    if rule is None:
+        return lambda answer: register(name, Rule(answer, **settings)) or answer
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"name: got {name!r}, must be a Python identifier such as 'my_task'")
+    if name in (*RULES, "pairs"):
+        raise ValueError(f"name: got {name!r}, which is taken; choose another one than {', '.join(RULES)}, pairs")
+    if not isinstance(rule, Rule) or settings:
+        raise ValueError(f"rule: got {rule!r}, must be a Rule alone; settings belong to it or to a decorated function")
+    _check(name, rule)
+    RULES[name] = rule
+
+
+def _check(name: str, rule: Rule):
+    """Check what a rule's functions return, by tracing: nothing is computed, so that no backend is started."""
+    symbols, length = jax.ShapeDtypeStruct((5,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    try:
+        most = [rule.most_symbols(n) for n in range(65)]
+        answer, count = jax.eval_shape(lambda *source: rule.answer(*source, 2), symbols, length)
+    except Exception as error:  # whatever the functions raise
+        cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(f"rule {name!r}: answer(symbols, length, num_symbols) or most_symbols(n): {cause}") from error
+    if not all(isinstance(each, int) for each in most) or most[0] < 0 or most != sorted(most):
+        raise ValueError(f"rule {name!r}: most_symbols gives {most[:4]} for n = 0 to 3, must be ints that never fall")
+    integers = all(jnp.issubdtype(each.dtype, jnp.integer) for each in (answer, count))
+    if not integers or (answer.ndim, count.ndim) != (1, 0):
+        raise ValueError(f"rule {name!r}: answer returns {answer}, {count}; must be ([m] integers, their number)")

@@ -1,0 +1,23 @@
+"""A decoder-only Transformer: the source is the beginning of the text, its reverse the continuation.
+
+python train.py --config=configs/decoder_only.py
+python train.py --config=configs/decoder_only.py --config.model.prefix=visible
+
+With prefix="causal" a token of the source attends to those before it, with "visible" to the whole source.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import reverse
+
+
+def get_config() -> ConfigDict:
+    """Task, optimizer and evaluation are those of reverse.py."""
+    config = reverse.get_config()
+    del config.model["num_encoder_layers"], config.model["num_decoder_layers"]
+    config.model.update(
+        name="decoder_only",
+        num_layers=2,
+        prefix="causal",  # or visible
+    )
+    return config

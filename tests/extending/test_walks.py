@@ -1,0 +1,143 @@
+"""What people add from a file of their own: it trains, resumes, answers, is drawn, and decodes as it reads."""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from matplotlib.image import imread
+
+import attn
+from attn import cli, experiment
+from attn.functional.implementations import IMPLEMENTATIONS
+from attn.tasks import Generated
+from attn.training.config import check_runs, from_mapping
+
+MINE = pathlib.Path(__file__).parent / "mine"
+SMALL = {
+    "task.symbols": "5",
+    "task.max_length": "5",
+    "model.width": "24",
+    "model.feed_forward_width": "32",
+    "training.steps": "10",
+    "training.stop_when_exact": "0",
+    "training.evaluate_every": "10",
+    "training.checkpoint_every": "10",
+    "training.steps_per_call": "10",
+    "evaluation.examples": "40",
+    "evaluation.intermediate_examples": "40",
+    "evaluation.batch_size": "40",
+}
+ONE_TEXT = {"model.name": "decoder_only", "model.num_layers": "2"}
+WALKS = {  # module, settings, most lines
+    "temperature": ("temperature", {"model.mechanism": "temperature + rotary"}, 12),
+    "temperature_decoder_only": ("temperature", ONE_TEXT | {"model.mechanism": "rotary + temperature"}, 12),
+    "learned_rotary": ("learned_rotary", {"model.mechanism": "learned_rotary"}, 15),
+    "unit_queries": ("unit_queries", {"model.mechanism": "sinusoidal + unit_queries"}, 15),
+    "fourier": ("fourier", {"model.mechanism": "fourier"}, 15),
+    "near": ("nearest", {"model.mechanism": "rotary + near"}, 15),
+    "near_decoder_only": ("nearest", ONE_TEXT | {"model.mechanism": "rotary + near"}, 15),
+    "model": ("causal_model", {"model.name": "causal_model"}, 60),
+    "sort": ("tasks", {"task.name": "ascending"}, 8 * 3),
+    "parity": ("tasks", {"task.name": "parity"}, 8 * 3),
+    "plus": ("tasks", {"task.name": "plus"}, 8 * 3),
+}
+BY_DAY = ("temperature", "model", "plus", "near_decoder_only")
+walks = pytest.mark.parametrize(
+    "walk", [pytest.param(name, marks=() if name in BY_DAY else pytest.mark.nightly) for name in WALKS]
+)
+
+
+def train(module: str, settings: dict[str, str], folder: pathlib.Path, *, resume: bool = False, steps: int = 10) -> int:
+    overrides = {} if resume else SMALL | settings | {"imports": module}
+    config = None if resume else str(MINE.parents[2] / "configs/reverse.py")
+    request = experiment.Request(config, overrides | {"training.steps": str(steps)}, str(folder), resume, "off")
+    return experiment.run(request)
+
+
+@walks
+def test_it_trains_resumes_answers_and_is_drawn(walk, write_module, tmp_path, capsys):
+    name, settings, most_lines = WALKS[walk]
+    assert len((MINE / f"{name}.py").read_text().splitlines()) <= most_lines
+    folder = tmp_path / "run"
+    assert train(write_module(name), settings, folder) == 0
+    assert train(write_module(name), settings, folder, resume=True, steps=20) == 0
+    assert attn.load(folder).step == 20
+    capsys.readouterr()
+    for command in (
+        ["predict", str(folder), "1 2 3", "4"],
+        ["predict", str(folder), "--beam", "3", "1 2 3", "4"],
+        ["evaluate", str(folder), "--lengths", "2:3", "--examples", "8"],
+        ["inspect", str(folder), "1 2 3", "--output", str(tmp_path / "map.png")],
+    ):
+        assert cli.main(command) == 0, capsys.readouterr().err
+    assert imread(tmp_path / "map.png")[..., :3].std() > 0.02
+    assert_cached_decoding_equals_the_full_pass(attn.load(folder))
+
+
+def assert_cached_decoding_equals_the_full_pass(run):
+    """Over a batch of sources of several lengths, token by token with a cache, on one device and on two."""
+    sources = jnp.array([[1, 2, 3, run.vocabulary.end, 0], [4, run.vocabulary.end, 0, 0, 0]] * 2)
+    inputs = jnp.array([[run.vocabulary.begin, 3, 2, 1]] * 4)
+    graphdef, params = nnx.split(run.model)
+
+    def full(params, source, inputs):
+        return nnx.merge(graphdef, params)(source, inputs)
+
+    def cached(params, source, inputs):
+        model = nnx.merge(graphdef, params)
+        cache, _ = model.start(source, len(inputs))
+        logits = []
+        for token in inputs:
+            row, cache, _ = model.extend(token[None], cache)
+            logits.append(row[0])
+        return jnp.stack(logits)
+
+    alone = jnp.stack([full(params, *one) for one in zip(sources, inputs)])
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    shards = jax.sharding.NamedSharding(mesh, jax.P("data"))
+    for function in (full, cached):
+        batched = jax.jit(jax.vmap(function, in_axes=(None, 0, 0)))
+        np.testing.assert_allclose(batched(params, sources, inputs), alone, atol=2e-5)
+        two = jax.device_put((sources, inputs), shards)
+        np.testing.assert_allclose(batched(params, *two), alone, atol=2e-5)
+
+
+def test_a_run_names_its_import_and_is_opened_with_it_in_a_fresh_process(write_module, tmp_path):
+    module, folder = write_module("temperature"), tmp_path / "run"
+    command = [sys.executable, str(MINE.parents[2] / "train.py"), f"--imports={module}", f"--workdir={folder}"]
+    settings = SMALL | {"model.mechanism": "rotary + temperature"}
+    command += [f"--config.{key}={value}" for key, value in settings.items()]
+    where = {"cwd": MINE.parents[2], "capture_output": True, "text": True}
+    done = subprocess.run(command, **where)
+    assert done.returncode == 0, done.stderr
+    predict = [sys.executable, "-m", "attn.cli", "predict", str(folder), "1 2 3"]
+    assert subprocess.run(predict, **where).returncode == 0
+    # Without the module one line says which one is missing, though a file of that name lies in the run's folder.
+    (folder / f"{module}.py").write_text("raise SystemExit('it ran')")
+    without = where | {"cwd": folder, "env": {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}}
+    lost = subprocess.run(predict, **without)
+    assert lost.returncode == 2
+    assert lost.stderr.count("\n") == 1 and f"'{module}' cannot be imported" in lost.stderr
+    assert "it ran" not in lost.stderr
+
+
+@pytest.mark.parametrize("name", ["reference", "blockwise"])
+def test_the_implementation_of_attention_is_a_setting(name, monkeypatch):
+    calls = []
+    known = IMPLEMENTATIONS[name]
+
+    def counting(*arrays, **options):
+        calls.append(name)
+        return known.attend(*arrays, **options)
+
+    monkeypatch.setitem(IMPLEMENTATIONS, name, dataclasses.replace(known, attend=counting))
+    config = from_mapping({"model": {"implementation": name}})
+    check_runs(config, Generated(config.task))
+    assert calls
