@@ -8,8 +8,9 @@ To add an implementation, write a function `attend(call)` and register it, from 
    `all_heads=True` it takes all heads, `[T N H]`, `[S K H]` and `[S K Hv]`, masks and scores still marked by
    `attn.per_head` (`mods.unwrap_per_head` takes the marks off), and returns (out `[T N Hv]`, normaliser of `[T N]`).
 2. It may assume that arguments are checked, offsets are resolved (inside marks: call `resolve(T, S)` on the mod of one
-   head), scores made from vectors are replaced, and that no feature is used, nor backend present, that it does not
-   declare. `out` may have any float dtype. Where "logsumexp" is not declared, the normaliser is None.
+   head), scores made from vectors are replaced, and that neither the features used nor the backend are undeclared.
+   `out` may have any float dtype. With all heads, head n drops by `call.dropout.for_head(n)`. Where "logsumexp" is not
+   declared, the normaliser is None.
 3. It must keep the semantics of docs/attention.md. `contract` has them as functions: `prepare` for one head,
    `zero_nonfinite_rows`, `zero_hidden_values`, `Head.apply_mask`. Sum in float32 or wider.
 4. Pieces for kernels: `blocks` (axes in blocks of any size), `survey` (the blocks that a mask needs), `closures`
