@@ -20,13 +20,15 @@ from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
 from attn.training import meshes
 from attn.training.checkpoints import CheckpointError
 from attn.training.config import ConfigError
+from attn.training.evaluation import Metrics
 from attn.training.flags import run_file
 from attn.training.folders import RUNS, RunError, file_in_the_way, write_whole
-from attn.training.judging import Scores
 from attn.training.locks import LockError
 from attn.training.loop import Interrupted, TrainingError
 from attn.training.programs import keep_programs
 from attn.training.progress import readable
+
+_COLUMN = 14  # characters of a metric
 
 # Their message is one line for the user.
 ERRORS = (CheckpointError, ConfigError, DataError, InputError, LockError, RunError, TrainingError)
@@ -58,7 +60,7 @@ def _warn_of_unknown(vocabulary: Vocabulary, text: str, number: int = 1):
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Hold answers against those that are right: a table, a file of numbers, a picture."""
+    """Evaluate a run: print a table, write a file of numbers and a picture."""
     run = _load(arguments.run)
     stem = run.folder / "evaluation" if arguments.output is None else pathlib.Path(arguments.output)
     if stem.name in ("", ".."):
@@ -66,28 +68,29 @@ def evaluate(arguments: argparse.Namespace) -> int:
     json_path, png_path = (stem.with_name(stem.name + ending) for ending in (".json", ".png"))
     report.check_writable(json_path)
     report.check_writable(png_path)
-    scores = run.evaluate(
+    metrics = run.evaluate(
         arguments.lengths, arguments.examples, part=arguments.part, beam_width=arguments.beam, track=_track
     )
 
-    rows = [{"length": length, **_row(row)} for length, row in scores.by_length()]
+    rows = [{"length": length, **_row(row)} for length, row in metrics.by_length()]
     if missing := set(arguments.lengths or ()) - {row["length"] for row in rows}:
         print(f"no sources of length {', '.join(_ranges(missing))} are held out", file=sys.stderr)
-    print(f"{'length':>6}  {'sources':>7}  {'exact match':>11}  {'token accuracy':>14}  {'error rate':>10}")
-    for row in [*rows, {"length": "all", **_row(scores.overall())}]:
-        means = f"{row['exact_match']:>11.4f}  {row['token_accuracy']:>14.4f}  {row['error_rate']:>10.4f}"
-        print(f"{row['length']:>6}  {row['sources']:>7,}  {means}")
+    names = [*metrics.values()]
+    print("  ".join([f"{'length':>6}", f"{'sources':>7}", *(name.replace("_", " ").rjust(_COLUMN) for name in names)]))
+    for row in [*rows, {"length": "all", **_row(metrics.overall())}]:
+        means = (f"{row[name]:>{_COLUMN}.4f}" for name in names)
+        print("  ".join([f"{row['length']:>6}", f"{row['sources']:>7,}", *means]))
 
     values = {
         "run": str(run.folder),
         "step": run.step,
         "beam": arguments.beam,
-        "overall": _row(scores.overall()),
+        "overall": _row(metrics.overall()),
         "by_length": rows,
     }
     write_whole(json_path, json.dumps(values, indent=2) + "\n")
     title = f"{run.name}, trained for {run.step:,} steps"
-    pictures.save(pictures.draw_lengths(scores, run.trained_lengths(), title), png_path)
+    pictures.save(pictures.draw_lengths(metrics, run.trained_lengths(), title), png_path)
     print(f"wrote {json_path} and {png_path}")
     return 0
 
@@ -99,8 +102,8 @@ def _ranges(numbers: set[int]) -> list[str]:
     return [f"{start} to {end}" if end > start else f"{start}" for start, end in zip(starts, ends)]
 
 
-def _row(scores: Scores) -> dict:
-    return {"sources": int(scores.exact_match.count), **scores.values()}
+def _row(metrics: Metrics) -> dict:
+    return {"sources": int(metrics.exact_match.count), **metrics.values()}
 
 
 def inspect(arguments: argparse.Namespace) -> int:

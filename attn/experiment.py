@@ -26,9 +26,9 @@ from attn.training import data as training_data
 from attn.training import flags, locks, meshes, rows
 from attn.training.checkpoints import CheckpointError
 from attn.training.config import Config, ConfigError, check_fits, check_runs, to_mapping
+from attn.training.evaluation import Evaluated
 from attn.training.folders import Folder, RunError, new_folder, newest_folder
 from attn.training.identity import PATHS, flat, may_change
-from attn.training.judging import Judgement
 from attn.training.locks import LockError
 from attn.training.loop import Interrupted, Outcome, TrainingError, train
 from attn.training.programs import keep_programs
@@ -37,7 +37,7 @@ from attn.training.signals import stopped_by_sigterm
 from attn.training.state import model_structure
 
 _SAMPLES, _SHOWN = 3, 80  # questions at the end of the report, and characters of each side
-_SCORES = {
+_METRICS = {
     "exact_match": "held-out exact match",
     "token_accuracy": "token accuracy      ",
     "error_rate": "error rate          ",
@@ -229,13 +229,13 @@ def _settled(config: Config) -> Config:
 
 def summarise(config: Config, data: Generated | Stored, folder: Folder, outcome: Outcome, clock: Clock) -> dict:
     """Write summary.json; fractions are in 0..1."""
-    scores = outcome.judgement.scores
+    metrics = outcome.evaluated.metrics
     summary = {
         "task": data.name,
         "source": config.data.source,
-        **scores.overall().values(),
-        "examples_evaluated": int(scores.overall().exact_match.count),
-        "lengths_evaluated": [length for length, _ in scores.by_length()],
+        **metrics.overall().values(),
+        "examples_evaluated": int(metrics.overall().exact_match.count),
+        "lengths_evaluated": [length for length, _ in metrics.by_length()],
         "beam": _beam(config, outcome.beam),
         "stopped_when_exact": outcome.exact,
         "steps": int(outcome.state.step),
@@ -257,12 +257,12 @@ def draw(config: Config, data: Generated | Stored, folder: Folder, outcome: Outc
     params = jax.device_get(outcome.state.kept)
     run = Run(folder.path, config, data.vocabulary, graphdef, params, int(outcome.state.step))
     source = outcome.questions.sources[row][: outcome.questions.lengths[row]]
-    run.draw(capture(run.model, data.vocabulary, source, outcome.judgement.answers[row]), folder.picture)
+    run.draw(capture(run.model, data.vocabulary, source, outcome.evaluated.answers[row]), folder.picture)
 
 
-def _beam(config: Config, beam: Judgement | None) -> dict | None:
+def _beam(config: Config, beam: Evaluated | None) -> dict | None:
     """Return the metrics of the additional beam, if there is one."""
-    return beam and {"width": config.evaluation.beam_width, **beam.scores.overall().values()}
+    return beam and {"width": config.evaluation.beam_width, **beam.metrics.overall().values()}
 
 
 def _sample_rows(vocabulary: Vocabulary, questions: Questions) -> list[int]:
@@ -292,7 +292,7 @@ def _can_be_typed(text: str) -> bool:
 def _sample(data: Generated | Stored, outcome: Outcome, row: int) -> dict:
     """One question of the evaluation as text: input, answer, and what would be right."""
     vocabulary, questions = data.vocabulary, outcome.questions
-    answer, targets = outcome.judgement.answers[row], questions.targets[questions.source_rows == row]
+    answer, targets = outcome.evaluated.answers[row], questions.targets[questions.source_rows == row]
     return {
         "input": vocabulary.write(questions.sources[row], side="source"),
         "answer": vocabulary.write(answer),
@@ -310,10 +310,12 @@ def report(summary: dict, folder: Folder):
         span += f" ({len(lengths)} of these lengths)"
     phases = ", ".join(f"{name} {seconds[name]:.1f}" for name in ("import", "compile", "train", "evaluate"))
     print()
-    for name, words in _SCORES.items():
+    for name, words in _METRICS.items():
         line = f"{words}  {percent(summary[name], up=name == 'error_rate')}"
         line += f"   with a beam of {beam['width']}: {percent(beam[name], up=name == 'error_rate')}" if beam else ""
         print(line + (f"   of {span}, never trained on" if name == "exact_match" else ""))
+    if "held_out_loss" in summary:
+        print(f"held-out loss         {summary['held_out_loss']:8.4f} nats per token")
     print(f"time                  {seconds['total']:6.1f} s   ({phases}) for {summary['steps']:,} steps")
     for sample in summary["samples"]:
         source, answer = (_shown(sample[name]) for name in ("input", "answer"))

@@ -5,7 +5,7 @@ import functools
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,10 @@ from attn.tasks.stored import Stored
 from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
 from attn.training import checkpoints, data, meshes
 from attn.training.config import longest_input
+from attn.training.evaluation import Evaluator, Metrics, Track, batch_sizes, build_programs
 from attn.training.folders import Folder, RunError
 from attn.training.groups import BEAM_WIDTH, Config
 from attn.training.identity import digest_of
-from attn.training.judging import Scores, answer_all, build_answer, judge, judging_batches
 from attn.training.progress import shortened
 from attn.training.state import initial_state, model_structure
 
@@ -86,15 +86,20 @@ class Run:
         most = min(256, _power_of_two(len(sources)))
         lengths = np.array([len(source) for source in sources])
         ended = padded([[*source, self.vocabulary.source_end] for source in sources])
+        evaluator, params = self._evaluator(longest, most, beam_width)
+        return [*evaluator.answers(params, ended, lengths)]
+
+    def _evaluator(self, longest: int, most: int, beam_width: int) -> tuple[Evaluator, nnx.State]:
+        """Make an evaluator for sources of up to `longest` tokens, `most` at a time, and copy the parameters."""
         mesh = meshes.data_mesh(most)
-        batches = judging_batches(self.config, self.vocabulary, longest + 1, most, mesh, beam_width)
-        params = meshes.replicate(self.params, mesh)
-        return [*answer_all(self._answer(mesh, beam_width), params, ended, lengths, batches, mesh)]
+        sizes = batch_sizes(self.config, self.vocabulary, longest + 1, most, mesh, beam_width)
+        evaluator = Evaluator(self.vocabulary, mesh, sizes, *self._programs(mesh, beam_width))
+        return evaluator, meshes.replicate(self.params, mesh)
 
     @functools.cached_property
-    def _answer(self) -> Callable:
-        """`(mesh, beam width) -> answer`, each built once."""
-        return functools.cache(lambda mesh, beam: build_answer(self.vocabulary, self.graphdef, mesh, beam))
+    def _programs(self) -> Callable:
+        """`(mesh, beam width) -> programs of an evaluator`, made once each."""
+        return functools.cache(lambda mesh, beam: build_programs(self.vocabulary, self.graphdef, mesh, beam))
 
     @checked(lengths=LENGTHS, examples=between(1), beam_width=BEAM_WIDTH)
     def evaluate(
@@ -104,9 +109,9 @@ class Run:
         *,
         part: str | None = None,
         beam_width: int = 1,
-        track: Callable[[Sequence], Iterable] = iter,
-    ) -> Scores:
-        """Exact match, token accuracy and error rate by length, on held-out examples answered freely.
+        track: Track = iter,
+    ) -> Metrics:
+        """Return exact match, token accuracy and error rate by length, on held-out examples decoded autoregressively.
 
         Args:
           lengths: of the sources, in tokens; None for those of training, or for all that a part holds.
@@ -119,29 +124,23 @@ class Run:
         Raises:
           InputError: a length that the positions cannot encode or that the part lacks, or no such part.
           attn.tasks.examples.DataError: the data are gone.
-          RunError: the data have changed since the run began, so that what it trained on may be asked.
+          RunError: the data have changed since the run began, so that it may be evaluated on what it trained on.
         """
         questions = self._questions(lengths, examples, part)
         longest = int(questions.lengths.max())
         self.check_length(longest)
-        most = self.config.evaluation.batch_size
-        mesh = meshes.data_mesh(most)
-        batches = judging_batches(self.config, self.vocabulary, longest + 1, most, mesh, beam_width)
-        answer, params = self._answer(mesh, beam_width), meshes.replicate(self.params, mesh)
-        return judge(answer, params, questions, self.vocabulary, batches, mesh, track=track).scores
+        evaluator, params = self._evaluator(longest, self.config.evaluation.batch_size, beam_width)
+        return evaluator.evaluate(params, questions, track).metrics
 
     def _questions(self, lengths: Sequence[int] | None, examples: int | None, part: str | None) -> Questions:
         """Return the questions of `evaluate`."""
         config, seed, each = self.config, self.config.evaluation.seed, examples or _OF_EACH_LENGTH
-        if (
-            part is None
-            and config.data.source != "pairs"
-            and (lengths is not None or config.data.source == "generated")
-        ):
+        is_stored = config.data.source in ("pairs", "tfds")
+        if part is None and config.data.source != "pairs" and (lengths is not None or not is_stored):
             task = config.task
             lengths = range(task.min_length, task.max_length + 1) if lengths is None else lengths
             return Generated(task).questions_of_each_length("test", lengths, each, seed)
-        if config.data.source == "generated":
+        if not is_stored:
             raise InputError(f"part {part!r}: the examples of this run are generated; give lengths")
         stored, part = self._data, "test" if part is None else part
         if lengths is None and examples is None:

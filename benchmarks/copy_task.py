@@ -33,7 +33,7 @@ from attn.tasks.generated import Generated, distinct_strings
 from attn.tasks.sequences import is_held_out
 from attn.training import meshes
 from attn.training.config import Config, from_mapping
-from attn.training.loop import compile_judge, compile_steps
+from attn.training.loop import compile_evaluate, compile_steps
 from attn.training.state import State, initial_state
 
 SYMBOLS, LENGTH, BATCH = 16, 32, 32
@@ -102,7 +102,7 @@ class Attn:
         jax.block_until_ready(self.state)
         self.compile_seconds = time.perf_counter() - started
         self.parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
-        self._judge = compile_judge(self.config, self._data, mesh, self.state.params, 1) if judges else None
+        self._judge = compile_evaluate(self.config, self._data, mesh, self.state.params, 1) if judges else None
 
     def train(self, steps: int) -> float:
         """Take `steps` more; return their mean loss."""
@@ -113,9 +113,9 @@ class Attn:
         return float(report.loss.value())
 
     def exact_match(self, strings: np.ndarray) -> float:
-        """By `attn.training.judging`: decoding with a cache of keys and values."""
+        """By `attn.training.evaluation`: decoding with a cache of keys and values."""
         questions = self.config.task.questions(strings, np.full(len(strings), LENGTH))
-        return self._judge(self.state.params, questions).scores.overall().exact_match.value()
+        return self._judge(self.state.params, questions).metrics.overall().exact_match.value()
 
 
 class XTransformers:

@@ -39,13 +39,14 @@ PUBLISHED = {
 }
 _IMPORTS = ("attn.studies.tape",)
 _OPTIMIZER = dict(learning_rate=1e-3, warmup_fraction=0.0, decay="none", beta2=0.999, clip_norm=1.0)
-_TRAINING = dict(steps=2_000, batch_size=128, one_length=True)
+_TRAINING = dict(steps=2_000, batch_size=128)
+_DATA = dict(source="one_length")
 
 
 def get_config() -> ConfigDict:
     """Return the config of one of them, on reverse."""
     task = dict(name="reverse", symbols=2, min_length=1, max_length=40)
-    groups = dict(task=task, model=_MODEL, optimizer=_OPTIMIZER, training=_TRAINING)
+    groups = dict(task=task, model=_MODEL, data=_DATA, optimizer=_OPTIMIZER, training=_TRAINING)
     return ConfigDict(to_mapping(from_mapping(dict(imports=_IMPORTS, **groups))))
 
 
@@ -69,7 +70,7 @@ def study(rows: dict[str, Row], steps: int = _TRAINING["steps"], **grid) -> Stud
     default = dict(beyond=tuple(range(41, 501, 41)), each=128, exact=(500,), strings=128, structured=500)
     return Study(
         rows,
-        config={"optimizer": _OPTIMIZER, "training": {"batch_size": 128, "one_length": True}},
+        config={"data": _DATA, "optimizer": _OPTIMIZER, "training": {"batch_size": 128}},
         budgets=(steps,),
         tasks=("reverse", "duplicate"),
         grid=Grid(**(default | grid)),

@@ -28,7 +28,7 @@ from attn.training.folders import Folder
 from attn.training.meshes import replicate
 from attn.training.progress import readable
 from attn.training.state import initial_state, model_structure
-from attn.training.steps import Report, build_dispatch, example_loss
+from attn.training.steps import Report, build_step_programs, example_loss
 
 SMALL = {
     "model.width": "32",
@@ -286,7 +286,7 @@ def test_too_long_for_learned_positions_is_one_line(repository, pairs_file, tmp_
 
 
 @pytest.mark.nightly
-def test_a_run_neither_resumes_nor_is_judged_with_other_pairs(repository, tmp_path, capsys):
+def test_a_run_neither_resumes_nor_is_evaluated_with_other_pairs(repository, tmp_path, capsys):
     path = tmp_path / "pairs.tsv"
     write_pairs(path, 600, longest=4)  # one or two buckets, each of which is compiled
     short = {"training.steps": "20", "training.checkpoint_every": "20", "evaluation.beam_width": "1"}
@@ -322,7 +322,7 @@ def test_a_step_is_that_of_the_bucket_alone(small_config):
     loaded = data.load(small_config)
     batches = loaded.batches(32, small_config.training.seed)
     mesh = meshes.data_mesh(32)
-    dispatch = build_dispatch(small_config, loaded, mesh)
+    programs = build_step_programs(small_config, loaded, mesh)
     state = jax.jit(lambda: initial_state(small_config, loaded.vocabulary))()
     model = nnx.merge(model_structure(small_config, loaded.vocabulary)[0], state.params)
     begin = loaded.vocabulary.begin
@@ -333,7 +333,7 @@ def test_a_step_is_that_of_the_bucket_alone(small_config):
         expected: Report = jax.tree.map(lambda x: float(x.sum()), losses(jax.tree.map(np.asarray, examples)))
         one = batches.stacked(step, step + 1, 4, mesh.size)
         fresh = replicate(jax.device_get(state), mesh)
-        _, report = dispatch(fresh, replicate(np.int32(1), mesh), one)
+        _, report = programs(fresh, replicate(np.int32(1), mesh), one)
         assert report.loss.count == expected.loss.count
         np.testing.assert_allclose(report.loss.sum, expected.loss.sum, rtol=1e-5)
         assert report.tokens == expected.tokens == sum((tokens != 0).sum() for tokens in examples)
@@ -355,7 +355,7 @@ def test_one_device_and_two_take_the_same_steps_on_buckets_of_odd_sizes(reposito
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), (meshes.DATA,))
         start = replicate(state, mesh)
         stacked = batches.stacked(0, 12, 12, devices)
-        ends.append(build_dispatch(config, loaded, mesh)(start, replicate(np.int32(12), mesh), stacked))
+        ends.append(build_step_programs(config, loaded, mesh)(start, replicate(np.int32(12), mesh), stacked))
     (one, report), (two, both) = ends
     assert float(report.tokens) == float(both.tokens)
     np.testing.assert_allclose(float(report.loss.value()), float(both.loss.value()), rtol=1e-5)

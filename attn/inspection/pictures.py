@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attn.inspection.capture import Maps
-from attn.training.judging import Scores
+from attn.training.evaluation import Metrics
 
 _TITLES = {"cross": "cross-attention", "decoder": "decoder self-attention", "encoder": "encoder self-attention"}
 
@@ -55,11 +55,11 @@ def _draw_map(ax: Axes, weights: np.ndarray, down: list[str], across: list[str])
         label.set_rotation(90 if len(text) > 2 else 0)
 
 
-def draw_lengths(scores: Scores, trained: tuple[int, int], title: str) -> Figure:
+def draw_lengths(metrics: Metrics, trained: tuple[int, int], title: str) -> Figure:
     """Exact match and token accuracy against length, the lengths of training shaded."""
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     ax = figure.subplots()
-    rows = list(scores.by_length())
+    rows = list(metrics.by_length())
     lengths = [length for length, _ in rows]
     ax.axvspan(trained[0] - 0.5, trained[1] + 0.5, color="0.92", label="trained lengths")
     ax.plot(lengths, [row.token_accuracy.value() for _, row in rows], ".-", color="tab:orange", label="token accuracy")

@@ -10,55 +10,34 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from attn.functional import masks
-from attn.mechanisms.mechanism import build_shared, max_positions
-from attn.mechanisms.registry import TEXT, parse
 from attn.mechanisms.rows import Count, Example, rows
 from attn.nn.attention import Sides
-from attn.nn.block import BlockSettings, Stack, dropout, layer
-from attn.nn.model import PAD, Cache, Model, Weights, split
-from attn.settings import between, one_of, setting
+from attn.nn.model import PAD, Cache, Weights
+from attn.nn.one_stack import OneStack, OneStackSettings
+from attn.settings import one_of, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderOnlySettings(BlockSettings):
+class DecoderOnlySettings(OneStackSettings):
     """Settings of the decoder-only Transformer.
 
     Attributes:
-      num_layers: L.
-      mechanism: of its attention.
       prefix: whether a token of the source attends to those before it ("causal") or to the whole source ("visible").
     """
 
-    num_layers: int = setting(2, between(1, 1_000))
-    mechanism: str = setting("sinusoidal", TEXT)
     prefix: str = setting("causal", one_of(("causal", "visible")))
 
 
-class DecoderOnly(Model):
-    """A decoder-only Transformer.
+class DecoderOnly(OneStack):
+    """A decoder-only Transformer; its arguments are those of `OneStack`."""
 
-    Args:
-      vocabulary: V, the number of tokens; token 0 is padding.
-      settings: sizes and kinds.
-      rngs: keys for the initial parameters.
-    """
-
-    settings = DecoderOnlySettings
+    settings, kind = DecoderOnlySettings, "decoder"
     one_text = True
     maps = (("decoder", "answer", "both"),)
 
     def __init__(self, vocabulary: int, settings: DecoderOnlySettings, rngs: nnx.Rngs):
-        self.rate, self.dtype, self.prefix = settings.dropout, jnp.dtype(settings.dtype), settings.prefix
-        self.add_embeddings(vocabulary, settings.width, tied=True, dtype=self.dtype, rngs=rngs)
-        mechanism = parse(settings.mechanism)
-        shared = build_shared([mechanism], layer(settings, "decoder"), rngs)
-        self.stack = Stack(settings, settings.num_layers, (mechanism, "decoder"), shared=shared, rngs=rngs)
-        self.stack.add_norm(settings, rngs)
-        self.add_output(vocabulary, settings.width, tied=settings.tied_embeddings, dtype=self.dtype, rngs=rngs)
-
-    @classmethod
-    def max_positions(cls, settings: DecoderOnlySettings) -> int | None:
-        return max_positions([parse(settings.mechanism)])
+        super().__init__(vocabulary, settings, rngs)
+        self.prefix = settings.prefix
 
     @classmethod
     def num_positions(cls, source: int, answer: int) -> int:
@@ -99,10 +78,6 @@ class DecoderOnly(Model):
         visible = masks.causal(offset=index)
         if self.prefix == "visible":
             visible = visible | masks.prefix(padding + example.source_length)
-        *_, dropout_key = split(key, len(self.stack.blocks) + 1)
-        x = (self.source_embed(tokens) + self.stack.added(q)).astype(self.dtype)
-        x = dropout(x, self.rate, dropout_key)
-        x = x if shift is None else x + shift
-        sides = Sides(q, k, visible & ~masks.prefix(padding))
+        x, sides = self.embed(tokens, q, key, shift), Sides(q, k, visible & ~masks.prefix(padding))
         x, own, (weights, _) = self.stack(x, sides, cache=(cache.own, index), key=key, return_weights=return_weights)
         return x, cache._replace(index=index + len(tokens), own=own), weights

@@ -3,63 +3,27 @@
 Source: the encoder of Vaswani et al. 2017, section 3.1; an output per token of the source: Devlin et al. 2019.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from attn.functional import masks
-from attn.mechanisms.mechanism import build_shared, max_positions
-from attn.mechanisms.registry import TEXT, parse
 from attn.mechanisms.rows import Count, Example, Rows, rows
 from attn.nn.attention import Sides
-from attn.nn.block import BlockSettings, Stack, dropout, layer
-from attn.nn.model import PAD, Cache, Model, Weights, split
-from attn.settings import between, setting
+from attn.nn.model import PAD, Cache, Weights
+from attn.nn.one_stack import OneStack
 
 
-@dataclasses.dataclass(frozen=True)
-class EncoderOnlySettings(BlockSettings):
-    """Settings of the encoder-only Transformer.
-
-    Attributes:
-      num_layers: L.
-      mechanism: of its attention.
-    """
-
-    num_layers: int = setting(2, between(1, 1_000))
-    mechanism: str = setting("sinusoidal", TEXT)
-
-
-class EncoderOnly(Model):
+class EncoderOnly(OneStack):
     """An encoder-only Transformer, for answers that are no longer than their sources.
 
-    Token t of the answer is predicted at token t of the source, all of them at once: none depends on another.
-
-    Args:
-      vocabulary: V, the number of tokens; token 0 is padding.
-      settings: sizes and kinds.
-      rngs: keys for the initial parameters.
+    Token t of the answer is predicted at token t of the source, all of them at once: none depends on another. Its
+    arguments are those of `OneStack`.
     """
 
-    settings = EncoderOnlySettings
+    kind = "encoder"
     reads_answer = False
     maps = (("encoder", "source", "source"),)
-
-    def __init__(self, vocabulary: int, settings: EncoderOnlySettings, rngs: nnx.Rngs):
-        self.rate, self.dtype, self.width = settings.dropout, jnp.dtype(settings.dtype), settings.width
-        self.add_embeddings(vocabulary, settings.width, tied=True, dtype=self.dtype, rngs=rngs)
-        mechanism = parse(settings.mechanism)
-        shared = build_shared([mechanism], layer(settings, "encoder"), rngs)
-        self.stack = Stack(settings, settings.num_layers, (mechanism, "encoder"), shared=shared, rngs=rngs)
-        self.stack.add_norm(settings, rngs)
-        self.add_output(vocabulary, settings.width, tied=settings.tied_embeddings, dtype=self.dtype, rngs=rngs)
-
-    @classmethod
-    def max_positions(cls, settings: EncoderOnlySettings) -> int | None:
-        return max_positions([parse(settings.mechanism)])
 
     def start(
         self,
@@ -80,13 +44,8 @@ class EncoderOnly(Model):
 
     def run(self, tokens: Int[Array, "S"], own: Rows, length: Count, shift, return_weights: bool):
         """Run the stack on tokens of which the first `length` are visible; return its output and the weights."""
-        key = own.example.key
-        *_, dropout_key = split(key, len(self.stack.blocks) + 1)
-        x = self.source_embed(tokens) + self.stack.added(own)
-        x = x if shift is None else x + shift
-        x = dropout(x.astype(self.dtype), self.rate, dropout_key)
-        sides = Sides(own, own, masks.padding(length))
-        x, _, (weights, _) = self.stack(x, sides, key=key, return_weights=return_weights)
+        x, sides = self.embed(tokens, own, own.example.key, shift), Sides(own, own, masks.padding(length))
+        x, _, (weights, _) = self.stack(x, sides, key=own.example.key, return_weights=return_weights)
         return x, weights
 
     def extend(

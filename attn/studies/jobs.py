@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from attn import runs
 from attn.runs import Run
 from attn.studies.report import save_json
-from attn.tasks.generated import Generated
 from attn.training import meshes
 from attn.training.checkpoints import CheckpointError
 from attn.training.config import Config, from_mapping, to_mapping
+from attn.training.data import load as load_data
 from attn.training.folders import Folder, RunError
 from attn.training.loop import train
 from attn.training.programs import keep_programs
@@ -64,7 +64,7 @@ class Trainer:
         """
         config = configured(settings)
         name = name_of(config) + ("-watched" if watch else "")
-        folder, data = Folder(self.folder / name), Generated(config.task)
+        folder, data = Folder(self.folder / name), load_data(config)
         mesh = meshes.data_mesh(config.training.batch_size)
         with _delete_to_repair(folder.path, RunError, CheckpointError):
             if folder.is_run():

@@ -4,6 +4,7 @@ Importing this registers the TFDS builders of the package's rules: `attn_copy`, 
 """
 
 import os
+from collections.abc import Callable
 
 from attn.settings import PATH, between, checked, error_message, one_of
 from attn.tasks import builders, pairs
@@ -13,7 +14,8 @@ from attn.tasks.rules import RULES, Rule, rearranged, register
 from attn.tasks.sequences import Task
 from attn.tasks.stored import Stored
 
-SOURCES = ("generated", "tfds")  # of the examples of a synthetic task
+# Sources of the examples of a task, for `config.data.source`: each makes its data of the task.
+SOURCES: dict[str, Callable[..., Generated | Stored]] = {"generated": Generated, "tfds": builders.load_dataset}
 CONSTRAINTS = {"symbols": between(2, 1_000_000), "min_length": between(1, 65_536), "max_length": between(1, 65_536)}
 
 
@@ -50,7 +52,7 @@ def _load_task(
     if folder is not None and source != "tfds":
         raise ValueError(f"folder: got {folder!r}, but only source='tfds' reads it")
     task = Task(name, symbols, min_length, max_length)
-    return Generated(task) if source == "generated" else builders.load_dataset(task, folder)
+    return SOURCES[source](task, folder) if source == "tfds" else SOURCES[source](task)
 
 
 __all__ = ["RULES", "DataError", "Generated", "Rule", "Stored", "Task", "load", "rearranged", "register"]

@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 PAD = 0  # the token that fills up sources and targets
-# A run's key is folded with these for its examples and for the lengths of batches: no random number is used twice.
-_EXAMPLES, _LENGTHS = 1, 2
+EXAMPLES = 1  # the number that a run's key is folded with for its examples
 Tokens = Int[Array | np.ndarray, "n"] | Sequence[int]
 
 
@@ -30,6 +29,14 @@ class Example(NamedTuple):
 
     source: Int[Array | np.ndarray, "*B S"]
     target: Int[Array | np.ndarray, "*B T"]
+
+
+class Bucket(NamedTuple):
+    """The shape of a batch: the number of examples, and the widths of their sources and targets."""
+
+    size: int
+    source: int
+    target: int
 
 
 class Questions(NamedTuple):
@@ -54,16 +61,23 @@ class Questions(NamedTuple):
         return Questions(self.sources[rows], self.lengths[rows], self.targets[kept], renumbered)
 
 
+def as_one_text(example: Example) -> Example:
+    """Return source and answer as one string without a source: its target is the source with the answer after it.
+
+    So a source of symbols and a begin token becomes the symbols, a begin token, the answer and an end token. The begin
+    token makes it decidable where the answer begins, so that there is one right continuation.
+    """
+    source, target = example
+    string = jnp.pad(source, (0, len(target)))
+    string = jax.lax.dynamic_update_slice(string, target, (jnp.sum(source != PAD),))
+    return Example(jnp.full(1, PAD, source.dtype), string)
+
+
 def example_keys(seed: int, step: int | Int[Array, ""], numbers: Int[Array, "B"]) -> tuple[Array, Array]:
     """Return two random keys `[B]` per example of a step, given its number in the batch: to draw it, for dropout."""
-    of_step = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _EXAMPLES), step)
+    of_step = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), EXAMPLES), step)
     keys = jax.vmap(lambda number: jax.random.fold_in(of_step, number))(numbers)
     return tuple(jax.vmap(jax.random.split, out_axes=1)(keys))
-
-
-def length_key(seed: int, step: int | Int[Array, ""]) -> Array:
-    """Return the random key of the length that all examples of a step share."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _LENGTHS), step)
 
 
 def decoder_input(target: Int[Array, "T"], begin: int) -> Int[Array, "T"]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from attn.settings import LENGTHS, SEED, between, checked
-from attn.tasks.examples import Example, Questions, example_keys
+from attn.tasks.examples import Bucket, Example, Questions, example_keys
 from attn.tasks.sequences import Task, is_for_validation, is_held_out
 from attn.tasks.vocabulary import InputError, Symbols
 
@@ -25,25 +25,42 @@ class DrawnBatches:
     """The batches of a run on a task, each a function of (seed, step).
 
     Args:
-      sample: `key -> example`.
+      data: the data that they are drawn from.
       batch_size: B, the examples per batch.
       seed: the run's.
     """
 
-    sample: Callable[[Array], Example] = dataclasses.field(repr=False)
+    data: "Generated" = dataclasses.field(repr=False)
     batch_size: int
     seed: int
 
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The shapes of batches: one, as wide as the longest source and the longest target."""
+        return (bucket_of(self.data.sample, self.batch_size),)
+
+    def draw(self, step: int | Int[Array, ""]) -> tuple[Int[Array, ""], Callable[[Array], Example]]:
+        """Return the number of a step's bucket, and the function that draws an example from its key."""
+        return jnp.int32(0), self.data.sample
+
     @checked(step=between(0, 2**31 - 1))
     def batch(self, step: int) -> tuple[int, Example]:
-        """Return the batch `[B S], [B T]` of a step, and 0, the number of its bucket: there is only one."""
-        keys, _ = example_keys(self.seed, step, jnp.arange(self.batch_size))
-        return 0, _sample_all(self.sample, keys)
+        """Return the number of the bucket and the batch `[B S], [B T]` of a step."""
+        number, examples = _drawn(self, np.int32(step))
+        bucket = self.buckets[int(number)]
+        return int(number), Example(examples.source[:, : bucket.source], examples.target[:, : bucket.target])
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _sample_all(sample: Callable, keys: Array) -> Example:
-    return jax.vmap(sample)(keys)
+def _drawn(batches: DrawnBatches, step: Int[Array, ""]) -> tuple[Array, Example]:
+    number, sample = batches.draw(step)
+    keys, _ = example_keys(batches.seed, step, jnp.arange(batches.batch_size))
+    return number, jax.vmap(sample)(keys)
+
+
+def bucket_of(sample: Callable[[Array], Example], batch_size: int) -> Bucket:
+    """Return the shape of batches of examples drawn by `sample`; nothing is computed."""
+    return Bucket(batch_size, *(tokens.shape[0] for tokens in jax.eval_shape(sample, jax.random.key(0))))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -80,7 +97,7 @@ class Generated:
     @checked(batch_size=between(1), seed=SEED)
     def batches(self, batch_size: int, seed: int) -> DrawnBatches:
         """Return the batches to train on."""
-        return DrawnBatches(self.sample, batch_size, seed)
+        return DrawnBatches(self, batch_size, seed)
 
     @checked(total=between(1), seed=SEED)
     def questions(self, part: str, total: int, seed: int) -> Questions:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, UInt32
 
 from attn.functional.hashing import mix
-from attn.tasks.examples import PAD, DataError, Example, Questions
+from attn.tasks.examples import PAD, DataError, Example, Questions, as_one_text
 from attn.tasks.rules import RULES, Rule
 from attn.tasks.vocabulary import Symbols
 
@@ -73,15 +73,10 @@ class Task:
     def example(self, symbols: Int[Array, "n"], length: Int[Array, ""]) -> Example:
         """Return the example of one string, padded with 0, as wide as its widest source and answer.
 
-        Where the answer continues its source, the example is one string: its source is one padding token, and its
-        target is the symbols, a begin token, the answer and an end token. The begin token makes it decidable where
-        the answer begins, so that there is one right continuation.
+        Where the answer continues its source, the example is one string without a source, see `as_one_text`.
         """
         source, target, _ = _pair(self.vocabulary, symbols, length)
-        if not self.rule.continues:
-            return Example(source, target)
-        string = jnp.pad(source, (0, len(target)))
-        return Example(jnp.full(1, PAD, symbols.dtype), jax.lax.dynamic_update_slice(string, target, (length + 1,)))
+        return as_one_text(Example(source, target)) if self.rule.continues else Example(source, target)
 
     def questions(self, strings: Int[np.ndarray, "B n"], lengths: Int[np.ndarray, "B"]) -> Questions:
         """Return the questions of strings padded with 0, each with its one accepted answer.

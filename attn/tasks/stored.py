@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from attn.settings import LENGTHS, SEED, between, checked
-from attn.tasks.examples import PAD, Example, Questions, padded
+from attn.tasks.examples import PAD, Bucket, Example, Questions, padded
 from attn.tasks.vocabulary import InputError, Vocabulary
 
 _ENOUGH = 0.22  # fraction of padding below which another bucket, one more program to compile, is not worthwhile
@@ -40,24 +40,30 @@ class Batches:
     come twice.
 
     Args:
-      buckets: examples `[n S], [n T]`, each bucket of one width.
+      examples: `[n S], [n T]`, in buckets of one width each.
       batch_size: B, the most examples per batch.
       seed: of the order.
     """
 
-    buckets: tuple[Example, ...]
+    examples: tuple[Example, ...]
     batch_size: int
     seed: int
 
     @functools.cached_property
     def counts(self) -> tuple[int, ...]:
         """Batches per epoch of each bucket."""
-        return tuple(-(-len(bucket.source) // self.batch_size) for bucket in self.buckets)
+        return tuple(-(-len(bucket.source) // self.batch_size) for bucket in self.examples)
 
     @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
         """Examples per batch of each bucket."""
-        return tuple(-(-len(bucket.source) // count) for bucket, count in zip(self.buckets, self.counts))
+        return tuple(-(-len(bucket.source) // count) for bucket, count in zip(self.examples, self.counts))
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The shapes of batches."""
+        widths = ((bucket.source.shape[1], bucket.target.shape[1]) for bucket in self.examples)
+        return tuple(Bucket(size, *both) for size, both in zip(self.sizes, widths))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -71,9 +77,9 @@ class Batches:
     def batch(self, step: int) -> tuple[int, Example]:
         """Return the number of the bucket and the batch `[b S], [b T]` of a step."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        totals = tuple(len(bucket.source) for bucket in self.buckets)
+        totals = tuple(len(bucket.source) for bucket in self.examples)
         number, rows = _shuffled(totals, self.counts, self.seed, epoch)[index]
-        return number, Example(*(tokens[rows] for tokens in self.buckets[number]))
+        return number, Example(*(tokens[rows] for tokens in self.examples[number]))
 
     def stacked(self, step: int, until: int, count: int, devices: int = 1) -> StackedBatches:
         """Return the batches of steps [step, until), padded with empty batches to `count`.
@@ -82,7 +88,7 @@ class Batches:
         evenly over the devices and stand at the beginning of each device's rows.
         """
         rows_per_device = -(-max(self.sizes) // devices)
-        widths = (max(tokens.shape[1] for tokens in side) for side in zip(*self.buckets))
+        widths = (max(tokens.shape[1] for tokens in side) for side in zip(*self.examples))
         buckets = np.zeros(count, np.int32)
         examples = Example(*(np.full((count, rows_per_device * devices, width), PAD, np.int32) for width in widths))
         for index, (number, batch) in enumerate(map(self.batch, range(step, until))):

@@ -1,5 +1,6 @@
 """From nested mappings to the settings of a run; a wrong one is one line: key, what was given, what is allowed."""
 
+import collections
 import dataclasses
 import importlib
 import importlib.machinery
@@ -29,7 +30,7 @@ from attn.training.groups import OPTIMIZERS, Config, ConfigError, Data
 _CONSTRAINTS = {
     "task.name": one_of(TASKS),
     **{f"task.{name}": each for name, each in tasks.CONSTRAINTS.items()},
-    "data.source": one_of((*tasks.SOURCES, "pairs")),
+    "data.source": one_of(collections.ChainMap({"pairs": None}, tasks.SOURCES)),
     "data.folder": PATH,
     **{f"data.{name}": each for name, each in pairs.CONSTRAINTS.items()},
 }
@@ -253,22 +254,13 @@ def _check_heads(model: ModelSettings):
 
 def _check_data(config: Config):
     """Settings that mean nothing for the source of the data, or for the model, must be left alone."""
-    if config.training.one_length and config.data.source != "generated":
-        raise ConfigError(
-            f"config.training.one_length: got True, but config.data.source is {config.data.source!r}; only 'generated' "
-            "draws lengths"
-        )
     if config.training.replaced_tokens and not MODELS[config.model.name].reads_answer:
         raise ConfigError(
             f"config.training.replaced_tokens: got {config.training.replaced_tokens}, means nothing for "
             f"config.model.name = {config.model.name!r}, which does not read the answer"
         )
-    if config.data.source != "pairs" and config.task.rule.continues and not MODELS[config.model.name].one_text:
-        having = " or ".join(repr(name) for name, model in MODELS.items() if model.one_text)
-        raise ConfigError(
-            f"config.model.name: got {config.model.name!r}, but the strings of {config.task.name!r} have no source; "
-            f"only {having} learns them"
-        )
+    if config.data.source != "pairs" and config.task.rule.continues:
+        _check_text(config)
     data, default = config.data, Data()
     readers = {name: "pairs" for name in ("path", "tokens", "validation", "test", "longest")} | {"folder": "tfds"}
     for name, reader in readers.items():
@@ -285,6 +277,18 @@ def _check_data(config: Config):
             raise ConfigError(
                 f"config.task.{field.name}: got {given!r}, means nothing for config.data.source = 'pairs'"
             )
+
+
+def _check_text(config: Config):
+    """A text without a source is for a model that reads source and answer as one, each token after those before it."""
+    without, model = f"the strings of {config.task.name!r} have no source", config.model
+    if not MODELS[model.name].one_text:
+        having = " or ".join(repr(name) for name, each in MODELS.items() if each.one_text)
+        raise ConfigError(f"config.model.name: got {model.name!r}, but {without}; only {having} learns them")
+    if getattr(model, "prefix", "causal") != "causal":
+        raise ConfigError(
+            f"config.model.prefix: got {model.prefix!r}, but {without}, which would be the prefix; must be 'causal'"
+        )
 
 
 def longest_input(model: ModelSettings, capacity: Callable[[int], int]) -> int | None:

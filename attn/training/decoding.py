@@ -24,17 +24,13 @@ def decode(model: Model, vocabulary: Vocabulary, sources: Int[Array, "B S"], bea
     return beam_search(model, vocabulary, sources, beam_width)
 
 
-def greedy(
-    model: Model, vocabulary: Vocabulary, sources: Int[Array, "B S"], *, length_given: bool = False
-) -> Int[Array, "B T"]:
+def greedy(model: Model, vocabulary: Vocabulary, sources: Int[Array, "B S"]) -> Int[Array, "B T"]:
     """Decode greedily: the most likely token, fed back, until the end token.
 
     Args:
       model: any.
       vocabulary: for the begin and end tokens, and for how many tokens an answer may take.
       sources: `[B S]` tokens; one that is padding alone is not answered.
-      length_given: let the end token come when as many tokens are written as an answer may take, and not before,
-        whatever the model predicts.
 
     Returns:
       `[B T]` tokens: the answer, its end token, padding.
@@ -45,9 +41,8 @@ def greedy(
     def step(state):
         written, token, ended, answers, cache = state
         logits, cache, _ = extend(token[:, None], cache)
-        last = written + 1 >= most
-        token = jnp.where(ended, PAD, _likeliest(logits[:, 0], vocabulary, last if length_given else None))
-        ended |= (token == vocabulary.end) | last
+        token = jnp.where(ended, PAD, _most_likely(logits[:, 0]))
+        ended |= (token == vocabulary.end) | (written + 1 >= most)
         return written + 1, token, ended, answers.at[:, written].set(token), cache
 
     def unfinished(state):
@@ -61,32 +56,25 @@ def greedy(
 
 
 def confirmed(
-    model: Model,
-    vocabulary: Vocabulary,
-    sources: Int[Array, "B S"],
-    targets: Int[Array, "B T"],
-    *,
-    length_given: bool = False,
+    model: Model, vocabulary: Vocabulary, sources: Int[Array, "B S"], targets: Int[Array, "B T"]
 ) -> Bool[Array, "B"]:
     """Return whether `greedy` would write exactly these answers, in one pass instead of token by token.
 
-    Where each token of an answer is the likeliest after those before it, greedy decoding writes the first, hence the
-    second, and so on to the end; where one is not, it departs there.
+    Where each token of an answer is the most likely after those before it, greedy decoding writes the first, therefore
+    the second, and so on to the end; where one is not, it departs there.
 
     Args:
-      model, vocabulary, sources, length_given: as of `greedy`.
+      model, vocabulary, sources: as of `greedy`.
       targets: `[B T]` tokens of the answers, with their end tokens, padded.
 
     Source: the answer is a draft that the model checks, as in speculative decoding: Leviathan et al. 2023, section 2.
     """
 
-    def one(source, target, length, most):
-        logits = model(source, decoder_input(target, vocabulary.begin), answer_length=length)
-        last = jnp.arange(1, len(target) + 1) >= most
-        written = _likeliest(logits, vocabulary, last if length_given else None)
+    def one(source, target, length):
+        written = _most_likely(model(source, decoder_input(target, vocabulary.begin), answer_length=length))
         return jnp.all((written == target) | (target == PAD))
 
-    return jax.vmap(one)(prompts(vocabulary, sources), targets, *_lengths(vocabulary, sources))
+    return jax.vmap(one)(prompts(vocabulary, sources), targets, _answer_lengths(vocabulary, sources))
 
 
 def margins(
@@ -106,7 +94,7 @@ def margins(
         lead = jnp.max(logits, -1, where=right, initial=-jnp.inf) - jnp.max(logits, -1, where=~right, initial=-jnp.inf)
         return jnp.min(lead, where=target != PAD, initial=jnp.inf)
 
-    return jax.vmap(one)(prompts(vocabulary, sources), targets, _lengths(vocabulary, sources)[0])
+    return jax.vmap(one)(prompts(vocabulary, sources), targets, _answer_lengths(vocabulary, sources))
 
 
 def beam_search(model: Model, vocabulary: Vocabulary, sources: Int[Array, "B S"], width: int) -> Int[Array, "B T"]:
@@ -178,14 +166,8 @@ def _most_tokens(vocabulary: Vocabulary, sources: Int[Array, "B S"]) -> Int[Arra
     return by_length[jnp.sum(sources != PAD, axis=1)]
 
 
-def _likeliest(
-    logits: Float[Array, "*B V"], vocabulary: Vocabulary, last: Bool[Array, "*B"] | None
-) -> Int[Array, "*B"]:
-    """Return the most likely token; the end token where it is the `last` and nowhere else, if that is given."""
-    logits = _unpadded(logits)
-    if last is not None:
-        logits = logits.at[..., vocabulary.end].set(jnp.where(last, jnp.inf, -jnp.inf))
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+def _most_likely(logits: Float[Array, "*B V"]) -> Int[Array, "*B"]:
+    return jnp.argmax(_unpadded(logits), axis=-1).astype(jnp.int32)
 
 
 def _unpadded(logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
@@ -193,10 +175,9 @@ def _unpadded(logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
     return logits.at[..., PAD].set(-jnp.inf)
 
 
-def _lengths(vocabulary: Vocabulary, sources: Int[Array, "B S"]) -> tuple[Int[Array, "B"] | None, Int[Array, "B"]]:
-    """Return the lengths of the answers, None where they are not known, and how many tokens they may take."""
-    most = _most_tokens(vocabulary, sources)
-    return (None if vocabulary.answer_length(1) is None else most), most
+def _answer_lengths(vocabulary: Vocabulary, sources: Int[Array, "B S"]) -> Int[Array, "B"] | None:
+    """Return the lengths of the answers; None where they are not known."""
+    return None if vocabulary.answer_length(1) is None else _most_tokens(vocabulary, sources)
 
 
 def _start(model: Model, vocabulary: Vocabulary, sources: Int[Array, "B S"], capacity: int) -> Cache:
@@ -206,4 +187,4 @@ def _start(model: Model, vocabulary: Vocabulary, sources: Int[Array, "B S"], cap
         cache, _ = model.start(source, capacity, answer_length=length)
         return cache._replace(index=jnp.asarray(cache.index, jnp.int32))
 
-    return jax.vmap(start, out_axes=_OF_EXAMPLES)(prompts(vocabulary, sources), _lengths(vocabulary, sources)[0])
+    return jax.vmap(start, out_axes=_OF_EXAMPLES)(prompts(vocabulary, sources), _answer_lengths(vocabulary, sources))

@@ -184,13 +184,13 @@ class Folder:
         if not self._summary.exists():
             return None
         shown = {"steps": int, "examples_evaluated": int, "lengths_evaluated": list, "seconds": dict, "samples": list}
-        scores = dict.fromkeys(("exact_match", "token_accuracy", "error_rate"), float)
-        summary = self._read("summary.json", **shown, **scores, beam=dict | None)
+        metrics = dict.fromkeys(("exact_match", "token_accuracy", "error_rate"), float)
+        summary = self._read("summary.json", **shown, **metrics, beam=dict | None)
         inside = {
             "lengths_evaluated": _are(summary["lengths_evaluated"], int),
             "seconds": _has(summary["seconds"], float, "import", "compile", "train", "evaluate", "total"),
             "samples": _are(summary["samples"], dict) and all(map(_is_sample, summary["samples"])),
-            "beam": summary["beam"] is None or _has(summary["beam"], float, "width", *scores),
+            "beam": summary["beam"] is None or _has(summary["beam"], float, "width", *metrics),
         }
         for name, usable in inside.items():
             if not usable:

@@ -82,7 +82,6 @@ class Training:
     stop_when_exact: int = setting(0, between(0, 1_000_000_000))
     replaced_tokens: float = setting(0.0, between(0, 1))
     batch_size: int = setting(32, _COUNT)
-    one_length: bool = False
     steps_per_call: int = setting(100, _COUNT)
     evaluate_every: int = setting(500, _COUNT)
     checkpoint_every: int = setting(1000, _COUNT)

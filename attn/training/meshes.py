@@ -141,7 +141,7 @@ def replicate(tree, mesh: Mesh):
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def share(tree, mesh: Mesh):
+def shard(tree, mesh: Mesh):
     """Divide values among the devices along their first axis; each host passes the whole."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(DATA)))
 

@@ -37,7 +37,7 @@ class Clock:
 
 
 class Row(NamedTuple):
-    """One row of the metrics; what answers are worth where the step was judged."""
+    """One row of the metrics; those of answers where the step was evaluated."""
 
     step: int
     loss: float
@@ -46,6 +46,7 @@ class Row(NamedTuple):
     exact_match: float | None = None
     token_accuracy: float | None = None
     error_rate: float | None = None
+    held_out_loss: float | None = None
 
 
 class Display:

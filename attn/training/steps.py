@@ -1,11 +1,10 @@
-"""Training steps: draw the batches, take steps on them.
+"""Training steps: draw the batches, update the parameters.
 
-Several steps are one dispatch. It is four programs: one brings the parameters into the arrays in which the optimizer
-holds them, one draws the batches of all its steps, one takes the steps, one brings the parameters back. So the
-programs compile side by side, and what is drawn is drawn for all steps at once.
+Several steps are one call of four programs: the first packs the parameters as the optimizer holds them, the second
+draws the batches of all steps, the third takes the steps, the last unpacks the parameters. So the programs compile side
+by side, and the batches of all steps are drawn at once.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from attn.tasks.examples import PAD, Example, decoder_input, example_keys, length_key, with_replaced
+from attn.tasks.examples import PAD, Bucket, Example, decoder_input, example_keys, with_replaced
 from attn.tasks.generated import Generated
 from attn.tasks.stored import StackedBatches, Stored
 from attn.training.config import Config
@@ -26,26 +25,17 @@ from attn.training.metrics import Mean, cross_entropy
 from attn.training.optimizers import optimizer, packing
 from attn.training.state import State, model_structure
 
-_WIDTHS = 4  # that batches of one length are padded to
 _REPLACED = 2**32 - 1  # what an example's key is folded with for its replaced tokens: the model splits it into fewer
-_LARGEST = 1 << 24  # bytes of the batches of a dispatch; to draw them takes a few times as much
+_LARGEST = 1 << 24  # bytes of the batches of a call; drawing them takes a few times as much
 _EVERYWHERE, _BY_DEVICE = PartitionSpec(), PartitionSpec(None, DATA)
 _STORED = StackedBatches(_EVERYWHERE, Example(_BY_DEVICE, _BY_DEVICE))
 
 
 class Report(NamedTuple):
-    """The loss of some steps, in nats per token, and the number of source and target tokens that were read."""
+    """The loss of some steps, in nats per token, and their number of source and target tokens."""
 
     loss: Mean
     tokens: Float[Array, ""]
-
-
-class Bucket(NamedTuple):
-    """The shape of a batch: how many examples, and the widths of their sources and targets."""
-
-    size: int
-    source: int
-    target: int
 
 
 class Batches(NamedTuple):
@@ -65,17 +55,17 @@ class Batches(NamedTuple):
 _BATCHES = Batches(_EVERYWHERE, Example(_BY_DEVICE, _BY_DEVICE), _BY_DEVICE)
 
 
-class Dispatch(NamedTuple):
-    """`(state, until, stored) -> (state, report)`: up to `dispatch_length` steps, none beyond step `until`.
+class StepPrograms(NamedTuple):
+    """`(state, until, stored) -> (state, report)`: up to `steps_per_call` steps, none beyond step `until`.
 
     `stored` are the stacked batches of `Stored` data, None for a sampler. Each device differentiates the loss of its
-    own examples; the gradients are added up in one message.
+    own examples; gradients are all-reduced in one `psum`.
 
     Attributes:
       pack: (parameters, their average or None) -> the same as the optimizer holds them.
       draw: (step, stored) -> the batches of the steps from this one on.
-      advance: (packed state, until, batches) -> (packed state, report); the memory of the packed state is used again.
-      unpack: undoes `pack`.
+      advance: (packed state, until, batches) -> (packed state, report); the packed state is donated.
+      unpack: the inverse of `pack`.
     """
 
     pack: Callable
@@ -89,8 +79,8 @@ class Dispatch(NamedTuple):
         return _changed(state, self.unpack), report
 
 
-def build_dispatch(config: Config, data: Generated | Stored, mesh: Mesh) -> Dispatch:
-    """Make the programs of a dispatch, each jitted."""
+def build_step_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> StepPrograms:
+    """Make the programs, each jitted."""
     pack, unpack = packing(config.optimizer, model_structure(config, data.vocabulary)[1])
     draw = jax.shard_map(
         _drawing(config, data), mesh=mesh, in_specs=(_EVERYWHERE, stored_specs(data)), out_specs=_BATCHES
@@ -101,16 +91,16 @@ def build_dispatch(config: Config, data: Generated | Stored, mesh: Mesh) -> Disp
         in_specs=(_EVERYWHERE, _EVERYWHERE, _BATCHES),
         out_specs=(_EVERYWHERE, _EVERYWHERE),
     )
-    return Dispatch(_of_both(pack), jax.jit(draw), jax.jit(advance, donate_argnums=0), _of_both(unpack))
+    return StepPrograms(_of_both(pack), jax.jit(draw), jax.jit(advance, donate_argnums=0), _of_both(unpack))
 
 
 def arguments_of(
-    dispatch: Dispatch, config: Config, data: Generated | Stored, mesh: Mesh, state: State
+    programs: StepPrograms, config: Config, data: Generated | Stored, mesh: Mesh, state: State
 ) -> dict[str, tuple]:
-    """The arguments of each program of a dispatch, as shapes with their shardings: what to compile for.
+    """Return the arguments of each program, as shapes with their shardings, to compile for.
 
     Args:
-      dispatch: made of the same config, data and mesh.
+      programs: made of the same config, data and mesh.
       state: a state, or the shapes of one.
     """
 
@@ -118,7 +108,7 @@ def arguments_of(
         place = NamedSharding(mesh, spec)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
-    count, buckets = dispatch_length(config, data), _buckets(config, data)
+    count, buckets = steps_per_call(config, data), _buckets(config, data)
     rows = mesh.size * -(-max(bucket.size for bucket in buckets) // mesh.size)
     number = jax.ShapeDtypeStruct((count,), jnp.int32)
     source, target = (
@@ -127,7 +117,7 @@ def arguments_of(
     )
     number, examples = shapes(number, _EVERYWHERE), shapes(Example(source, target), _BY_DEVICE)
     state = shapes(state, _EVERYWHERE)
-    packed = shapes(jax.eval_shape(functools.partial(_changed, change=dispatch.pack), state), _EVERYWHERE)
+    packed = shapes(jax.eval_shape(functools.partial(_changed, change=programs.pack), state), _EVERYWHERE)
     return {
         "pack": (state.params, state.average),
         "draw": (state.step, None if isinstance(data, Generated) else StackedBatches(number, examples)),
@@ -136,16 +126,16 @@ def arguments_of(
     }
 
 
-def dispatch_length(config: Config, data: Generated | Stored) -> int:
-    """Return how many steps a dispatch has at most.
+def steps_per_call(config: Config, data: Generated | Stored) -> int:
+    """Return the largest number of steps of a call.
 
-    It ends at every evaluation, checkpoint and at the last step; and its batches lie in memory, all of them.
+    A call ends at every evaluation, at every checkpoint and at the last step, and holds all its batches in memory.
     """
     training = config.training
     widest = max(bucket.size * (bucket.source + 2 * bucket.target) for bucket in _buckets(config, data))
     fit = max(1, _LARGEST // (widest * jnp.dtype(jnp.int32).itemsize))
     most = min(training.steps_per_call, training.evaluate_every, training.checkpoint_every, training.steps)
-    return -(-most // -(-most // fit))  # in as few dispatches as fit, all alike
+    return -(-most // -(-most // fit))  # in as few calls as fit, of equal size
 
 
 def stored_specs(data: Generated | Stored) -> StackedBatches | None:
@@ -170,64 +160,47 @@ def example_loss(
 
 
 def _of_both(change: Callable) -> Callable:
-    """`change` of parameters and of their average, if there is one."""
+    """Apply `change` to parameters and to their average, if there is one."""
     return jax.jit(lambda params, average: (change(params), None if average is None else change(average)))
 
 
 def _changed(state: State, change: Callable) -> State:
-    """The state with its parameters changed and their average; the optimizer's state is handed on."""
+    """Return the state with its parameters and their average changed."""
     params, average = change(state.params, state.average)
     return state._replace(params=params, average=average)
 
 
-def _buckets(config: Config, data: Generated | Stored) -> list[Bucket]:
-    """The shapes that batches have."""
-    size = config.training.batch_size
-    if isinstance(data, Stored):
-        sizes = data.batches(size, config.training.seed).sizes
-        widths = [(bucket.source.shape[1], bucket.target.shape[1]) for bucket in data.training]
-        return [Bucket(size, *both) for size, both in zip(sizes, widths)]
-    tasks = [data]
-    if config.training.one_length:
-        task, parts = data.task, range(1, _WIDTHS + 1)
-        longest = sorted({max(task.min_length, -(-task.max_length * part // _WIDTHS)) for part in parts})
-        tasks = [dataclasses.replace(task, max_length=length) for length in longest]
-    examples = [jax.eval_shape(task.sample, jax.random.key(0)) for task in tasks]
-    return [Bucket(size, *(tokens.shape[0] for tokens in example)) for example in examples]
+def _buckets(config: Config, data: Generated | Stored) -> tuple[Bucket, ...]:
+    """Return the shapes of batches."""
+    return data.batches(config.training.batch_size, config.training.seed).buckets
 
 
 def _drawing(config: Config, data: Generated | Stored) -> Callable:
-    """`(step, stored) -> batches` of one device's share, from a step on."""
-    seed, buckets, vocabulary = config.training.seed, _buckets(config, data), data.vocabulary
-    count, sizes = dispatch_length(config, data), jnp.array([bucket.size for bucket in buckets])
+    """Make `(step, stored) -> batches`: one device's rows of the batches from a step on."""
+    seed, vocabulary = config.training.seed, data.vocabulary
+    of_run = data.batches(config.training.batch_size, seed)
+    buckets = of_run.buckets
+    count, sizes = steps_per_call(config, data), jnp.array([bucket.size for bucket in buckets])
     replace = functools.partial(with_replaced, rate=config.training.replaced_tokens, vocabulary_size=vocabulary.size)
 
     def inputs(target, key):
         tokens = decoder_input(target, vocabulary.begin)
         return replace(tokens, jax.random.fold_in(key, _REPLACED)) if config.training.replaced_tokens else tokens
 
-    def drawn(step) -> tuple[Int[Array, ""], Callable]:
-        """The bucket of a step's batch, and its examples by their keys."""
-        if not config.training.one_length:
-            return jnp.zeros((), jnp.int32), jax.vmap(data.sample)
-        length = data.task.draw_length(length_key(seed, step))
-        bucket = jnp.searchsorted(jnp.array([bucket.source - 1 for bucket in buckets]), length)  # less the end token
-        return bucket, jax.vmap(lambda key: data.task.sample(key, length=length))
-
     def batch(step, stored: StackedBatches | None) -> Batches:
-        bucket, examples = (stored.bucket, lambda _: stored.examples) if stored else drawn(step)
-        each = _share_of(sizes[bucket])
-        rows = _share_of(max(bucket.size for bucket in buckets))
+        bucket, sample = (stored.bucket, None) if stored else of_run.draw(step)
+        each = _rows_per_device(sizes[bucket])
+        rows = _rows_per_device(max(bucket.size for bucket in buckets))
         numbers = jax.lax.axis_index(DATA) * each + jnp.arange(rows)
         keys, keys_of_replaced = example_keys(seed, step, numbers)
-        examples = examples(keys)
+        examples = stored.examples if stored else jax.vmap(sample)(keys)
         return Batches(bucket, examples, jax.vmap(inputs)(examples.target, keys_of_replaced))
 
     return lambda step, stored: jax.vmap(batch)(step + jnp.arange(count), stored)
 
 
 def _advancing(config: Config, data: Generated | Stored, pack: Callable, unpack: Callable) -> Callable:
-    """`(packed state, until, batches) -> (packed state, report)` on one device's share of the batches."""
+    """Make `(packed state, until, batches) -> (packed state, report)` on one device's rows of the batches."""
     differentiate = _differentiating(config, data)
     optimise, averaging = optimizer(config.optimizer, config.training.steps), config.optimizer.averaging
 
@@ -246,7 +219,7 @@ def _advancing(config: Config, data: Generated | Stored, pack: Callable, unpack:
         weight = 1 / (1 + averaging * state.step)
         return jax.tree.map(lambda mean, new: mean + (new - mean) * weight, state.average, new) if averaging else None
 
-    def dispatch(state: State, until: Int[Array, ""], batches: Batches) -> tuple[State, Report]:
+    def call(state: State, until: Int[Array, ""], batches: Batches) -> tuple[State, Report]:
         nothing = Report(Mean(jnp.zeros(()), jnp.zeros(())), jnp.zeros(()))
 
         def step(state, batch):
@@ -255,17 +228,17 @@ def _advancing(config: Config, data: Generated | Stored, pack: Callable, unpack:
         state, reports = jax.lax.scan(step, state, batches)
         return state, jax.tree.map(jnp.sum, reports)
 
-    return dispatch
+    return call
 
 
 def _differentiating(config: Config, data: Generated | Stored) -> Callable:
-    """`(params, step, batch) -> (gradients, report)` of one device's share of a batch, cut to its bucket."""
+    """Make `(params, step, batch) -> (gradients, report)` on one device's rows of a batch, cut to its bucket."""
     graphdef, _ = model_structure(config, data.vocabulary)
     knows_length = data.vocabulary.answer_length(1) is not None
 
     def of_bucket(bucket: Bucket) -> Callable:
         def loss(params, step, batch: Batches):
-            rows = _share_of(bucket.size)
+            rows = _rows_per_device(bucket.size)
             numbers = jax.lax.axis_index(DATA) * rows + jnp.arange(rows)
             _, dropout_keys = example_keys(config.training.seed, step, numbers)
             source, target = batch.examples
@@ -280,6 +253,6 @@ def _differentiating(config: Config, data: Generated | Stored) -> Callable:
     return lambda params, step, batch: jax.lax.switch(batch.bucket, branches, params, step, batch)
 
 
-def _share_of(size):
+def _rows_per_device(size):
     """Return how many examples of a batch each device has; the last may have fewer."""
     return -(-size // jax.lax.axis_size(DATA))

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -13,8 +12,8 @@ from attn.tasks.generated import Generated
 from attn.tasks.stored import Stored
 from attn.training.config import Config
 from attn.training.decoding import margins
-from attn.training.judging import judging_batches, share_out, widened
-from attn.training.meshes import share, tokens_like
+from attn.training.evaluation import batch_sizes, data_parallel, in_batches
+from attn.training.meshes import tokens_like
 from attn.training.programs import compiled
 from attn.training.state import model_structure
 
@@ -45,20 +44,16 @@ def compile_exactness(config: Config, data: Generated | Stored, mesh: Mesh, para
     vocabulary, graphdef = data.vocabulary, model_structure(config, data.vocabulary)[0]
     questions = data.questions("validation", config.training.stop_when_exact, config.evaluation.seed)
     widths = questions.sources.shape[1], questions.targets.shape[1]
-    size = judging_batches(config, vocabulary, max(widths), config.evaluation.batch_size, mesh)[max(widths)]
-    program = share_out(lambda model, batch: margins(model, vocabulary, *batch), graphdef, mesh)
+    size = batch_sizes(config, vocabulary, max(widths), config.evaluation.batch_size, mesh)[max(widths)]
+    program = data_parallel(lambda model, batch: margins(model, vocabulary, *batch), graphdef, mesh)
     program = compiled(program, params, tuple(tokens_like(size, width, mesh) for width in widths), mesh=mesh)
 
     def lowest(params: nnx.State, part: Questions) -> float:
         """The lowest margin of some sources; of one that has several accepted answers, the surest counts."""
-        found = []
-        for first in range(0, len(part.source_rows), size):
-            rows = slice(first, first + size)
-            batch = part.sources[part.source_rows[rows]], part.targets[rows]
-            filled = tuple(widened(tokens, width, size) for tokens, width in zip(batch, widths))
-            found.append(jax.device_get(program(params, share(filled, mesh)))[: len(batch[0])])
+        arrays = part.sources[part.source_rows], part.targets
+        found = in_batches(lambda batch: program(params, batch), arrays, widths, size, mesh)
         best = np.full(len(part.lengths), -np.inf)
-        np.maximum.at(best, part.source_rows, np.concatenate(found))
+        np.maximum.at(best, part.source_rows, found)
         return float(best.min())
 
     # Sources come in ascending order of length: every part has them of all lengths, and the first low one ends it.

@@ -113,7 +113,7 @@ def test_stacked_batches_are_those_of_the_steps_divided_over_devices(devices):
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
-def test_a_dispatch_is_no_larger_than_the_examples(devices):
+def test_stacked_batches_are_no_larger_than_the_examples(devices):
     """However large a batch may be: rows are those of the largest batch, filled up to the devices."""
     buckets, _ = numbered(108)
     batches = Batches(buckets, 100_000, seed=0)

@@ -33,7 +33,7 @@ def test_a_config_is_frozen():
 def test_every_number_and_name_of_a_model_optimizer_or_training_has_a_constraint():
     records = [*(model.settings for model in MODELS.values()), *OPTIMIZERS.values()]
     records += [record([section], {}) for section in ("training", "evaluation")]
-    free = {"name", "tied_embeddings", "one_length", "implementation", "mechanism"}
+    free = {"name", "tied_embeddings", "implementation", "mechanism"}
     for each in records:
         fields = {field.name: field.metadata.get("constraint") for field in dataclasses.fields(each)}
         assert [name for name, constraint in fields.items() if name not in free and constraint is None] == []
@@ -170,7 +170,6 @@ def test_seven_heads_do_not_divide_the_default_width():
         ({"model": {"name": "bert"}}, ["config.model.name", "'bert'", "transformer, decoder_only"]),
         ({"imports": ["no_such_module"]}, ["config.imports", "'no_such_module'", "cannot be imported"]),
         ({"imports": "os"}, ["config.imports", "names of modules"]),
-        ({"data": {"source": "tfds"}, "training": {"one_length": True}}, ["config.training.one_length", "generated"]),
     ],
 )
 def test_wrong_settings_are_named(settings, words):

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from attn.nn.transformer import Transformer, TransformerSettings
+from attn.studies.lengths.evaluation import EndGiven
 from attn.tasks.examples import PAD, decoder_input, padded
 from attn.tasks.vocabulary import Symbols
 from attn.training.decoding import beam_search, confirmed, decode, greedy
@@ -100,17 +101,18 @@ def test_empty_sources_that_fill_up_a_batch_are_not_answered(model):
 
 
 def test_with_its_length_given_an_answer_ends_there_and_nowhere_else(model):
-    answers = jax.jit(lambda: greedy(model, VOCABULARY, SOURCES, length_given=True))()
+    answers = jax.jit(lambda: greedy(EndGiven(model, VOCABULARY.end), VOCABULARY, SOURCES))()
     for source, answer in zip(SOURCES, answers):
         last = room(source) - 1
         assert answer[last] == VOCABULARY.end and (answer[:last] != VOCABULARY.end).all()
         assert (answer[last + 1 :] == PAD).all()
 
 
-@pytest.mark.parametrize("length_given", [False, True])
-def test_one_pass_confirms_what_greedy_writes_and_nothing_else(model, length_given):
-    write = jax.jit(lambda: greedy(model, VOCABULARY, SOURCES, length_given=length_given))
-    check = jax.jit(lambda answers: confirmed(model, VOCABULARY, SOURCES, answers, length_given=length_given))
+@pytest.mark.parametrize("end_given", [False, True])
+def test_one_pass_confirms_what_greedy_writes_and_nothing_else(model, end_given):
+    model = EndGiven(model, VOCABULARY.end) if end_given else model
+    write = jax.jit(lambda: greedy(model, VOCABULARY, SOURCES))
+    check = jax.jit(lambda answers: confirmed(model, VOCABULARY, SOURCES, answers))
     answers = write()
     assert check(answers).all()
     for place in range(ROOM):

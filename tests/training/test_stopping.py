@@ -20,7 +20,7 @@ from attn.training.folders import Folder
 from attn.training.identity import digest_of
 from attn.training.progress import Display
 from attn.training.state import State, initial_state
-from attn.training.steps import build_dispatch
+from attn.training.steps import build_step_programs
 
 
 def restored(folder) -> State:
@@ -131,11 +131,11 @@ def test_tokens_are_replaced_in_their_share_by_any_but_padding():
 def test_the_average_is_that_of_the_parameters_of_all_steps(repository, tiny):
     config = load_config(str(repository / "configs/copy.py"), tiny | {"optimizer.averaging": "0.5"})
     mesh = meshes.data_mesh(config.training.batch_size)
-    dispatch = build_dispatch(config, Generated(config.task), mesh)
+    programs = build_step_programs(config, Generated(config.task), mesh)
     state = meshes.replicate(jax.jit(lambda: initial_state(config, config.task.vocabulary))(), mesh)
     average = None
     for step in range(5):
-        state, _ = dispatch(state, meshes.replicate(np.int32(step + 1), mesh), None)
+        state, _ = programs(state, meshes.replicate(np.int32(step + 1), mesh), None)
         params = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.params)]
         weight = 1 / (1 + 0.5 * step)
         average = params if average is None else [a + (p - a) * weight for a, p in zip(average, params)]

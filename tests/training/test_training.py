@@ -15,21 +15,22 @@ from event_rows import in_float32, rows_of_events
 from flax import nnx
 
 import attn
+import attn.studies.tape
 from attn import experiment
-from attn.tasks.examples import _EXAMPLES, decoder_input
+from attn.tasks.examples import EXAMPLES, decoder_input
 from attn.tasks.generated import Generated
-from attn.training import checkpoints, meshes, steps
+from attn.training import checkpoints, data, meshes, steps
 from attn.training.config import Config, to_mapping
+from attn.training.evaluation import Evaluator, build_programs
 from attn.training.flags import load_config
 from attn.training.folders import Folder
-from attn.training.groups import AdamW
+from attn.training.groups import AdamW, Data
 from attn.training.identity import digest_of
-from attn.training.judging import build_answer, judge
 from attn.training.loop import compile_programs, compile_steps
 from attn.training.optimizers import learning_rate
 from attn.training.progress import Display
 from attn.training.state import initial_state, model_structure
-from attn.training.steps import build_dispatch, example_loss
+from attn.training.steps import build_step_programs, example_loss
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +55,19 @@ def leaves(tree):
 
 
 @functools.cache
-def dispatcher(config: Config, devices: int):
-    """A mesh, a maker of initial states, and the jitted dispatch."""
+def programs_of(config: Config, devices: int):
+    """A mesh, a maker of initial states, and the programs of several steps."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), (meshes.DATA,))
     return (
         mesh,
         jax.jit(lambda: initial_state(config, config.task.vocabulary)),
-        build_dispatch(config, Generated(config.task), mesh),
+        build_step_programs(config, data.load(config), mesh),
     )
 
 
-def dispatch_once(config: Config, devices: int, until=5):
-    mesh, start, dispatch = dispatcher(config, devices)
-    return dispatch(meshes.replicate(start(), mesh), meshes.replicate(np.int32(until), mesh), None)
+def call_once(config: Config, devices: int, until=5):
+    mesh, start, programs = programs_of(config, devices)
+    return programs(meshes.replicate(start(), mesh), meshes.replicate(np.int32(until), mesh), None)
 
 
 def test_a_tiny_model_learns_to_copy_every_held_out_string(copy_run):
@@ -79,36 +80,36 @@ def test_a_tiny_model_learns_to_copy_every_held_out_string(copy_run):
 
 @pytest.mark.nightly
 def test_same_seed_same_bits_and_another_seed_other_bits(config):
-    one, same = dispatch_once(config, 2), dispatch_once(config, 2)
+    one, same = call_once(config, 2), call_once(config, 2)
     for a, b in zip(leaves(one), leaves(same)):
         np.testing.assert_array_equal(a, b)
     reseeded = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=1))
-    other = dispatch_once(reseeded, 2)
+    other = call_once(reseeded, 2)
     assert float(other[1].tokens) != float(one[1].tokens)
     assert any((a != b).any() for a, b in zip(leaves(one[0].params), leaves(other[0].params)))
 
 
 @pytest.mark.nightly
 def test_one_device_and_two_take_the_same_steps(config):
-    (one, report), (two, both) = dispatch_once(config, 1), dispatch_once(config, 2)
+    (one, report), (two, both) = call_once(config, 1), call_once(config, 2)
     assert float(report.tokens) == float(both.tokens)
     np.testing.assert_allclose(float(report.loss.value()), float(both.loss.value()), rtol=1e-5)
     for a, b in zip(leaves(one.params), leaves(two.params)):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
-def test_a_dispatch_stops_where_it_is_told(config):
-    state, _ = dispatch_once(config, 2, until=5)
+def test_a_call_stops_where_it_is_told(config):
+    state, _ = call_once(config, 2, until=5)
     assert int(state.step) == 5
 
 
 def test_loss_and_update_are_those_of_a_plain_step(config):
-    """One dispatched step against AdamW written out, on the mean loss over the batch's tokens."""
+    """One step against AdamW written out, on the mean loss over the batch's tokens."""
     training = dataclasses.replace(config.training, replaced_tokens=0.0)
     config = dataclasses.replace(config, optimizer=AdamW(warmup_fraction=0.1), training=training)
     graphdef, _ = model_structure(config, config.task.vocabulary)
     start = jax.jit(lambda: initial_state(config, config.task.vocabulary))()
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.training.seed), _EXAMPLES), 0)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.training.seed), EXAMPLES), 0)
     keys = [jax.random.fold_in(key, n) for n in range(config.training.batch_size)]
 
     def loss(params):
@@ -125,7 +126,7 @@ def test_loss_and_update_are_those_of_a_plain_step(config):
         np.testing.assert_array_equal(drawn.source[k], example.source)
         np.testing.assert_array_equal(drawn.target[k], example.target)
     value, gradient = jax.jit(jax.value_and_grad(loss))(start.params)
-    state, report = dispatch_once(config, 2, until=1)
+    state, report = call_once(config, 2, until=1)
     np.testing.assert_allclose(float(report.loss.value()), float(value), rtol=1e-5)
     assert np.sqrt(sum((g.astype(float) ** 2).sum() for g in leaves(gradient))) < config.optimizer.clip_norm
     moments = np.concatenate([m.ravel() for m in leaves(gradient)]) * (1 - config.optimizer.beta1)
@@ -139,52 +140,52 @@ def test_loss_and_update_are_those_of_a_plain_step(config):
 @pytest.mark.nightly
 def test_batches_of_one_length_draw_it_anew_at_every_step(config):
     """The tokens of 32 strings of n symbols, copied, are 32 (2 n + 2): a whole n for one length, and many n in time."""
-    shared = dataclasses.replace(config, training=dataclasses.replace(config.training, one_length=True))
-    tokens = [float(dispatch_once(shared, 2, until=until)[1].tokens) for until in range(1, 8)]
+    shared = dataclasses.replace(config, data=Data(source="one_length"))
+    tokens = [float(call_once(shared, 2, until=until)[1].tokens) for until in range(1, 8)]
     each = np.diff([0, *tokens]) / config.training.batch_size
     lengths = (each - 2) / 2
     assert (lengths == lengths.round()).all() and len(set(lengths)) > 2
     assert lengths.min() >= config.task.min_length and lengths.max() <= config.task.max_length
-    mixed = float(dispatch_once(config, 2, until=1)[1].tokens) / config.training.batch_size
+    mixed = float(call_once(config, 2, until=1)[1].tokens) / config.training.batch_size
     assert mixed != round(mixed)
-    one, two = (dispatch_once(shared, devices, until=3) for devices in (1, 2))
+    one, two = (call_once(shared, devices, until=3) for devices in (1, 2))
     np.testing.assert_allclose(float(one[1].loss.value()), float(two[1].loss.value()), rtol=1e-5)
 
 
 @pytest.mark.nightly
-def test_training_and_judging_compile_once(config):
+def test_training_and_evaluation_compile_once(config):
     mesh = meshes.data_mesh(config.training.batch_size)
-    data = Generated(config.task)
-    programs = compile_programs(config, data, mesh)
-    state, questions = programs.state, data.questions("test", 100, seed=0)
+    generated = Generated(config.task)
+    programs = compile_programs(config, generated, mesh)
+    state, questions = programs.state, generated.questions("test", 100, seed=0)
     # The transfers to the devices are compiled at their first use.
-    programs.judge(state.params, questions)
+    programs.evaluate(state.params, questions)
     state, _ = programs.advance(state, 0, 1)
     with counting_compilations() as compiled:
         for step, until in ((1, 3), (3, 10), (10, 12)):
             state, _ = programs.advance(state, step, until)
-            programs.judge(state.params, questions)
+            programs.evaluate(state.params, questions)
     assert compiled == []
     assert int(state.step) == 12
 
 
 @pytest.mark.nightly
-def test_a_dispatch_up_to_another_step_compiles_nothing(config):
-    dispatch_once(config, 2, until=2)
+def test_a_call_up_to_another_step_compiles_nothing(config):
+    call_once(config, 2, until=2)
     with counting_compilations() as compiled:
         for until in (4, 6):
-            dispatch_once(config, 2, until)
+            call_once(config, 2, until)
     assert compiled == []
 
 
-def test_judging_counts_what_a_plain_loop_counts(copy_run):
+def test_evaluation_counts_what_a_plain_loop_counts(copy_run):
     run = attn.load(copy_run)
     task, vocabulary = run.config.task, run.vocabulary
     mesh = meshes.data_mesh(8)
     # Longer than it was trained on, so that some answers are wrong.
     questions = Generated(task).questions_of_each_length("test", [3, 6, 12], 7, seed=0)
-    answer = build_answer(vocabulary, run.graphdef, mesh)
-    scores, answers = judge(answer, meshes.replicate(run.params, mesh), questions, vocabulary, {5: 8, 13: 4}, mesh)
+    evaluator = Evaluator(vocabulary, mesh, {5: 8, 13: 4}, *build_programs(vocabulary, run.graphdef, mesh))
+    metrics, answers = evaluator.evaluate(meshes.replicate(run.params, mesh), questions)
     exact, right_tokens, tokens, edits = {}, 0, 0, 0
     for source, length, answer in zip(questions.sources, questions.lengths, answers):
         right = [*source[:length].tolist(), vocabulary.end]
@@ -195,9 +196,9 @@ def test_judging_counts_what_a_plain_loop_counts(copy_run):
         written = written[: written.index(vocabulary.end)] if vocabulary.end in written else written
         edits += edit_distance(written, right[:-1])
     assert 0 < sum(map(sum, exact.values())) < len(questions.lengths)
-    assert {n: s.exact_match.sum for n, s in scores.by_length()} == {n: sum(e) for n, e in exact.items()}
-    assert scores.overall().token_accuracy == (right_tokens, tokens)
-    assert scores.overall().error_rate == (edits, tokens - len(questions.lengths))
+    assert {n: s.exact_match.sum for n, s in metrics.by_length()} == {n: sum(e) for n, e in exact.items()}
+    assert metrics.overall().token_accuracy == (right_tokens, tokens)
+    assert metrics.overall().error_rate == (edits, tokens - len(questions.lengths))
 
 
 def edit_distance(a: list, b: list) -> int:
@@ -271,7 +272,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(repository, tiny, tmp_path, caps
 
 
 @pytest.mark.nightly
-def test_stopped_at_its_last_step_it_is_judged_when_it_goes_on(repository, tiny, tmp_path, monkeypatch, capsys):
+def test_stopped_at_its_last_step_it_is_evaluated_when_it_resumes(repository, tiny, tmp_path, monkeypatch, capsys):
     show = Display.show
 
     def show_and_interrupt(self, row):
@@ -371,13 +372,13 @@ def test_the_largest_divisor_that_fits():
 
 
 @pytest.mark.nightly
-def test_steps_are_the_same_however_many_of_them_fit_into_a_dispatch(config, monkeypatch):
-    """The batches of a dispatch lie in memory: of large ones it has fewer."""
+def test_steps_are_the_same_however_many_of_them_fit_into_a_call(config, monkeypatch):
+    """The batches of a call lie in memory: of large ones it has fewer."""
     data, mesh = Generated(config.task), meshes.data_mesh(config.training.batch_size)
     ends, lengths = [], []
     for fitting in (1 << 26, 3 * config.training.batch_size * (7 + 7 + 7) * 4):
         monkeypatch.setattr(steps, "_LARGEST", fitting)
-        lengths.append(steps.dispatch_length(config, data))
+        lengths.append(steps.steps_per_call(config, data))
         start = meshes.replicate(jax.jit(lambda: initial_state(config, config.task.vocabulary))(), mesh)
         ends.append(compile_steps(config, data, mesh, start)(start, 0, 8))
     assert lengths[0] > lengths[1] == 3

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
+from attn.nn.model import Model
 from attn.runs import Run
 from attn.studies.lengths.strings import structured
 from attn.studies.lengths.study import Grid
@@ -20,8 +22,8 @@ from attn.tasks.examples import PAD, Questions
 from attn.tasks.generated import Generated
 from attn.training import meshes
 from attn.training.decoding import confirmed, greedy
+from attn.training.evaluation import data_parallel, in_batches
 from attn.training.groups import Config, Training
-from attn.training.judging import share_out, widened
 from attn.training.state import model_structure
 
 _WIDTHS = (64, 256, 512, 1_024)  # that sources are padded to; a longer one keeps its length
@@ -36,15 +38,42 @@ def _programs(config: Config, end: str) -> tuple[Callable, Callable]:
     """Return `(params, batch) -> answers` and `(params, batch) -> confirmed` of a model, however it was trained."""
     vocabulary = config.task.vocabulary
     graphdef, _ = model_structure(config, vocabulary)
-    mesh, given = _mesh(), {"length_given": end == "given"}
-    decode = share_out(lambda model, batch: greedy(model, vocabulary, batch[0], **given), graphdef, mesh)
-    confirm = share_out(lambda model, batch: confirmed(model, vocabulary, *batch, **given), graphdef, mesh)
+    mesh = _mesh()
+
+    def ending(model: Model) -> Model:
+        return EndGiven(model, vocabulary.end) if end == "given" else model
+
+    decode = data_parallel(lambda model, batch: greedy(ending(model), vocabulary, batch[0]), graphdef, mesh)
+    confirm = data_parallel(lambda model, batch: confirmed(ending(model), vocabulary, *batch), graphdef, mesh)
     return decode, confirm
 
 
 def _mesh() -> jax.sharding.Mesh:
     """Return a mesh of all devices of this host."""
     return meshes.data_mesh(jax.local_device_count())
+
+
+class EndGiven(Model):
+    """A model of which the end of the answer is given: it predicts the end token there and nowhere else.
+
+    Args:
+      model: predicts all other tokens.
+      end: the end token.
+    """
+
+    def __init__(self, model: Model, end: int):
+        self.model, self.end = model, end
+
+    def start(self, source, capacity, **options):
+        """Start as the model does."""
+        return self.model.start(source, capacity, **options)
+
+    def extend(self, tokens, cache, **options):
+        """Extend as the model does, but for the logits of the end token."""
+        number = cache.index + 1 + jnp.arange(len(tokens))  # of the token that is predicted, from 1
+        logits, cache, weights = self.model.extend(tokens, cache, **options)
+        is_last = number >= cache.example.answer_length
+        return logits.at[:, self.end].set(jnp.where(is_last, jnp.inf, -jnp.inf)), cache, weights
 
 
 class Evaluator:
@@ -74,12 +103,8 @@ class Evaluator:
         width = next((width for width in _WIDTHS if width >= longest), longest)
         capacity = self.task.vocabulary.capacity(width)
         size = mesh.size * max(1, symbols // width // mesh.size)
-        results = []
-        for first in range(0, len(questions.sources), size):
-            rows = [tokens[first : first + size] for tokens in (questions.sources, questions.targets)]
-            wide = [widened(tokens, columns, size) for tokens, columns in zip(rows, (width + 1, capacity))]
-            results.append(jax.device_get(program(*meshes.share(wide, mesh)))[: len(rows[0])])
-        return np.concatenate(results)
+        arrays = questions.sources, questions.targets
+        return in_batches(lambda batch: program(*batch), arrays, (width + 1, capacity), size, mesh)
 
     def tokens(self, length: int, each: int) -> dict[str, int]:
         """Count correct tokens, at their positions, and strings that are exact as a whole.

@@ -77,7 +77,7 @@ def _deciding(study: Study, job: Job) -> dict[str, Any]:
     """Return the settings that decide a result, as JSON gives them back."""
     config = to_mapping(study.configured(job))
     groups = {group: config[group] for group in ("task", "model", "optimizer")}
-    drawn = {name: config["training"][name] for name in ("batch_size", "one_length")}
+    drawn = {"batch_size": config["training"]["batch_size"], "one_length": config["data"]["source"] == "one_length"}
     return json.loads(json.dumps(groups | drawn | {"budgets": study.budgets_of(job.row), "asked": vars(study.grid)}))
 
 

@@ -15,7 +15,7 @@ from attn.studies.walkthrough.claims import Check, Claim, Numbers, Sizes
 from attn.tasks.generated import Generated
 from attn.training import meshes
 from attn.training.state import initial_state
-from attn.training.steps import build_dispatch
+from attn.training.steps import build_step_programs
 
 _MODELS = ("LSTM", "Transformer")
 
@@ -60,15 +60,16 @@ class Step:
         training = {"batch_size": batch, "steps_per_call": 1}
         config = configured({**settings, "task": task, "training": training})
         mesh = meshes.data_mesh(batch)
-        programs = build_dispatch(config, Generated(config.task), mesh)
-        dispatch = jax.jit(lambda state, until, stored: programs(state, until, stored))
+        programs = build_step_programs(config, Generated(config.task), mesh)
+        # A function of its own, since jit cannot refer to a tuple weakly.
+        steps = jax.jit(lambda *arguments: programs(*arguments))
         state = jax.jit(lambda: initial_state(config, config.task.vocabulary))()
         self._state, self._until = meshes.replicate((state, np.int32(config.training.steps)), mesh)
-        jaxpr = jax.make_jaxpr(dispatch)(self._state, self._until, None).jaxpr
+        jaxpr = jax.make_jaxpr(steps)(self._state, self._until, None).jaxpr
         self.in_series = products_in_series(jaxpr)
         inside, everywhere = multiplications(jaxpr)
         self.share_in_loops = inside / everywhere
-        self._run = dispatch.lower(self._state, self._until, None).compile()
+        self._run = steps.lower(self._state, self._until, None).compile()
         self.seconds()  # the first call is slower
 
     def seconds(self) -> float:

@@ -1,11 +1,11 @@
-"""Scores: every accepted answer counts, and the nearest is what errors are counted against."""
+"""Metrics: every accepted answer counts, and the nearest is what errors are counted against."""
 
 import numpy as np
 import pytest
 
 from attn.tasks.examples import Questions, padded
 from attn.tasks.vocabulary import Symbols
-from attn.training.judging import score
+from attn.training.evaluation import compare
 
 VOCABULARY = Symbols(9)
 END = VOCABULARY.end
@@ -23,13 +23,13 @@ QUESTIONS = Questions(
 )
 
 
-def scored(*answers):
-    return score(QUESTIONS, padded(answers), VOCABULARY)
+def compared(*answers):
+    return compare(QUESTIONS, padded(answers), VOCABULARY)
 
 
 def test_any_accepted_answer_is_right():
     for right in ([4, 5, END], [6, 7, 8, 9, END]):
-        overall = scored(right, [5, 5, 5, END], [1, 2, 3, 4, END]).overall()
+        overall = compared(right, [5, 5, 5, END], [1, 2, 3, 4, END]).overall()
         assert overall.exact_match == (3, 3)
         assert overall.error_rate.sum == 0
         assert overall.token_accuracy.sum == overall.token_accuracy.count == len(right) + 4 + 5
@@ -37,23 +37,23 @@ def test_any_accepted_answer_is_right():
 
 def test_errors_are_counted_against_the_nearest_answer():
     # 6 7 8 is one deletion from 6 7 8 9 and three edits from 4 5; 5 5 has lost a symbol; the third is right.
-    scores = scored([6, 7, 8, END], [5, 5, END], [1, 2, 3, 4, END])
-    assert scores.overall().exact_match == (1, 3)
-    assert scores.overall().error_rate == (1 + 1 + 0, 4 + 3 + 4)
+    metrics = compared([6, 7, 8, END], [5, 5, END], [1, 2, 3, 4, END])
+    assert metrics.overall().exact_match == (1, 3)
+    assert metrics.overall().error_rate == (1 + 1 + 0, 4 + 3 + 4)
     # At their places: 6 7 8 of 6 7 8 9 end; 5 5 of 5 5 5 end; all five.
-    assert scores.overall().token_accuracy == (3 + 2 + 5, 5 + 4 + 5)
-    assert {n: row.exact_match for n, row in scores.by_length()} == {1: (1, 1), 2: (0, 2)}
+    assert metrics.overall().token_accuracy == (3 + 2 + 5, 5 + 4 + 5)
+    assert {n: row.exact_match for n, row in metrics.by_length()} == {1: (1, 1), 2: (0, 2)}
 
 
 def test_an_answer_that_does_not_end_is_not_right():
-    overall = scored([4, 5], [5, 5, 5, END], [1, 2, 3, 4, END]).overall()
+    overall = compared([4, 5], [5, 5, 5, END], [1, 2, 3, 4, END]).overall()
     assert overall.exact_match == (2, 3)
     assert overall.error_rate.sum == 0
     assert overall.token_accuracy.sum == overall.token_accuracy.count - 1
 
 
 def test_an_answer_may_be_longer_than_any_right_one():
-    overall = scored([4, 5, *[1] * 10, END], [5, 5, 5, END], [1, 2, 3, 4, END]).overall()
+    overall = compared([4, 5, *[1] * 10, END], [5, 5, 5, END], [1, 2, 3, 4, END]).overall()
     assert overall.error_rate.sum == 10
     assert overall.values()["error_rate"] == pytest.approx(10 / (2 + 3 + 4))
 
@@ -62,4 +62,4 @@ def test_what_no_model_can_write_is_never_right():
     impossible = QUESTIONS._replace(targets=np.where(QUESTIONS.targets == 5, -1, QUESTIONS.targets))
     unknown = VOCABULARY.size - 1
     answers = padded([[4, unknown, END], [unknown] * 3 + [END], [1, 2, 3, 4, END]])
-    assert score(impossible, answers, VOCABULARY).overall().exact_match == (1, 3)
+    assert compare(impossible, answers, VOCABULARY).overall().exact_match == (1, 3)
