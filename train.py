@@ -8,12 +8,12 @@ import sys
 
 from absl import flags
 
-from attn import cli, startup  # the rest, which takes seconds, once ^C is looked after
+from attn import cli, startup  # other imports take seconds: they come once ^C is handled
 
-_CONFIG = flags.DEFINE_string("config", None, "Config file with get_config(); configs/reverse.py unless given.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a new one under runs/ unless given.")
+_CONFIG = flags.DEFINE_string("config", None, "Python file with a function get_config(). Default: configs/reverse.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: a new one under runs/.")
 _RESUME = flags.DEFINE_bool(
-    "resume", False, "Go on from the newest checkpoint of --workdir, or of the newest run under runs/."
+    "resume", False, "Resume from the newest checkpoint of --workdir, or of the newest run under runs/."
 )
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
@@ -22,9 +22,9 @@ _DISTRIBUTED = flags.DEFINE_enum(
     "Multi-host training. auto: if a cluster is detected; on: required; off: never.",
 )
 _IMPORTS = flags.DEFINE_string(
-    "imports", None, "Modules to import first, separated by commas: they register your mechanisms, models, tasks, ..."
+    "imports", None, "Modules to import first, separated by commas: those that register mechanisms, models, tasks, ..."
 )
-_PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resulting config and leave.")
+_PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resulting config and exit.")
 
 
 def main(argv: list[str]) -> int:

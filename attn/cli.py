@@ -1,4 +1,4 @@
-"""`attn predict | evaluate | inspect RUN ...`: ask a trained run. `attn walkthrough | lengths`: measure."""
+"""The command line: `attn predict | evaluate | inspect` use a trained run, `attn walkthrough | lengths` measure."""
 
 import argparse
 import contextlib
@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from attn import startup
 
-_QUESTIONS = ("predict", "evaluate", "inspect")  # commands that have nothing to save when they are interrupted
+_SAVES_NOTHING = ("predict", "evaluate", "inspect")  # commands with nothing to save when they are interrupted
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with a command line in one line."""
+    """A parser that reports a wrong command line in one line."""
 
     def error(self, message: str):
         """Leave with status 2."""
@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(sys.argv[1:] if argv is None else argv)
     with startup.leaving_at_once("stopped"):
         from attn import commands  # here, so that --help and bad flags answer at once
-    asking = arguments.command in _QUESTIONS
+    saves_nothing = arguments.command in _SAVES_NOTHING
     try:
-        with startup.leaving_at_once("stopped") if asking else contextlib.nullcontext():
+        with startup.leaving_at_once("stopped") if saves_nothing else contextlib.nullcontext():
             return getattr(commands, arguments.command)(arguments)
     except commands.ERRORS as error:
         print(f"error: {commands.readable(str(error))}", file=sys.stderr)
@@ -45,13 +45,13 @@ def script():
 
 
 def allow_any_text():
-    """Show signs that standard output cannot encode by their escapes, instead of failing."""
+    """Print characters that standard output cannot encode as escapes, instead of failing."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Read a command line; options may stand anywhere after the command, also between RUN and INPUT."""
+    """Parse a command line; options may stand anywhere after the command, also between RUN and INPUT."""
     parser, commands = _parsers()
     if argv and argv[0] in commands:
         return commands[argv[0]].parse_intermixed_args(argv[1:], argparse.Namespace(command=argv[0]))
@@ -62,61 +62,79 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     """Return the parser of the whole command line, and those of each command."""
     parser = _Parser(
         prog="attn",
-        description="Ask a trained run, RUN, by its folder (runs/reverse-...), or measure claims about attention.",
+        description="Use a trained run, given by its folder RUN (runs/reverse-...), or measure claims about attention.",
     )
     commands = parser.add_subparsers(
         title="commands", dest="command", required=True, metavar="COMMAND", parser_class=_Parser
     )
 
-    predict = commands.add_parser("predict", help="print the answer to each input, one a line, in order")
-    predict.add_argument("run", metavar="RUN", help="folder of the run")
+    for add in (_add_predict, _add_evaluate, _add_inspect, _add_walkthrough, _add_lengths):
+        add(commands)
+    return parser, commands.choices
+
+
+def _add_predict(commands):
+    predict = commands.add_parser("predict", help="Print the answer to each input, one per line, in order.")
+    _add_run(predict)
     predict.add_argument(
-        "inputs", metavar="INPUT", nargs="*", type=_text, help='such as "3 1 4 1 5"; standard input if none'
+        "inputs",
+        metavar="INPUT",
+        nargs="*",
+        type=_text,
+        help='Input such as "3 1 4 1 5". Without inputs, one per line is read from standard input.',
     )
     _add_beam(predict)
 
-    evaluate = commands.add_parser("evaluate", help="exact match and token accuracy by length: table, JSON and plot")
-    evaluate.add_argument("run", metavar="RUN", help="folder of the run")
+
+def _add_evaluate(commands):
+    evaluate = commands.add_parser(
+        "evaluate", help="Compute exact match and token accuracy by length: a table, a JSON file and a plot."
+    )
+    _add_run(evaluate)
     evaluate.add_argument(
         "--lengths",
         metavar="A:B",
         type=_lengths,
-        help="lengths of the source, A to B or a list such as 1,8,40:50 (those of training, or of the part)",
+        help="Lengths of the source: A to B, or a list such as 1,8,40:50. Default: those of training, or of the part.",
     )
     evaluate.add_argument(
         "--examples",
         metavar="N",
         type=_whole(1_000_000),
-        help="held-out sources of each length (100, or all of the part if no lengths are given either)",
+        help="Number of held-out sources per length. Default: 100, or the whole part if no lengths are given.",
     )
     evaluate.add_argument(
-        "--part", metavar="PART", help="of pairs and of TFDS data: validation, test or test_long (test, all of it)"
+        "--part",
+        metavar="PART",
+        help="Part of a file of pairs or of TFDS data: validation, test or test_long. Default: the whole of test.",
     )
     _add_beam(evaluate)
-    evaluate.add_argument("--output", metavar="STEM", help="writes STEM.json and STEM.png (RUN/evaluation)")
-
-    inspect = commands.add_parser(
-        "inspect", help="tell what a run has learnt from, or draw what every layer and head attends to"
+    evaluate.add_argument(
+        "--output", metavar="STEM", help="Write the results to STEM.json and STEM.png. Default: RUN/evaluation."
     )
-    inspect.add_argument("run", metavar="RUN", help="folder of the run")
+
+
+def _add_inspect(commands):
+    inspect = commands.add_parser(
+        "inspect", help="Draw the attention maps of every layer and head, or describe the data and the model of a run."
+    )
+    _add_run(inspect)
     inspect.add_argument(
         "input",
         metavar="INPUT",
         nargs="?",
         type=_text,
-        help='what to draw it for, such as "3 1 4 1 5"; data and vocabulary if none',
+        help='Input to draw the attention maps for, such as "3 1 4 1 5". Without it, the run is described.',
     )
-    inspect.add_argument("--output", metavar="FILE", help="picture to write: .png, .svg or .pdf (RUN/inspect.png)")
-
-    _add_walkthrough(commands)
-    _add_lengths(commands)
-    return parser, commands.choices
+    inspect.add_argument(
+        "--output", metavar="FILE", help="Write the picture to this .png, .svg or .pdf file. Default: RUN/inspect.png."
+    )
 
 
 def _add_walkthrough(commands):
     walkthrough = commands.add_parser(
         "walkthrough",
-        help="measure every claim about attention: a table, JSON files and one page",
+        help="Measure every claim about attention, and write a table, JSON files and one page.",
         description="Train the models that the claims need, measure each claim, and write FOLDER/NAME.json and "
         "FOLDER/index.html. The same command resumes an interrupted run.",
     )
@@ -124,22 +142,25 @@ def _add_walkthrough(commands):
         "--only",
         metavar="NAMES",
         type=_names,
-        help="some of bottleneck,access,scaling,heads,cross,positions,parallel,reading (all)",
+        help="Measure only these claims, separated by commas: "
+        "bottleneck,access,scaling,heads,cross,positions,parallel,reading. Default: all.",
     )
     walkthrough.add_argument(
         "--quick",
         action="store_true",
-        help="at reduced widths, lengths and seeds: minutes instead of half an hour or more",
+        help="Reduce widths, lengths and seeds: minutes instead of half an hour or more.",
     )
     walkthrough.add_argument(
-        "--output", metavar="FOLDER", help="folder to write to or to resume (runs/walkthrough, or -quick after it)"
+        "--output",
+        metavar="FOLDER",
+        help="Write to this folder, or resume in it. Default: runs/walkthrough, or runs/walkthrough-quick.",
     )
 
 
 def _add_lengths(commands):
     lengths = commands.add_parser(
         "lengths",
-        help="train the rows of a study and evaluate them on strings far longer than those of training",
+        help="Train the rows of a study, and evaluate them on strings far longer than those of training.",
         description="Train the rows of a study for every task, alphabet and seed, evaluate them on strings far longer "
         "than those of training, and write FOLDER/ROW.json, FOLDER/lengths.md and FOLDER/lengths.png. The same command "
         "resumes an interrupted run.",
@@ -148,18 +169,31 @@ def _add_lengths(commands):
         "--config",
         metavar="FILE",
         default="configs/lengths.py",
-        help="Python file with get_study() (configs/lengths.py)",
-    )
-    lengths.add_argument("--only", metavar="ROWS", type=_names, help="some of its rows, such as anchored,rotary (all)")
-    lengths.add_argument(
-        "--seeds", metavar="N", type=_whole(1_000), help="how many seeds of each row at most (as the study says)"
+        help="Python file with a function get_study(). Default: configs/lengths.py.",
     )
     lengths.add_argument(
-        "--output", metavar="FOLDER", help="folder to write to or to resume (runs/lengths, by the file's name)"
+        "--only",
+        metavar="ROWS",
+        type=_names,
+        help="Run only these rows, separated by commas, such as anchored,rotary. Default: all.",
     )
     lengths.add_argument(
-        "--page", metavar="FILE", help="Markdown file to write the tables into, between marks (FOLDER/lengths.md)"
+        "--seeds", metavar="N", type=_whole(1_000), help="Run at most N seeds of each row. Default: those of the study."
     )
+    lengths.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="Write to this folder, or resume in it. Default: runs/lengths, by the name of the config file.",
+    )
+    lengths.add_argument(
+        "--page",
+        metavar="FILE",
+        help="Markdown file into which the tables are written, between its marks. Default: FOLDER/lengths.md.",
+    )
+
+
+def _add_run(command: argparse.ArgumentParser):
+    command.add_argument("run", metavar="RUN", help="Folder of the run.")
 
 
 def _add_beam(command: argparse.ArgumentParser):
@@ -168,12 +202,12 @@ def _add_beam(command: argparse.ArgumentParser):
         metavar="W",
         type=_whole(1_000),
         default=1,
-        help="beam search of this width; 1, the default, is greedy",
+        help="Decode with a beam of this width. Default: 1, which is greedy decoding.",
     )
 
 
 def _text(argument: str) -> str:
-    """An argument as standard input is read: what is no UTF-8 becomes a replacement sign."""
+    """Decode an argument as standard input is decoded: bytes that are not UTF-8 become replacement characters."""
     return os.fsencode(argument).decode(errors="replace")
 
 

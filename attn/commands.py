@@ -75,7 +75,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     rows = [{"length": length, **_row(row)} for length, row in metrics.by_length()]
     if missing := set(arguments.lengths or ()) - {row["length"] for row in rows}:
         print(f"no sources of length {', '.join(_ranges(missing))} are held out", file=sys.stderr)
-    names = [*metrics.values()]
+    names = [*metrics.overall().values()]
     print("  ".join([f"{'length':>6}", f"{'sources':>7}", *(name.replace("_", " ").rjust(_COLUMN) for name in names)]))
     for row in [*rows, {"length": "all", **_row(metrics.overall())}]:
         means = (f"{row[name]:>{_COLUMN}.4f}" for name in names)

@@ -81,30 +81,24 @@ def flax_attention_fn(
 
     Source: `flax.nnx.dot_product_attention`, `flax.linen.dot_product_attention`; Vaswani et al. 2017, section 3.2.
     """
-    _refuse(
-        einsum_dot_general=einsum_dot_general,
-        qk_attn_weights_einsum=qk_attn_weights_einsum,
-        attn_weights_value_einsum=attn_weights_value_einsum,
-    )
+    _refuse_einsums(einsum_dot_general, qk_attn_weights_einsum, attn_weights_value_einsum)
     query, key, value = _promote(query, key, value, dtype, promote_dtype)
-    dtype = query.dtype
+    dtype, batch, (T, N, _), S = query.dtype, query.shape[:-3], query.shape[-3:], key.shape[-3]
     if arrays.as_flag("force_fp32_for_softmax", force_fp32_for_softmax):
         dtype = jnp.promote_types(dtype, jnp.float32)
-    batch, (T, N, _), S = query.shape[:-3], query.shape[-3:], key.shape[-3]
     bias, mask = arrays.as_bias(bias, _AXES, (*batch, N, T, S)), _as_mask(mask, (*batch, N, T, S))
     causal = masks.causal(offset=0) if arrays.as_flag("is_causal", is_causal) else None
     keys, dropout = _dropout(batch, broadcast_dropout, dropout_rng, dropout_rate, deterministic)
 
-    def change(bias, mask):
+    def mods_of(bias, mask):
         return {"mask": arrays.all_of(causal, arrays.mask_from(mask, T, S)), "score": arrays.score_from(bias, T, S)}
 
     def one_example(query, key, value, bias, mask, rng):
-        drop = None if rng is None else dropout(dropout_rate, rng)
-        changes = change(bias, mask)
-        return multi_head_attention(query, key, value, dropout=drop, implementation=implementation, **changes)
+        options = {"dropout": rng if rng is None else dropout(dropout_rate, rng), "implementation": implementation}
+        return multi_head_attention(query, key, value, **mods_of(bias, mask), **options)
 
     def weights_of_one(query, key, bias, mask):
-        return multi_head_attention_weights(query, key, **change(bias, mask))
+        return multi_head_attention_weights(query, key, **mods_of(bias, mask))
 
     with _matmul_precision(precision):
         out = arrays.over_batch(one_example, batch, query, key, value.astype(dtype), bias, mask, keys)
@@ -122,8 +116,8 @@ class BroadcastDropout(Dropout):
         return self
 
 
-def _refuse(**arguments):
-    for name, value in arguments.items():
+def _refuse_einsums(*given):
+    for name, value in zip(("einsum_dot_general", "qk_attn_weights_einsum", "attn_weights_value_einsum"), given):
         if value is not None:
             raise Unsupported(
                 f"flax_attention_fn does not support {name}, got {checks.describe(value)}: its products are those of "

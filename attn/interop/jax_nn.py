@@ -63,35 +63,23 @@ def dot_product_attention(
     has_batch = query.ndim == 4
     query, key, value = _with_batch_axis(query, key, value)
     (B, T, N, _), S = query.shape, key.shape[1]
+    bias, mask = arrays.as_bias(bias, "[B N T S]", (B, N, T, S)), _check_mask(mask, (B, N, T, S))
+    lengths = {"query_seq_lengths": query_seq_lengths, "key_value_seq_lengths": key_value_seq_lengths}
+    num_queries, num_keys = (_check_lengths(name, given, B) for name, given in lengths.items())
     positional = _positional_mask(is_causal, local_window_size)
-    implementation = "auto" if implementation in (None, "xla") else implementation
-    return_residual = arrays.as_flag("return_residual", return_residual)
+    options = {
+        "scale": scale,
+        "implementation": "auto" if implementation in (None, "xla") else implementation,
+        "return_logsumexp": arrays.as_flag("return_residual", return_residual),
+    }
 
     def one_example(query, key, value, bias, mask, num_queries, num_keys):
         padding = None if num_keys is None else masks.padding(num_keys)
         real = None if num_queries is None else arrays.query_padding(num_queries)
-        return multi_head_attention(
-            query,
-            key,
-            value,
-            mask=arrays.all_of(positional, padding, real, arrays.mask_from(mask, T, S)),
-            score=arrays.score_from(bias, T, S),
-            scale=scale,
-            implementation=implementation,
-            return_logsumexp=return_residual,
-        )
+        mask = arrays.all_of(positional, padding, real, arrays.mask_from(mask, T, S))
+        return multi_head_attention(query, key, value, mask=mask, score=arrays.score_from(bias, T, S), **options)
 
-    results = arrays.over_batch(
-        one_example,
-        (B,),
-        query,
-        key,
-        value,
-        arrays.as_bias(bias, "[B N T S]", (B, N, T, S)),
-        _check_mask(mask, (B, N, T, S)),
-        _check_lengths("query_seq_lengths", query_seq_lengths, B),
-        _check_lengths("key_value_seq_lengths", key_value_seq_lengths, B),
-    )
+    results = arrays.over_batch(one_example, (B,), query, key, value, bias, mask, num_queries, num_keys)
     results = results if has_batch else jax.tree.map(lambda x: x[0], results)
     if not return_residual:
         return results

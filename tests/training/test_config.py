@@ -168,6 +168,10 @@ def test_seven_heads_do_not_divide_the_default_width():
             ["config.model.mechanism", "60 positions", "must tell 66 apart"],
         ),
         ({"model": {"name": "bert"}}, ["config.model.name", "'bert'", "transformer, decoder_only"]),
+        (
+            {"task": {"name": "palindrome"}, "model": {"name": "decoder_only", "prefix": "visible"}},
+            ["config.model.prefix", "'visible'", "'palindrome' have no source", "must be 'causal'"],
+        ),
         ({"imports": ["no_such_module"]}, ["config.imports", "'no_such_module'", "cannot be imported"]),
         ({"imports": "os"}, ["config.imports", "names of modules"]),
     ],
