@@ -14,7 +14,8 @@ To add an implementation, write a function `attend(call)` and register it, from 
 3. It must keep the semantics of docs/attention.md. `contract` has them as functions: `prepare` for one head,
    `zero_nonfinite_rows`, `zero_hidden_values`, `Head.apply_mask`. Sum in float32 or wider.
 4. Pieces for kernels: `blocks` (axes in blocks of any size), `survey` (the blocks that a mask needs), `closures`
-   (captured arrays as arguments), `sharding` (explicit meshes, varying axes under `shard_map`).
+   (captured arrays as arguments), `sharding` (explicit meshes; varying axes under `shard_map`, in which models are
+   trained: `vary_alike` for the inputs of a kernel, `shape_like` for its results).
 5. What it cannot serve for another reason (a kind of mask, a dtype, a width) `unsupported_reason` says in words.
 6. The shared tests run over everything registered: for what it declares, each test of values, gradients and semantics;
    for the rest it must raise `Unsupported`. tests/extending/test_implementation.py runs them over a kernel that is

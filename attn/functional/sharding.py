@@ -47,6 +47,11 @@ def any_of_devices(needed: Bool[Array, "*blocks"], floats) -> Bool[Array, "*bloc
     return lax.pmax(needed, tuple(shared)) if shared else needed
 
 
+def shape_like(x: Array, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
+    """Return the shape of a kernel's result that varies, under `shard_map`, over the axes over which `x` varies."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).mat)
+
+
 def varying_axes(tree) -> frozenset[str]:
     """Return the axes of the mesh over which, inside `shard_map`, any of these arrays differs between devices."""
     return frozenset().union(*(jax.typeof(x).mat.varying for x in jax.tree.leaves(tree) if dtypes.is_array(x)))

@@ -47,8 +47,9 @@ WALKS = {  # module, settings, most lines
     "sort": ("tasks", {"task.name": "ascending"}, 8 * 3),
     "parity": ("tasks", {"task.name": "parity"}, 8 * 3),
     "plus": ("tasks", {"task.name": "plus"}, 8 * 3),
+    "kernel": ("tiled", {"model.implementation": "tiled"}, 110),
 }
-BY_DAY = ("temperature", "model", "plus", "near_decoder_only")
+BY_DAY = ("temperature", "model", "plus", "near_decoder_only", "kernel")
 walks = pytest.mark.parametrize(
     "walk", [pytest.param(name, marks=() if name in BY_DAY else pytest.mark.nightly) for name in WALKS]
 )
