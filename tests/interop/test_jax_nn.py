@@ -56,7 +56,7 @@ def jax_with_full_mask_and_bias():
 @pytest.mark.some(3)
 @pytest.mark.parametrize("axes", [axes for axes in itertools.product((0, 1), repeat=4) if sum(axes) % 2 == 0], ids=str)
 def test_broadcasts_of_mask_and_bias(axes):
-    """The mask has the axes that the bias lacks; jax.nn gets both broadcast. Any three axes occur in all combinations."""
+    """The mask has the axes that the bias lacks; jax.nn gets both broadcast. Three axes meet in all combinations."""
     full = (B, N, T, S)
     mask = bools(*np.where(axes, full, 1), seed=2) | (sum(axes) == 0)
     bias = normal(*np.where(axes, 1, full), seed=3)
@@ -209,7 +209,7 @@ def test_hidden_nan_reaches_nothing():
 
 
 def test_what_the_drop_ins_hand_on_compiles_once_outside_of_jit():
-    """Our masks and scores may be cached between calls; users' functions and classes may not: they may read anything."""
+    """Our masks and scores may be cached between calls; functions and classes of users may not."""
     mask, bias = arrays.spread_mask(jnp.ones((1, 3), bool)), arrays.spread_bias(jnp.ones((1, 3)))
     for known in (mask & arrays.query_padding(jnp.int32(2)) | masks.causal(0), bias, bias >> scores.softcap(2.0)):
         assert not mods.holds_function(known)
