@@ -28,6 +28,7 @@ nightly: $(VENV)/installed
 # In a minute, whether another Python with its own packages works: `make smoke VENV=.venv-3.13 PYTHON=python3.13`.
 smoke: $(VENV)/installed
 	$(PYTEST) tests/functional/test_value_and_gradient.py tests/interop/test_jax_nn.py \
+	  tests/interop/test_jax_nn_arguments.py \
 	  tests/training/test_training.py::test_a_tiny_model_learns_to_copy_every_held_out_string \
 	  tests/test_cli.py::test_predict_prints_one_answer_an_input_in_order $(ARGS)
 

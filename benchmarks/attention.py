@@ -1,32 +1,31 @@
-"""Time attention at growing lengths: attn beside jax.nn, Flax and torch, in one run.
+"""Time attention at growing lengths: attn, jax.nn, Flax and torch in one run.
 
     pip install -e ".[bench]"
     python benchmarks/attention.py                                            # everything; about an hour on two cores
     python benchmarks/attention.py --only speed --setups one_process --lengths 4096
-    python benchmarks/attention.py --quick                                    # a try of everything, nothing written
+    python benchmarks/attention.py --quick                                    # everything in short, nothing written
 
 Sections:
 
     speed      forward, and forward+backward (gradients to query, key and value); causal and full; every length
-    freedom    what ALiBi as a function of one's own costs, against no score
-    skipping   what masks save, against none
-    memory     temporary memory of forward+backward for one head; compiled, not run
+    freedom    the cost of a score function, ALiBi, relative to no score
+    skipping   the time that masks save, relative to no mask
+    memory     temporary memory of forward+backward for one head; programs are compiled, not run
 
-Set-ups, each a process of its own in which all contestants take turns:
+Set-ups, each a separate process in which all contestants take turns:
 
     one_thread       one core, one thread
-    one_process      all cores as threads of one plain call
-    whole_machine    attn, jax.nn and Flax with the heads shared out over one CPU device a core; torch with threads
-    gpu              one GPU, if JAX finds one; it is then the only set-up
+    one_process      all cores as threads of one call on one device
+    whole_machine    attn, jax.nn and Flax with the heads divided among one CPU device per core; torch with threads
+    gpu              one GPU, if JAX finds one; then it is the only set-up
 
-Medians are compared. A contestant whose program would need more than --memory_gib of temporary memory is left out of
-that length, which the results say. Output and gradients of all are checked against the formula in float64. The results
-are a table here, a JSON file, and a plot beside it.
+Medians are compared. A contestant whose program needs more than --memory_gib of temporary memory is left out at that
+length; the results then say so. Output and gradients of all contestants are compared with the formula in float64. The
+results are tables on the terminal, a JSON file, and a plot beside it.
 """
 
 import argparse
 import contextlib
-import itertools
 import json
 import math
 import os
@@ -39,11 +38,14 @@ import time
 from importlib import metadata
 
 import psutil
-from attention_peers import CONTESTANTS, DIFFERENCES, LARGEST_DIFFERENCE, MASKS, SECTIONS, Job, say
+from attention_checks import LARGEST_DIFFERENCE
+from attention_contestants import CONTESTANTS, DIFFERENCES
+from attention_figures import figures, ratios
+from attention_job import MASKS, Job, say
+from attention_peers import SECTIONS
+from attention_report import as_json, plot, print_tables
 from copy_task import busy_share, positive
 from machine import describe as describe_machine
-from rich.console import Console
-from rich.table import Table
 
 from attn.functional.implementations import IMPLEMENTATIONS
 
@@ -57,7 +59,7 @@ DEFAULT_CONTESTANTS = {
     "cpu": ("attn-blockwise", "attn-auto", "jax.nn", "flax", "torch"),
     "gpu": ("attn-blockwise", "attn-auto", "attn-fastest", "jax.nn", "jax.nn-cudnn", "torch"),
 }
-OTHERS_AT_MOST = 0.05  # share of the cores
+OTHERS_AT_MOST = 0.05  # fraction of the cores that other programs may keep busy
 DTYPES = {"cpu": "float32", "gpu": "bfloat16"}
 PACKAGES = ("attn", "jax", "jaxlib", "flax", "numpy", "torch")
 
@@ -69,7 +71,7 @@ DEFAULTS = {
     "masks": MASKS,
 }
 QUICK = {"lengths": (128, 512), "rounds": 3, "seconds": 0.2, "checked_length": 512, "masks": ("causal",)}
-# For each section its own lengths and heads, and what --quick makes of the lengths.
+# Per section: its lengths and heads, and its lengths with --quick.
 SHAPES = {
     "freedom": ({"lengths": (4096,)}, (512,)),
     "skipping": ({"lengths": (8192,), "heads": 1}, (1024,)),
@@ -78,7 +80,7 @@ SHAPES = {
 
 
 def jobs(args: argparse.Namespace, kind: str) -> list[Job]:
-    """One for each child process; `kind` is "cpu" or "gpu"."""
+    """Return one job per child process; `kind` is "cpu" or "gpu"."""
     names = ("implementation", "batch", "heads", "width", "memory_gib", "seed")
     common = {name: getattr(args, name) for name in names}
     for name, value in (QUICK if args.quick else DEFAULTS).items():
@@ -96,10 +98,10 @@ def jobs(args: argparse.Namespace, kind: str) -> list[Job]:
 
 
 def run(job: Job) -> tuple[list[dict], str | None]:
-    """Do a job in a process of its own; its rows, and how it failed if it did."""
+    """Do a job in a child process; return its rows, and an error message if it failed."""
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if job.setup in SETUPS["cpu"]:
-        environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}  # the set-up alone says how many devices
+        environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}  # only the set-up determines the number of devices
     with tempfile.TemporaryDirectory() as folder, affinity(job.setup):
         file = pathlib.Path(folder) / "rows"
         command = [sys.executable, str(CHILD), json.dumps(job._asdict()), str(file)]
@@ -110,7 +112,7 @@ def run(job: Job) -> tuple[list[dict], str | None]:
 
 @contextlib.contextmanager
 def affinity(setup: str):
-    """Pin this process to one core while it starts a child that inherits that, for one_thread."""
+    """Pin this process to one core for one_thread, so that a child started meanwhile inherits that."""
     if setup not in PINNED:
         yield
         return
@@ -122,197 +124,8 @@ def affinity(setup: str):
         os.sched_setaffinity(0, before)
 
 
-def ratios(rows: list[dict]) -> list[dict]:
-    """How many times as fast ours are as each peer, case by case."""
-    found = []
-    for case, times in by_case(rows).items():
-        for one, other in itertools.product(times, times):
-            if one.startswith("attn") and not other.startswith("attn"):
-                named = dict(zip(("setup", "T", "mask", "mode"), case))
-                found.append(named | {"ours": one, "peer": other, "times_as_fast": round(times[other] / times[one], 3)})
-    return found
-
-
-def by_case(rows: list[dict]) -> dict[tuple, dict[str, float]]:
-    """Medians by contestant, by (set-up, T, mask, mode)."""
-    cases = {}
-    for row in rows:
-        times = cases.setdefault((row["setup"], row["T"], row["mask"], row["mode"]), {})
-        if "median_ms" in row:
-            times[row["contestant"]] = row["median_ms"]
-    return cases
-
-
-def figures(sections: dict[str, list[dict]]) -> list[dict]:
-    """The few figures by which the project judges itself, of those that were measured."""
-    cases, found = by_case(sections["speed"]), []
-
-    def add(figure: str, value: float | None, target: str):
-        if value is not None:
-            found.append({"figure": figure, "value": round(value, 3), "target": target})
-
-    for setup, peer, target in (
-        ("one_process", "jax.nn", ">= 7"),
-        ("whole_machine", "jax.nn", ">= 8"),
-        ("whole_machine", "torch", ">= 1"),
-    ):
-        times = cases.get((setup, 4096, "causal", "forward+backward"), {})
-        for ours in ("attn-auto", "attn-blockwise"):
-            value = times[peer] / times[ours] if {ours, peer} <= times.keys() else None
-            add(f"times as fast as {peer}: {ours}, {setup}, T 4,096, causal, forward+backward", value, target)
-    slowest = slowest_when_short(cases)
-    if slowest:
-        add(f"attn-auto's time over jax.nn's at most, T <= 512: {slowest[1]}", slowest[0], "<= 1.05")
-    for row in sections["memory"]:
-        if row["T"] == 16384 and not row["contestant"].startswith(("jax", "attn-reference")):
-            mib = row["temporary_bytes"] / 2**20 if "temporary_bytes" in row else None
-            add(f"MiB of {row['contestant']}, one head, T 16,384, {row['mask']}, forward+backward", mib, "< 64")
-    for row in sections["freedom"]:
-        if row["variant"] != "no score":
-            add(f"time over no score's: {row['variant']}, T {row['T']:,}, {row['mask']}", row["ratio"], "<= 1.15")
-    for row in sections["skipping"]:
-        limit = {"window": "<= 0.167", "causal": "<= 0.6"}.get(row["variant"].split(",")[0].split()[0])
-        if limit and "prefix" not in row["variant"] and "plain" not in row["variant"] and row["T"] >= 8192:
-            where = f"{row['setup']}, T {row['T']:,}, one head"
-            add(f"time over full attention's: {row['variant']}, {where}", row["ratio"], limit)
-    return found
-
-
-def slowest_when_short(cases: dict[tuple, dict[str, float]]) -> tuple[float, str] | None:
-    """The largest ratio of attn-auto to jax.nn up to T = 512, and where that is."""
-    found = []
-    for (setup, T, mask, mode), times in cases.items():
-        if T <= 512 and {"attn-auto", "jax.nn"} <= times.keys():
-            where = f"{setup}, T {T:,}, {mask}, {mode}"
-            found.append((times["attn-auto"] / times["jax.nn"], where))
-    return max(found, default=None)
-
-
-def print_tables(summary: dict):
-    """Everything that was found, on the terminal."""
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    speed = summary["speed"]
-    for setup in dict.fromkeys(row["setup"] for row in speed):
-        rows = [row for row in speed if row["setup"] == setup]
-        console.print(speed_table(rows, f"{setup}: median milliseconds", milliseconds, modes(rows)))
-        console.print(speed_table(rows, f"{setup}: temporary MiB, seconds to compile", needs, modes(rows)[-1:]))
-    if summary["checks"]:
-        console.print(check_table(summary["checks"]))
-    for section in ("freedom", "skipping"):
-        if summary[section]:
-            console.print(variant_table(section, summary[section]))
-    if summary["memory"]:
-        console.print(speed_table(summary["memory"], "memory: temporary MiB, seconds to compile", needs, [None]))
-    if summary["figures"]:
-        rows = [(row["figure"], f"{row['value']:,.3f}", row["target"]) for row in summary["figures"]]
-        console.print(grid("figures", ["", "value", "target"], rows))
-
-
-def modes(rows: list[dict]) -> list[str]:
-    """Forward and forward+backward, in the order measured."""
-    return list(dict.fromkeys(row["mode"] for row in rows))
-
-
-def speed_table(rows: list[dict], title: str, cell, shown_modes: list) -> Table:
-    """A line for each length, mask and mode; a column for each contestant."""
-    names = list(dict.fromkeys(row["contestant"] for row in rows))
-    lines = {}
-    for row in rows:
-        if row.get("mode") in shown_modes:
-            line = lines.setdefault((f"{row['T']:,}", row["mask"], row.get("mode") or ""), dict.fromkeys(names, ""))
-            line[row["contestant"]] = cell(row)
-    return grid(title, ["T", "mask", "", *names], [(*key, *line.values()) for key, line in lines.items()])
-
-
-def milliseconds(row: dict) -> str:
-    """A cell of the table of times."""
-    return f"{row['median_ms']:,.3f}" if "median_ms" in row else "-"
-
-
-def needs(row: dict) -> str:
-    """A cell of the table of what a program needs, known also where it was too much to run."""
-    if "compile_seconds" not in row:
-        return "-"
-    mib = "-" if row["temporary_bytes"] is None else f"{row['temporary_bytes'] / 2**20:,.1f}"
-    return f"{mib}, {row['compile_seconds']:.2f} s"
-
-
-def check_table(checks: list[dict]) -> Table:
-    """How far each contestant is from the formula, causal or full."""
-    worst = {}
-    for row in checks:
-        line = worst.setdefault((row["setup"], row["contestant"]), [])
-        line.append(row.get("largest_difference", math.inf))
-    shown = [(*key, "-" if math.inf in line else f"{max(line):.2g}") for key, line in worst.items()]
-    title = f"largest difference from the formula in float64, T {checks[0]['T']:,}"
-    return grid(title, ["set-up", "contestant", ""], shown)
-
-
-def variant_table(section: str, rows: list[dict]) -> Table:
-    """Our own programs beside each other."""
-    lines = []
-    for row in rows:
-        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.3f}"
-        extra = row["mask"] if "mask" in row else f"{row['setup']}, {row['visible']:.1%} visible"
-        lines.append((f"{row['T']:,}", row["variant"], extra, milliseconds(row), ratio))
-    return grid(f"{section}: forward+backward", ["T", "", "", "ms", "ratio"], lines)
-
-
-def grid(title: str, columns: list[str], rows: list[tuple]) -> Table:
-    """A table whose numbers stand to the right."""
-    table = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        words = any(not row[number][:1].isdigit() and row[number] != "-" for row in rows)
-        table.add_column(column, justify="left" if words else "right")
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def plot(rows: list[dict], file: pathlib.Path):
-    """Time and temporary memory against the length, forward+backward, a column for each set-up."""
-    import matplotlib  # here, since --help should not wait for it
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    setups = list(dict.fromkeys(row["setup"] for row in rows))
-    names = list(dict.fromkeys(row["contestant"] for row in rows))
-    figure, axes = pyplot.subplots(2, len(setups), figsize=(1 + 4.2 * len(setups), 8), sharey="row", squeeze=False)
-    quantities = (("median_ms", 1, "ms, forward+backward"), ("temporary_bytes", 2**20, "temporary MiB"))
-    for (key, unit, label), line in zip(quantities, axes):
-        line[0].set_ylabel(label)
-        for setup, ax in zip(setups, line):
-            ax.set(title=setup, xlabel="T", yscale="log")
-            ax.set_xscale("log", base=2)
-            ax.grid(alpha=0.3)
-            for (number, name), mask in itertools.product(enumerate(names), MASKS):
-                where = (setup, name, mask, "forward+backward")
-                here = [row for row in rows if (row["setup"], row["contestant"], row["mask"], row["mode"]) == where]
-                points = [(row["T"], row[key] / unit) for row in here if row.get(key)]
-                if points:
-                    # Thinner and thinner: some lie on each other.
-                    style = {"color": f"C{number}", "marker": "osv^Dx*P"[number], "linewidth": max(1, 4 - number)}
-                    ax.plot(*zip(*points), "-" if mask == "causal" else ":", label=f"{name}, {mask}", **style)
-    axes[0][0].legend(fontsize="x-small")
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-
-
-def as_json(summary: dict) -> str:
-    """JSON with a line for each row."""
-    parts = []
-    for key, value in summary.items():
-        if isinstance(value, list) and value:
-            text = "[\n" + ",\n".join(f"    {json.dumps(row)}" for row in value) + "\n  ]"
-        else:
-            text = json.dumps(value, indent=2).replace("\n", "\n  ")
-        parts.append(f"  {json.dumps(key)}: {text}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
 def versions() -> dict[str, str | None]:
-    """Of Python and of the packages that take part."""
+    """Return the versions of Python and of the packages that are compared; None if not installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -323,7 +136,7 @@ def versions() -> dict[str, str | None]:
 
 
 def positive_number(text: str) -> float:
-    """A finite number above 0."""
+    """Parse a finite number above 0."""
     with contextlib.suppress(ValueError):
         if 0 < float(text) < math.inf:
             return float(text)
@@ -331,7 +144,7 @@ def positive_number(text: str) -> float:
 
 
 def output_file(text: str) -> pathlib.Path:
-    """A file that can be written, found out before an hour is spent."""
+    """Parse the path of a .json file, and check before the measurements that it can be written."""
     file = pathlib.Path(text)
     if file.suffix != ".json":
         raise argparse.ArgumentTypeError(f"got {text!r}, must end in .json")
@@ -341,44 +154,56 @@ def output_file(text: str) -> pathlib.Path:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
+    """A parser whose error messages are one line."""
 
     def error(self, message: str):
-        self.exit(2, f"error: {message} (--help shows what there is)\n")
+        self.exit(2, f"error: {message} (--help lists all options)\n")
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, setups = parser.add_argument, (*SETUPS["cpu"], *SETUPS["gpu"])
-    known = ("auto", "fastest", *IMPLEMENTATIONS)
-    add("--only", nargs="+", choices=PARTS, default=PARTS, metavar="SECTION", help=", ".join(PARTS))
-    add("--setups", nargs="+", choices=setups, metavar="SETUP", help="of speed (gpu if there is one, else the others)")
-    add("--contestants", nargs="+", choices=CONTESTANTS, metavar="NAME", help=f"of speed: {', '.join(CONTESTANTS)}")
-    add("--implementation", choices=known, default="blockwise", metavar="NAME", help="attn's elsewhere (%(default)s)")
-    add("--lengths", nargs="+", type=positive, metavar="T", help="of speed (128 256 512 ... 16384)")
-    add("--masks", nargs="+", choices=MASKS, metavar="MASK", help="of all but skipping: causal, full (both)")
-    add("--heads", type=positive, default=8, metavar="N", help="of speed and freedom; the others have 1 (%(default)s)")
-    add("--width", type=positive, default=64, metavar="H", help="of a head (%(default)s)")
-    add("--batch", type=positive, default=1, metavar="B", help="sequences (%(default)s)")
-    add("--dtype", choices=LARGEST_DIFFERENCE, help="(float32; on a GPU bfloat16)")
-    add("--rounds", type=positive, metavar="N", help="samples of each contestant in a case, at most (30)")
-    add("--seconds", type=positive_number, metavar="S", help="for those samples, but at least 3 are taken (4)")
-    add("--memory_gib", type=positive_number, default=6.0, metavar="GIB", help="a program's limit (%(default)s)")
-    add("--seed", type=positive, default=1, metavar="N", help="of the random arrays (%(default)s)")
-    add("--quick", action="store_true", help="short lengths, causal, few rounds; written only if --output is given")
-    add("--output", type=output_file, metavar="FILE", help="benchmarks/results/attention_PLATFORM.json; plot beside it")
+
+    def one_or_more(flag: str, names: tuple[str, ...], metavar: str, text: str, **more):
+        add(flag, nargs="+", choices=names, metavar=metavar, help=f"{text}: {', '.join(names)}.", **more)
+
+    def number(flag: str, parse, metavar: str, default: float, text: str):
+        add(flag, type=parse, metavar=metavar, default=default, help=f"{text} (default: %(default)s).")
+
+    one_or_more("--only", PARTS, "SECTION", "Run these sections (default: all)", default=PARTS)
+    one_or_more("--setups", setups, "SETUP", "Time speed in these set-ups (default: gpu, if found, or all others)")
+    one_or_more("--contestants", CONTESTANTS, "NAME", "Compare these contestants in speed (default: by platform)")
+    one_or_more("--masks", MASKS, "MASK", "Use these masks in all sections but skipping (default: both)")
+    known, text = ("auto", "fastest", *IMPLEMENTATIONS), "Use this implementation of attn in all sections but speed"
+    add("--implementation", choices=known, default="blockwise", metavar="NAME", help=f"{text} (default: %(default)s).")
+    text = "Time speed at these lengths (default: 128 256 512 ... 16384)."
+    add("--lengths", nargs="+", type=positive, metavar="T", help=text)
+    number("--heads", positive, "N", 8, "Use this many heads in speed and freedom; the other sections have 1")
+    number("--width", positive, "H", 64, "Use heads of this width")
+    number("--batch", positive, "B", 1, "Use this many sequences per batch")
+    add("--dtype", choices=LARGEST_DIFFERENCE, help="Use arrays of this dtype (default: float32; on a GPU bfloat16).")
+    text = "Take at most this many samples per contestant and case (default: 30)."
+    add("--rounds", type=positive, metavar="N", help=text)
+    text = "Take samples for this many seconds, but at least 3 samples (default: 4)."
+    add("--seconds", type=positive_number, metavar="S", help=text)
+    number("--memory_gib", positive_number, "GIB", 6.0, "Leave out programs that need more temporary memory than this")
+    number("--seed", positive, "N", 1, "Draw the arrays with this seed")
+    text = "Use short lengths, causal masks and few rounds; write results only if --output is given."
+    add("--quick", action="store_true", help=text)
+    text = "Write the results here, and a plot beside it (default: benchmarks/results/attention_PLATFORM.json)."
+    add("--output", type=output_file, metavar="FILE", help=text)
     args = parser.parse_args(words)
     if args.setups and "gpu" in args.setups and len(args.setups) > 1:
-        parser.error("--setups: gpu is compared alone")
+        parser.error("--setups: gpu cannot be combined with other set-ups")
     return args
 
 
 def settle_kind(args: argparse.Namespace) -> tuple[str, dict]:
-    """Whether this run is of the "cpu" or the "gpu", and what JAX computes on by itself.
+    """Return the kind of this run, "cpu" or "gpu", and the platform and device that JAX chooses by default.
 
     Raises:
-      ValueError: no GPU where one is asked for, or an accelerator without a set-up here.
+      ValueError: --setups names gpu and JAX finds no GPU, or JAX's accelerator has no set-up here.
     """
     rows, failure = run(Job("probe"))
     if failure:
@@ -389,12 +214,12 @@ def settle_kind(args: argparse.Namespace) -> tuple[str, dict]:
             raise ValueError(f"--setups gpu: JAX finds no GPU, its backend is {backend!r}")
         return ("gpu" if "gpu" in args.setups else "cpu"), rows[0]
     if backend not in SETUPS:
-        raise ValueError(f"no set-up for the backend {backend!r}: name the CPU's with --setups")
+        raise ValueError(f"there is no set-up for the backend {backend!r}: choose set-ups of the CPU with --setups")
     return backend, rows[0]
 
 
 def measure(todo: list[Job]) -> dict:
-    """Do the jobs, one after the other; the rows of each section, and of each job how it went."""
+    """Do the jobs, one after the other; return the rows per section, and the outcome of each job."""
     found = {name: [] for name in ("jobs", "checks", "speed", *SHAPES)}
     for number, job in enumerate(todo):
         say(f"process {number + 1} of {len(todo)}: {job.section}, {job.setup}")
@@ -408,22 +233,22 @@ def measure(todo: list[Job]) -> dict:
             job._asdict() | {"took_seconds": round(seconds), "others": round(others, 3), "failure": failure}
         )
         if failure:
-            say(f"warning: {failure}; its results up to there are kept")
+            say(f"warning: {failure}; its results up to that point are kept")
         if others > OTHERS_AT_MOST and job.section != "memory":
-            # Threads that wait for each other in a loop, as torch's do, have been seen to take 40 times as long.
-            say(f"warning: other programs kept {others:.0%} of the cores busy: these comparisons are not fair")
+            # Threads that wait for each other in a loop, as torch's do, can then take 40 times as long.
+            say(f"warning: other programs kept {others:.0%} of the cores busy: do not rely on these comparisons")
     return found
 
 
 def others_seconds() -> float:
-    """Processor seconds, so far, of everything but this process and its children that have ended."""
+    """Return the processor seconds so far of all programs except this process and its finished children."""
     spent, own = psutil.cpu_times(), os.times()
     kinds = ("user", "nice", "system", "irq", "softirq", "steal")
     return sum(getattr(spent, kind, 0.0) for kind in kinds) - sum(own[:4])
 
 
 def main() -> int:
-    """Run the benchmark; returns the exit status."""
+    """Run the benchmark, and return the exit status."""
     args, started = arguments(), time.time()
     try:
         kind, found = settle_kind(args)
