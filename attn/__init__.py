@@ -1,11 +1,13 @@
-"""attn: attention to study, as pure functions, and a Transformer that learns with them.
+"""attn: attention to study, as pure functions of arrays, and Transformers built on them.
 
 The axes, in every signature and docstring:
 
     B  examples of a batch         N  query heads             D  width of the model
     T  query (target) positions    K  key/value heads         F  width of the feed-forward layers
     S  key (source) positions      H  width of a head         V  vocabulary
-                                   Hv width of a value        L  layers
+    R  chosen query positions      Hv width of a value        L  layers
+    P  rows of a position table    Hr rotated part of H       G  gates of a recurrent cell
+    A  accepted answers            q  blocks of r queries     k  blocks of c keys
 
 `B` appears in tasks, training, decoding and metrics; the functions and the model are written for one example.
 """
@@ -35,21 +37,21 @@ def load(run):
     """Open a finished or running training run: `attn.load("runs/...")`.
 
     Args:
-      run: the run's folder, a path.
+      run: path of the run's folder.
 
     Returns:
-      `attn.runs.Run`: its config, model and parameters, and the functions of the command line.
+      `attn.runs.Run`: its config, model and parameters, and the commands of the command line as methods.
 
     Raises:
-      attn.training.folders.RunError: not a run's folder, or no checkpoint in it.
+      attn.training.folders.RunError: the folder is not a run's, or has no checkpoint.
     """
-    from attn.runs import load  # here, since `import attn` must not import Flax
+    from attn.runs import load  # imported here: `import attn` must not import Flax
 
     return load(run)
 
 
 def __getattr__(name: str):
-    """A public name, imported at its first use: commands set up their process first, and `tasks` brings TFDS."""
+    """Import a public name at its first use: commands set up their process first, and `tasks` imports TFDS."""
     if name in ("functional", "interop", "mechanisms", "tasks"):
         return importlib.import_module(f"attn.{name}")
     if name not in __all__:

@@ -5,8 +5,8 @@
 Each function checks its arguments, chooses an implementation and calls it: `reference.py` is the equation.
 
 Axes: `T` queries, `S` keys, `N` query heads, `K` key/value heads, `H` width of a head, `Hv` width of a value.
-There is no batch axis: use `jax.vmap`. The caller jits. Compiled here, for calls outside of any `jit`, are only the
-softmax of the reference, the blocks of one head in `blockwise`, and the loop over heads on a CPU.
+There is no batch axis: use `jax.vmap`. The caller jits. For calls outside of any `jit`, only these parts are compiled:
+the softmax of the reference, the blocks of one head in `blockwise`, and the loop over heads on a CPU.
 
 Source: Vaswani et al. 2017, section 3.2.
 """
@@ -34,7 +34,7 @@ def attention(
     implementation: str = "auto",
     return_logsumexp: bool = False,
 ) -> Float[Array, "T Hv"] | tuple[Float[Array, "T Hv"], Float[Array, "T"]]:
-    """Attention for one head of one sequence.
+    """Compute attention for one head of one sequence.
 
         out_i = sum_j softmax_j(score(scale q_i . k_j, i, j)) v_j     over the keys j with mask(i, j)
 
@@ -50,14 +50,14 @@ def attention(
       return_logsumexp: also return log sum_j exp(score_ij), before dropout.
 
     Returns:
-      `[T Hv]` in the value's dtype; with `return_logsumexp` also `[T]`, in float32 or wider. A query that may
-      attend to nothing gets 0, and -inf; keys and values that no query may attend to never matter, not even NaN
-      (in gradients, as long as products with them do not overflow). Softmax and sums are computed in float32, or in
-      float64 where queries and keys are float64.
+      `[T Hv]` in the value's dtype; with `return_logsumexp` also `[T]`, in float32 or wider. A query without a
+      visible key gets output 0 and logsumexp -inf. Keys and values that no query may attend to do not affect outputs,
+      even if they are NaN (nor gradients, as long as products with them do not overflow). Softmax and sums are
+      computed in float32, or in float64 where queries and keys are float64.
 
     Raises:
       TypeError: mixed or non-real dtypes, a mask that is not boolean, an array in place of a function.
-      ValueError: wrong ranks or lengths, an offset that is missing although T != S, an unknown implementation.
+      ValueError: wrong ranks or lengths, an unset offset although T != S, an unknown implementation.
       attn.Unsupported: the named implementation cannot serve the call.
 
     Source: Vaswani et al. 2017, equation 1.
@@ -79,14 +79,14 @@ def attention_weights(
     scale=None,
     rows: Int[Array, "R"] | None = None,
 ) -> Float[Array, "T S"] | Float[Array, "R S"]:
-    """Weights that each query gives to each key: softmax_j(score(scale q_i . k_j, i, j)).
+    """Return the weights that each query gives to each key: softmax_j(score(scale q_i . k_j, i, j)).
 
     Args:
       query, key, mask, score, scale: as for `attention`.
-      rows: `[R]` query positions; only their rows are computed. All of them unless given.
+      rows: `[R]` query positions; only their rows are computed. All unless given.
 
     Returns:
-      `[T S]`, or `[R S]` for chosen rows, in float32 or wider. Rows sum to 1; one without a visible key is 0.
+      `[T S]`, or `[R S]` for chosen rows, in float32 or wider. Rows sum to 1; a row without a visible key is 0.
 
     Raises:
       TypeError, ValueError: as `attention`; also for rows that are not integers in 0..T-1.
@@ -110,14 +110,14 @@ def multi_head_attention(
     implementation: str = "auto",
     return_logsumexp: bool = False,
 ) -> Float[Array, "T N Hv"] | tuple[Float[Array, "T N Hv"], Float[Array, "T N"]]:
-    """`attention` for N heads at once, by `jax.vmap`; the projections around it belong to the model.
+    """Compute `attention` for N heads, by `jax.vmap`; the projections around it belong to the model.
 
         out[:, n] = attention(query[:, n], key[:, n // (N/K)], value[:, n // (N/K)])
 
     Args:
       query: `[T N H]`.
       key, value: `[S K H]` and `[S K Hv]`, where K divides N: grouped queries share a key/value head.
-      mask, score: as for `attention`, shared by all heads; those marked by `attn.per_head` differ per head.
+      mask, score: as for `attention`, shared by all heads unless marked by `attn.per_head`.
       scale, dropout, implementation, return_logsumexp: as for `attention`.
 
     Returns:
@@ -144,7 +144,7 @@ def multi_head_attention_weights(
     scale=None,
     rows: Int[Array, "R"] | None = None,
 ) -> Float[Array, "N T S"] | Float[Array, "N R S"]:
-    """`attention_weights` for N heads at once, by `jax.vmap`.
+    """Compute `attention_weights` for N heads, by `jax.vmap`.
 
     Args:
       query: `[T N H]`.
@@ -171,9 +171,9 @@ def multi_head_attention_weights(
 
 
 def per_head(mod):
-    """Mark a mask or a score whose array leaves carry a leading axis N: one slice per query head.
+    """Mark a mask or a score whose array leaves have a leading axis N: one slice per query head.
 
-    Unmarked ones are shared by all heads; both kinds combine: `per_head(padding(lengths)) & causal()`.
+    Unmarked masks and scores are shared by all heads; both kinds combine: `per_head(padding(lengths)) & causal()`.
 
     Args:
       mod: a mask, a score, or another callable pytree, with at least one array leaf.
@@ -183,7 +183,7 @@ def per_head(mod):
 
     Raises:
       TypeError: not callable, or no array leaf.
-      ValueError: marked already; later, where a leading axis is not N, and in one-head `attention`.
+      ValueError: marked already. Later, in the attention functions: a leading axis that is not N, or only one head.
     """
     mods.check_per_head(mod)
     if isinstance(mod, Mask):
@@ -193,7 +193,7 @@ def per_head(mod):
 
 @mods.register
 class PerHeadCallable(PerHeadMask, PerHeadScore):
-    """A marked callable of the user's, which may serve as a mask (`&`, `|`, `~`) or as a score (`>>`)."""
+    """A user's callable marked by `per_head`: usable as a mask (`&`, `|`, `~`) or as a score (`>>`)."""
 
 
 def _call(query, key, value, mask, score, scale, dropout=None) -> Call:
@@ -205,6 +205,7 @@ def _call(query, key, value, mask, score, scale, dropout=None) -> Call:
 
 
 def _call_of_one_head(query, key, value, mask, score, scale, dropout=None) -> Call:
+    """Make the call of one head, which takes no marks of `per_head`."""
     for mod in (mask, score):
         for part in mods.parts(mod):
             if isinstance(part, PerHead):
@@ -215,6 +216,7 @@ def _call_of_one_head(query, key, value, mask, score, scale, dropout=None) -> Ca
 
 
 def _without_marks(call: Call) -> Call:
+    """Take the marks of `per_head` off, since `choose` checks the masks and scores themselves."""
     marked, of_head = mods.unwrap_per_head((call.mask, call.score), call.query.shape[1])
     mask, score = of_head(marked)
     return call._replace(mask=as_mask(mask), score=as_score(score))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 def positions_in_blocks(length: int, block_size: int) -> Int[np.ndarray, "blocks n"]:
     """Cut 0..length-1 into as few blocks as possible, of equal size and at most `block_size`.
 
-    Where they do not come out even, the last position fills up the last block, so that every position is in range.
+    If the blocks do not divide `length`, the last one is padded with the last position, so that all stay in range.
     """
     count = -(-length // block_size)
     size = -(-length // count)
@@ -18,22 +18,22 @@ def positions_in_blocks(length: int, block_size: int) -> Int[np.ndarray, "blocks
 
 
 def in_blocks(x: Shaped[Array, "length *rest"], block_size: int) -> Shaped[Array, "blocks n *rest"]:
-    """Cut the leading axis of an array into blocks, filled up with its last entry.
+    """Cut the leading axis of an array into blocks, padded with its last entry.
 
-    A score is sure to have seen numbers such as that entry: it makes no new NaN.
+    The padding is a real entry, since a score may give NaN for other numbers: so it adds no new NaN.
     """
     count, size = positions_in_blocks(len(x), block_size).shape
     missing = count * size - len(x)
-    filled = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (missing, *x.shape[1:]))]) if missing else x
-    return filled.reshape(count, size, *x.shape[1:])
+    padded = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (missing, *x.shape[1:]))]) if missing else x
+    return padded.reshape(count, size, *x.shape[1:])
 
 
 class BlockedAxis(NamedTuple):
-    """The queries or the keys in blocks; without the leading axis, one block of them.
+    """The queries or the keys in blocks; without the leading axis, one block.
 
     Attributes:
       first: the first position of each block.
-      marks: numbers to add to the scores of each query or key: NaN where it was not finite, else 0.
+      marks: added to the scores of each query or key: NaN if it was not finite, else 0.
     """
 
     first: Int[Array, "*blocks"]
@@ -47,12 +47,12 @@ class BlockedAxis(NamedTuple):
         return cls(jnp.asarray(first), in_blocks(marks, block_size))
 
     def index(self, length: int) -> Int[Array, "n"]:
-        """Return the positions of one block, in range: the last position fills up the last block."""
-        return jnp.minimum(self._counted(), length - 1)
+        """Return the positions of one block; padding repeats the last position."""
+        return jnp.minimum(self._unclipped(), length - 1)
 
     def is_position(self, length: int) -> Bool[Array, "n"] | None:
-        """Return which entries of one block are positions and not filling; None where no block has filling."""
-        return None if length % self.marks.shape[-1] == 0 else self._counted() < length
+        """Return True for the entries of one block that are not padding; None if no block has padding."""
+        return None if length % self.marks.shape[-1] == 0 else self._unclipped() < length
 
-    def _counted(self) -> Int[Array, "n"]:
+    def _unclipped(self) -> Int[Array, "n"]:
         return self.first + jnp.arange(self.marks.shape[-1], dtype=self.first.dtype)

@@ -1,12 +1,12 @@
-"""Attention in memory O(T): one block of keys after another, with every derivative.
+"""Attention in memory O(T): a loop over blocks of keys, with every derivative.
 
 For a block of queries, let m be the largest score so far, l the sum of exp(s - m) and a that of exp(s - m) v.
-The next block of keys, with scores s and values v, makes of them
+The next block of keys, with scores s and values v, updates them to
 
     m' = max(m, max s),    l' = l exp(m - m') + sum exp(s - m'),    a' = a exp(m - m') + exp(s - m') v,
 
-and after the last one out = a / l and logsumexp = m + log l. The derivative goes over the blocks once more, with
-p = exp(s - m) / l computed again:
+and after the last one out = a / l and logsumexp = m + log l. The derivative iterates over the blocks again and
+recomputes p = exp(s - m) / l:
 
     a = sum (p ds) v + p dv,    r = sum p ds,    d out = a - r out,    d logsumexp = d log l = r.
 
@@ -34,8 +34,8 @@ from attn.functional.blocks import BlockedAxis, in_blocks, positions_in_blocks
 from attn.functional.contract import Call, Head, Normalizer, prepare, zero_hidden_values
 from attn.functional.sharding import any_of_devices, gathered, sharded_along, vary_alike
 
-BLOCK_SIZE = 512  # a tile of 512 x 512 is 1 MiB of float32, which the cache of one core holds
-# Pairs of query and key. On a CPU the reference is faster at 576 x 576, and not always at 640 x 640.
+BLOCK_SIZE = 512  # a tile of 512 x 512 is 1 MiB of float32, which fits into the cache of one core
+# Pairs of query and key. On a CPU the reference is faster at 576 x 576, but not always at 640 x 640.
 WORTHWHILE_PAIRS = 600 * 600
 
 
@@ -44,7 +44,7 @@ class Fixed(NamedTuple):
 
     i: BlockedAxis
     j: BlockedAxis
-    needed: Bool[Array | np.ndarray, "row_blocks column_blocks"] | None  # None for all of them
+    needed: Bool[Array | np.ndarray, "row_blocks column_blocks"] | None  # None for all
     captured_by_mask: list[Array]
     captured_by_dropout: list[Array]
 
@@ -53,7 +53,7 @@ class Tile(NamedTuple):
     """Functions of one tile, closure-converted: the first argument is the list of captured arrays."""
 
     scores: Callable  # (captured, query, key, i, j) -> s
-    masked: Callable  # (captured, s, i, j) -> s, -inf where hidden; and which keys any query sees, None for all
+    masked: Callable  # (captured, s, i, j) -> (s, -inf where hidden; keys that any query sees, None for all)
     dropped: Callable  # (captured, p, i, j) -> p
 
 
@@ -62,10 +62,10 @@ def attend(call: Call, *, block_size: int = BLOCK_SIZE) -> tuple[Float[Array, "T
 
     Args:
       call: of one head.
-      block_size: at most so many queries, and so many keys, make a tile.
+      block_size: largest number of queries, and of keys, in a tile.
     """
-    # Outside of any jit, equal shapes and structure compile once. Not with a function of the user's: the cache would
-    # not notice a change of a variable that it reads. Its program and captured arrays are dropped after the call.
+    # Outside of any jit, calls of equal shapes and structure share one compiled program. Calls with a user's function
+    # do not, since it may read a variable that has changed. Each compiles its own program, which is then dropped.
     if mods.holds_function(call.mask) or mods.holds_function(call.score):
 
         def attend_once(query, key, value):
@@ -77,11 +77,11 @@ def attend(call: Call, *, block_size: int = BLOCK_SIZE) -> tuple[Float[Array, "T
 
 def _attend(call: Call, block_size: int):
     (axes, *_) = jax.typeof(call.query).sharding.spec
-    # Blocks cannot be cut from rows that lie on several devices.
+    # Blocks cannot be cut from rows that are distributed over devices.
     head = vary_alike(prepare(call._replace(query=gathered(call.query))))
     wide = head.scale.dtype
     i, j = (BlockedAxis.cut(x, block_size, wide) for x in (head.nonfinite_queries, head.nonfinite_keys))
-    # Positions of keys and values are the last axis, so that every matrix product, transposed too, has a fast layout.
+    # Key positions are the last axis of keys and values: every matrix product, also transposed, has a fast layout.
     queries = in_blocks(head.query.astype(wide), block_size)  # [row_blocks r H]
     keys = in_blocks(head.key.astype(wide), block_size).swapaxes(1, 2)  # [column_blocks H c]
     values = in_blocks(head.value, block_size).swapaxes(1, 2)  # [column_blocks Hv c]
@@ -89,10 +89,11 @@ def _attend(call: Call, block_size: int):
     scores_of, masked, dropped = _tile_functions(head, call.T, call.S)
     query, key, first_i, first_j = jax.tree.map(lambda x: x[0], (queries, keys, i, j))
     scores_of, captured = closures.convert(scores_of, query, key, first_i, first_j)
-    s = scores_of(captured, query, key, first_i, first_j)  # an example of the shape, which nothing reads
+    s = scores_of(captured, query, key, first_i, first_j)  # an example of shape and dtype; its values are not used
     masked, captured_by_mask = closures.convert(masked, s, first_i, first_j)
     dropped, captured_by_dropout = closures.convert(dropped, s, first_i, first_j)
 
+    # `needed` is in NumPy if the mask is known while tracing; then narrow bands can be cut out before anything runs.
     indices = (positions_in_blocks(length, block_size) for length in (call.T, call.S))
     needed = None if head.mask is None else survey.needed_blocks(head.mask, *indices)
     if isinstance(needed, np.ndarray) and needed.all():
@@ -103,8 +104,8 @@ def _attend(call: Call, block_size: int):
         needed = survey.any_of_batch(any_of_devices(needed, (queries, keys, values, captured)))
     fixed = Fixed(i, j, needed, captured_by_mask, captured_by_dropout)
 
-    # Weights, each at most 1, are summed before they are divided, so that their sum times a value may overflow.
-    # So values are made smaller by a power of two, which is exact.
+    # Each weight is at most 1, but they are summed before the division, so their sum times a value may overflow.
+    # So values are scaled down by a power of two, which is exact.
     rate = 0 if head.dropout is None else head.dropout.rate
     largest_sum_of_weights = math.prod(j.marks.shape[-2:]) / (1 - rate)
     headroom = 2.0 ** -math.ceil(math.log2(largest_sum_of_weights))
@@ -129,7 +130,7 @@ def _tile_functions(head: Head, T: int, S: int) -> tuple[Callable, Callable, Cal
         if visible is None:
             return s, None
         hides = head.mask is not None or head.score is not None
-        # From the mask, not from s, which would be one more pass over the tile's memory.
+        # The seen keys come from the mask: finding them from s would read the tile's memory once more.
         return jnp.where(visible, s, -jnp.inf), visible.any(axis=0) if hides else None
 
     def dropped(p, i: BlockedAxis, j: BlockedAxis):
@@ -139,26 +140,26 @@ def _tile_functions(head: Head, T: int, S: int) -> tuple[Callable, Callable, Cal
 
 
 def unsupported_reason(call: Call) -> str | None:
-    """Return what of a call this implementation cannot do, or None."""
-    known = isinstance(call.T, int) and isinstance(call.S, int)
-    return None if known else f"lengths that are symbols, here T = {call.T} and S = {call.S}"
+    """Return the part of a call that this implementation cannot serve, or None."""
+    is_known = isinstance(call.T, int) and isinstance(call.S, int)
+    return None if is_known else f"lengths that are symbols, here T = {call.T} and S = {call.S}"
 
 
 def is_worthwhile(call: Call) -> bool:
-    """Return whether a call is long enough for blocks to be faster than all pairs at once."""
+    """Return True if a call is long enough for blocks to be faster than all pairs at once."""
     return call.T * call.S > WORTHWHILE_PAIRS
 
 
 def heads_at_once(heads: int) -> int:
-    """Return how many heads should run together; it divides their number.
+    """Return the number of heads to run together, a divisor of `heads`.
 
-    As many as there are cores per CPU device: with one head per core, the tiles stay in the caches. On several devices
-    the heads may be sharded, and one after another they would not run in parallel; under `shard_map` with every axis of
-    the mesh manual, the code is that of one device.
+    On a CPU device at most one head per core, so that the tiles stay in the caches. All heads on other backends and on
+    several devices: the heads may be sharded, and a loop over them would not run in parallel. But under `shard_map`
+    with every axis of the mesh manual, the code is that of one device.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    is_alone = jax.device_count() == 1 or (not mesh.empty and mesh.are_all_axes_manual)
-    if jax.default_backend() != "cpu" or not is_alone:
+    is_one_device = jax.device_count() == 1 or (not mesh.empty and mesh.are_all_axes_manual)
+    if jax.default_backend() != "cpu" or not is_one_device:
         return heads
     cores = cpu.cores() // jax.local_device_count()
     return max(n for n in range(1, heads + 1) if heads % n == 0 and n <= max(cores, 1))
@@ -170,11 +171,11 @@ def _online(tile: Tile, headroom: float, queries, keys, values, captured, fixed:
 
     Args:
       tile: the functions of one tile.
-      headroom: a power of two; values times it have weighted sums in range.
-      queries, keys, values: `[row_blocks r H]`, `[column_blocks H c]`, `[column_blocks Hv c]`; keys and values with
-        another leading axis, row_blocks, where they are banded.
-      captured: the arrays of the score, and the scale, which may be differentiated.
-      fixed: the rest.
+      headroom: a power of two by which values are multiplied, so that their weighted sums do not overflow.
+      queries, keys, values: `[row_blocks r H]`, `[column_blocks H c]`, `[column_blocks Hv c]`; keys and values of a
+        band have one more leading axis, row_blocks.
+      captured: the arrays of the score and the scale; may be differentiated.
+      fixed: the other arguments, not differentiated.
     """
 
     def row(queries, blocks):
@@ -220,7 +221,7 @@ def _online_jvp(tile: Tile, headroom: float, primals, tangents):
                 return tile.scores(captured, query, key, i, j)
 
             s, ds = _jvp(scores_of, (captured, query, key), (dcaptured, dquery, dkey))
-            # Where hidden, p is 0 whatever ds is: the mask need not be differentiated.
+            # Where hidden, p is 0, so ds does not matter: the mask is not differentiated.
             s, seen = tile.masked(fixed.captured_by_mask, s, i, j)
             p = jnp.exp(s - normalizer.peak[:, None]) * inverse[:, None]
             kept = tile.dropped(fixed.captured_by_dropout, p, i, j)
@@ -230,7 +231,7 @@ def _online_jvp(tile: Tile, headroom: float, primals, tangents):
 
         start = jnp.zeros_like(out), jnp.zeros_like(inverse)
         a, r = _scan_key_blocks(step, start, blocks, needed)
-        # The peak counts as constant: only total * exp(peak) has a meaning, and its logarithm moves by r.
+        # The peak is treated as constant: only total * exp(peak) has a meaning, and d log of it = r.
         return a - r[:, None] * out, Normalizer(jnp.zeros_like(r), normalizer.total * r)
 
     rows = queries, dqueries, outs, normalizers, fixed.i, fixed.needed
@@ -238,11 +239,11 @@ def _online_jvp(tile: Tile, headroom: float, primals, tangents):
 
 
 def _map_query_blocks(row, queries, blocks):
-    """Map `row(queries, blocks)` over the blocks of queries, with all blocks of keys or those of its band."""
-    # Reverse over reverse would otherwise keep the carry of every row from block to block.
+    """Map `row(queries, blocks)` over the blocks of queries, with all blocks of keys or only its band."""
+    # Without it, reverse over reverse would store the carry of every row after every block.
     row = jax.checkpoint(row, prevent_cse=False)
     *_, j = blocks
-    if j.first.ndim == 1:
+    if j.first.ndim == 1:  # one list of key blocks for all queries, not a band per block of queries
         return lax.map(lambda queries: row(queries, blocks), queries)
     return lax.map(lambda both: row(*both), (queries, blocks))
 
@@ -250,7 +251,7 @@ def _map_query_blocks(row, queries, blocks):
 def _scan_key_blocks(step, start, blocks, needed):
     """Scan `step(carry, block)` over the blocks of keys that are needed.
 
-    Every step is checkpointed: the derivative would otherwise keep T x S numbers in all.
+    Every step is checkpointed: otherwise the derivative would store T x S numbers in total.
     """
     # Under `shard_map` the initial carry must have the same varying axes as the result. Adding zeros derived from one
     # traced step gives it them; XLA removes the step.
@@ -263,7 +264,7 @@ def _scan_key_blocks(step, start, blocks, needed):
             return step(carry, block), None
         return lax.cond(is_needed, jax.checkpoint(step, prevent_cse=False), lambda carry, _: carry, carry, block), None
 
-    # Two steps per body: work of the second on one thread, such as copies, can run beside the first.
+    # Two steps per body: single-threaded work of the second, such as copies, can overlap with the first.
     return lax.scan(jax.checkpoint(body, prevent_cse=False), start, (blocks, needed), unroll=2)[0]
 
 
@@ -280,17 +281,17 @@ def _is_symbolic(tangent) -> bool:
 
 
 def _jvp(function, primals, tangents):
-    """Compute `jax.jvp` where a tangent may be None for zero; if all are, that of the result is None."""
+    """Compute `jax.jvp` where None is a tangent of zero; if all tangents are None, so is the result's."""
     leaves, structure = jax.tree.flatten(primals)
     tangents = jax.tree.leaves(tangents, is_leaf=lambda t: t is None)
-    moving = [n for n, tangent in enumerate(tangents) if tangent is not None]
-    if not moving:
+    nonzero = [n for n, tangent in enumerate(tangents) if tangent is not None]
+    if not nonzero:
         return function(*primals), None
 
-    def of_moving(*values):
+    def of_nonzero(*values):
         replaced = leaves.copy()
-        for n, value in zip(moving, values):
+        for n, value in zip(nonzero, values):
             replaced[n] = value
         return function(*structure.unflatten(replaced))
 
-    return jax.jvp(of_moving, [leaves[n] for n in moving], [tangents[n] for n in moving])
+    return jax.jvp(of_nonzero, [leaves[n] for n in nonzero], [tangents[n] for n in nonzero])

@@ -1,4 +1,4 @@
-"""Checks of arguments: each error names the argument, what was given and what is allowed."""
+"""Checks of arguments: each error names the argument, the value given and the values allowed."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from attn.functional.dtypes import is_array
 
 
 def describe(value) -> str:
-    """Describe a mask, a score or a value inside one in few words."""
+    """Describe a mask, a score or one of their fields in a few words."""
     if hasattr(value, "expression"):
         return value.expression()
     if not is_array(value):
@@ -22,10 +22,10 @@ def describe(value) -> str:
 
 
 def check_arrays(*arguments: tuple[str, object]) -> list[Array]:
-    """Check query, key and, if given, value, each with the axes of its shape, such as ("T H", query).
+    """Check query, key and optionally value, each with the axes of its shape, such as ("T H", query).
 
     Raises:
-      TypeError: an argument that is not an array of real floats of 16 bits or more; query and key of two dtypes.
+      TypeError: an argument that is not an array of real floats of 16 bits or more; query and key of different dtypes.
       ValueError: a wrong rank, an axis of length 0, sizes that do not agree.
     """
     named = dict(zip(("query", "key", "value"), arguments))
@@ -33,7 +33,7 @@ def check_arrays(*arguments: tuple[str, object]) -> list[Array]:
         _check_one_array(name, axes, array)
     query, key, *value = arrays = [jnp.asarray(array) for _, array in arguments]
     if query.dtype != key.dtype:
-        raise TypeError(f"query and key must have one dtype, got {query.dtype} and {key.dtype}")
+        raise TypeError(f"query and key must have the same dtype, got {query.dtype} and {key.dtype}")
     if query.shape[-1] != key.shape[-1]:
         raise ValueError(f"query and key must agree on the width H, got {query.shape} and {key.shape}")
     for v in value:
@@ -62,7 +62,7 @@ def _check_one_array(name: str, axes: str, array):
 
 
 def check_scale(scale, width: int) -> float | Num[Array, ""]:
-    """Check the scale of the products q . k: 1 / sqrt(width) unless given.
+    """Check the scale of the products q . k and return it; 1 / sqrt(width) unless given.
 
     Raises:
       TypeError: not a real scalar.
@@ -71,17 +71,17 @@ def check_scale(scale, width: int) -> float | Num[Array, ""]:
         return width**-0.5
     check_real("scale", scale)
     if jnp.shape(scale) != ():
-        raise TypeError(f"scale must be a scalar, got shape {jnp.shape(scale)}; use score= for more")
+        raise TypeError(f"scale must be a scalar, got shape {jnp.shape(scale)}; for more than one number use score=")
     scale = dtypes.as_real(scale)
     return scale if isinstance(scale, (int, float)) else dtypes.widened(jnp.asarray(scale))
 
 
 def check_rows(rows, T: int) -> Int[Array, "R"]:
-    """Check the queries whose weights are computed: all T of them unless given.
+    """Check the query positions whose weights are computed and return them; all T unless given.
 
     Raises:
       TypeError: rows that are not integers.
-      ValueError: rows of another rank, none, or outside 0..T-1 where that is known.
+      ValueError: wrong rank, no rows, or rows outside 0..T-1 if they are not traced.
     """
     if rows is None:
         return jnp.arange(T, dtype=jnp.int32)
@@ -91,10 +91,10 @@ def check_rows(rows, T: int) -> Int[Array, "R"]:
     if len(rows.shape) != 1 or rows.shape[0] == 0:
         raise ValueError(f"rows must have shape [R] with R > 0, got {tuple(rows.shape)}")
     if not isinstance(rows, jax.core.Tracer):
-        known = np.asarray(rows)  # in NumPy, since under jit even a comparison of known arrays is traced
+        known = np.asarray(rows)  # in NumPy: under jit a comparison in JAX is traced even if its inputs are known
         if (known < 0).any() or (known >= T).any():
             raise ValueError(f"rows must lie in 0..{T - 1}, got {known}")
-    return jnp.asarray(rows, jnp.int32)  # a narrow integer could not hold row + offset
+    return jnp.asarray(rows, jnp.int32)  # row + offset may overflow a narrow integer
 
 
 def check_integer_or_none(name: str, value):
@@ -126,10 +126,10 @@ def check_real(name: str, value):
       TypeError: anything else.
     """
     if is_array(value):
-        real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+        is_real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
     else:
-        real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not real:
+        is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_real:
         raise TypeError(f"{name} must be a real number, got {describe(value)}")
 
 
@@ -146,17 +146,17 @@ def check_array(name: str, value, kind):
 
 
 def check_shape(name: str, array, shape: tuple):
-    """Check the shape of an array that lies along queries or keys.
+    """Check the shape of an array with axes of queries or keys.
 
     Raises:
-      ValueError: it differs.
+      ValueError: the shape differs.
     """
     if tuple(array.shape) != shape:
         raise ValueError(f"{name} must have shape {shape} for these queries and keys, got {tuple(array.shape)}")
 
 
 def check_scalar(name: str, value):
-    """Check that an array has lost its axes of batch and heads by now.
+    """Check that an array is a scalar: `jax.vmap` and `per_head` have removed the axes of batch and heads.
 
     Raises:
       ValueError: the array is not a scalar.
@@ -169,10 +169,10 @@ def check_scalar(name: str, value):
 
 
 def check_function(kind: str, signature: str, mod):
-    """Check what was given as a mask or as a score and is not one of ours.
+    """Check a user's function that is given as a mask or as a score.
 
     Raises:
-      TypeError: an array, which belongs into `dense`, or anything else that cannot be called with positions.
+      TypeError: an array, which must be wrapped in `dense`, or anything else that cannot be called with positions.
     """
     if is_array(mod):
         raise TypeError(

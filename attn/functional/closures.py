@@ -1,9 +1,9 @@
 """Closure conversion: captured arrays become an argument, and derivatives of 16-bit floats are summed in float32.
 
 A derivative with respect to a captured array is a sum over everything that reads it: pairs of positions, tiles, heads.
-In bfloat16 a sum of ones stops at 256. So captured 16-bit floats are held in float32, which changes no value, and are
-indexed, sliced and broadcast in float32: the transposes of these are sums. Arithmetic stays in the dtype of the
-function, and so do the sums inside a derivative rule (`jax.custom_jvp`, `jax.custom_vjp`) of the user's.
+In bfloat16 a sum of ones stops at 256. So captured 16-bit floats are converted to float32, which changes no value, and
+are indexed, sliced and broadcast in float32: the transposes of these operations are sums. Arithmetic stays in the dtype
+of the function, and so do sums inside a user's derivative rule (`jax.custom_jvp`, `jax.custom_vjp`).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +14,8 @@ from jax.extend.core import Literal
 
 from attn.functional import dtypes
 
-# Primitives that copy numbers without computing.
-_MOVES = frozenset(
+# Primitives that only move numbers.
+_MOVE_ONLY = frozenset(
     (
         *("broadcast_in_dim", "reshape", "squeeze", "transpose", "rev", "copy", "pad", "concatenate"),
         *("slice", "dynamic_slice", "gather", "select_n"),
@@ -29,11 +29,11 @@ def convert(function: Callable, *examples) -> tuple[Callable, list]:
     `jax.closure_convert` converts captured floats, but not integers and bools.
 
     Args:
-      function: of arrays, or trees of them, that returns arrays, or a tree of them.
-      examples: arguments, or abstract ones (`jax.ShapeDtypeStruct`), of the shapes to convert for.
+      function: function from arrays, or trees of them, to an array or a tree of arrays.
+      examples: arguments of the shapes to convert for; may be abstract (`jax.ShapeDtypeStruct`).
 
     Returns:
-      (function of (captured, *arguments), captured), 16-bit floats among the captured as float32.
+      (function of (captured, *arguments), captured); captured 16-bit floats become float32.
     """
     structure = None
 
@@ -51,48 +51,51 @@ def convert(function: Callable, *examples) -> tuple[Callable, list]:
 
 
 def call(function: Callable, *arguments):
-    """Call a function of arrays so that derivatives of the 16-bit floats that it captures are summed in float32."""
+    """Call a function of arrays; derivatives of captured 16-bit floats are summed in float32."""
     converted, captured = convert(function, *arguments)
     return converted(captured, *arguments)
 
 
 def _evaluate(jaxpr, captured: Sequence, arguments: Sequence) -> list:
-    """Evaluate a jaxpr; a captured 16-bit float is held in float32 until something is computed with it."""
+    """Evaluate a jaxpr; a captured 16-bit float stays in float32 until arithmetic reads it."""
     if not any(map(dtypes.is_half, [variable.aval for variable in _variables(jaxpr)])):
         return jax.core.eval_jaxpr(jaxpr, captured, *arguments)
+    # A value may be in float32 although its variable is a 16-bit float.
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*captured, *arguments), strict=True))
 
-    def held(variable):
+    def read(variable):
         return variable.val if isinstance(variable, Literal) else values[variable]
 
-    def exact(variable):
-        value = held(variable)
+    def read_in_own_dtype(variable):
+        value = read(variable)
         return jnp.asarray(value, variable.aval.dtype) if dtypes.is_half(variable.aval) else value
 
     for equation in jaxpr.eqns:
         name, inputs = equation.primitive.name, equation.invars
-        if name in _INSIDE:
-            results = _INSIDE[name](equation.params, [held(variable) for variable in inputs])
+        if name in _WITH_INNER_JAXPR:
+            results = _WITH_INNER_JAXPR[name](equation.params, [read(variable) for variable in inputs])
         elif name == "convert_element_type":
-            results = [jax.lax.convert_element_type(held(inputs[0]), equation.params["new_dtype"])]
+            results = [jax.lax.convert_element_type(read(inputs[0]), equation.params["new_dtype"])]
         else:
-            named = list(dict.fromkeys(variable for variable in inputs if not isinstance(variable, Literal)))
-            given = dtypes.widened([held(v) for v in named]) if name in _MOVES else [exact(v) for v in named]
-            if name not in _MOVES:
-                given = [_spread(held(v), x, equation) for v, x in zip(named, given)]
-            alone = jaxpr.replace(constvars=[], invars=named, eqns=[equation], outvars=equation.outvars)
-            results = jax.core.eval_jaxpr(alone, (), *given)
+            # Each variable once, although an equation may read it twice.
+            variables = list(dict.fromkeys(variable for variable in inputs if not isinstance(variable, Literal)))
+            if name in _MOVE_ONLY:
+                operands = dtypes.widened([read(v) for v in variables])
+            else:
+                operands = [_broadcast_scalar(read(v), read_in_own_dtype(v), equation) for v in variables]
+            single = jaxpr.replace(constvars=[], invars=variables, eqns=[equation], outvars=equation.outvars)
+            results = jax.core.eval_jaxpr(single, (), *operands)
         values.update(zip(equation.outvars, results, strict=True))
-    return [exact(variable) for variable in jaxpr.outvars]
+    return [read_in_own_dtype(variable) for variable in jaxpr.outvars]
 
 
-def _spread(held, exact, equation):
-    """Broadcast a 16-bit scalar in float32, as arithmetic would in 16 bits: the transpose of a broadcast is a sum."""
+def _broadcast_scalar(value, in_own_dtype, equation):
+    """Broadcast a 16-bit scalar in float32 before arithmetic does so in 16 bits: a broadcast's transpose is a sum."""
     shape = equation.outvars[0].aval.shape
     others = {v.aval.shape for v in equation.invars} - {()}
-    if exact.shape == () and dtypes.is_half(exact) and shape and others == {shape}:
-        return jnp.broadcast_to(dtypes.widened(held), shape).astype(exact.dtype)
-    return exact
+    if in_own_dtype.shape == () and dtypes.is_half(in_own_dtype) and shape and others == {shape}:
+        return jnp.broadcast_to(dtypes.widened(value), shape).astype(in_own_dtype.dtype)
+    return in_own_dtype
 
 
 def _call(parameters: dict, inputs: list) -> list:
@@ -116,15 +119,15 @@ def _cond(parameters: dict, inputs: list) -> list:
 
 
 def _scan(parameters: dict, inputs: list) -> list:
-    """Evaluate a scan: arrays that every step reads stay in float32, the carry has the dtype of the function."""
+    """Evaluate a scan: arrays that every step reads stay in float32; the carry has the function's dtype."""
     closed, num_consts, num_carry = parameters["jaxpr"], parameters["num_consts"], parameters["num_carry"]
     consts, carry, xs = (
         inputs[:num_consts],
         inputs[num_consts : num_consts + num_carry],
         inputs[num_consts + num_carry :],
     )
-    carried = [v.aval for v in closed.jaxpr.invars[num_consts : num_consts + num_carry]]
-    carry = [x.astype(aval.dtype) if dtypes.is_half(aval) else x for x, aval in zip(carry, carried)]
+    carry_avals = [v.aval for v in closed.jaxpr.invars[num_consts : num_consts + num_carry]]
+    carry = [x.astype(aval.dtype) if dtypes.is_half(aval) else x for x, aval in zip(carry, carry_avals)]
 
     def step(carry, xs):
         results = _evaluate(closed.jaxpr, closed.consts, [*consts, *carry, *xs])
@@ -135,8 +138,8 @@ def _scan(parameters: dict, inputs: list) -> list:
     return [*carry, *ys]
 
 
-# Primitives with a function inside, which is evaluated in the same way.
-_INSIDE = {
+# Primitives that contain a jaxpr, which is evaluated in the same way.
+_WITH_INNER_JAXPR = {
     **dict.fromkeys(("jit", "pjit", "closed_call"), _call),
     **dict.fromkeys(("checkpoint", "remat2"), _checkpoint),
     "cond": _cond,
@@ -145,5 +148,5 @@ _INSIDE = {
 
 
 def _variables(jaxpr) -> list:
-    inside = (variable for equation in jaxpr.eqns for variable in (*equation.invars, *equation.outvars))
-    return [*jaxpr.constvars, *jaxpr.invars, *inside]
+    of_equations = (variable for equation in jaxpr.eqns for variable in (*equation.invars, *equation.outvars))
+    return [*jaxpr.constvars, *jaxpr.invars, *of_equations]

@@ -1,7 +1,7 @@
 """The contract around the equation: the arguments of an implementation, and edge cases handled once for all of them.
 
-An implementation takes a `Call`. `prepare` converts the call of one head to a `Head`: arrays in which no NaN can spread
-by 0 * NaN, and mask, score and dropout as functions of a tile (some queries by some keys) that are defined everywhere.
+An implementation takes a `Call`. `prepare` converts the call of one head to a `Head`: finite queries and keys; mask,
+score and dropout as functions of a tile (some queries by some keys) that are defined everywhere.
 """
 
 import functools
@@ -23,9 +23,9 @@ class Call(NamedTuple):
     Attributes:
       query: `[T H]`, or `[T N H]` for all heads.
       key, value: `[S H]` and `[S Hv]`, or `[S K H]` and `[S K Hv]`.
-      mask, score: None or one of ours, offsets resolved; for all heads with the marks of `attn.per_head`.
-      scale: of the products q . k; a Python number where known.
-      dropout: of the weights, or None.
+      mask, score: `Mask` and `Score` or None, offsets resolved; for all heads, with the marks of `attn.per_head`.
+      scale: factor of the products q . k; a Python number where known.
+      dropout: dropout of the weights, or None.
     """
 
     query: Array
@@ -48,8 +48,8 @@ class Call(NamedTuple):
 class Normalizer(NamedTuple):
     """The sum of exp(score) over the keys of each query, as total * exp(peak).
 
-    The two stay apart: where the peak is large, the logarithm of the total would be lost in a sum with it, and with it
-    the weights exp(score - peak) / total that derivatives are made of.
+    They are kept apart: peak + log(total) would round log(total) away where the peak is large, and derivatives need
+    the weights exp(score - peak) / total.
 
     Attributes:
       peak: the largest score; 0 where no key is visible.
@@ -70,7 +70,7 @@ class Normalizer(NamedTuple):
 
 
 class Head(NamedTuple):
-    """One head, prepared: arrays that are safe to multiply, and total functions of a tile.
+    """One head, prepared: arrays that are safe to multiply, and functions of a tile that are defined everywhere.
 
     Attributes:
       query, key: `[T H]` and `[S H]`, with 0 in rows that are not finite.
@@ -96,7 +96,7 @@ class Head(NamedTuple):
     def apply_mask(
         self, s: Float[Array, "T S"], i: Int[Array, "T 1"], j: Int[Array, "1 S"]
     ) -> tuple[Float[Array, "T S"], Bool[Array, "T S"] | None]:
-        """Find the visible pairs of all queries and keys; of these, give NaN to those of rows that were not finite.
+        """Find the visible pairs of all queries and keys, and set to NaN those of rows that were not finite.
 
         Returns:
           (scores, visible pairs; None where all are visible).
@@ -115,11 +115,11 @@ class Head(NamedTuple):
         """Find the visible pairs of a tile; None where all are visible.
 
         Args:
-          s: scores; -inf hides.
+          s: scores; -inf counts as masked.
           i, j: positions, in range.
-          is_key: False in the columns that only fill up the tile; unless given, there are none.
+          is_key: False in columns that are padding of the tile; None if there is no padding.
         """
-        # Without a score s is not looked at, so that what heads see alike stays one array for all of them.
+        # Without a score, s is not read, so that under `vmap` a mask that heads share stays one array for all.
         parts = [] if self.score is None else [s != -jnp.inf]
         parts += [] if self.mask is None else [masks.evaluate(self.mask, i, j)]
         parts += [] if is_key is None else [is_key]
@@ -135,14 +135,14 @@ class Head(NamedTuple):
 
 
 def resolve(call: Call) -> Call:
-    """Complete a call of one head: scores made from vectors, unset offsets, rows on all devices of an explicit mesh."""
+    """Complete a call of one head: make scores from vectors, fill in offsets, gather rows of an explicit mesh."""
     key, value = gathered(call.key), gathered(call.value)
     score = None if call.score is None else scores.resolve_vectors(call.score, gathered(call.query), key)
     return resolve_offsets(call._replace(key=key, value=value, score=score))
 
 
 def resolve_offsets(call: Call) -> Call:
-    """Fill in unset offsets, and check shapes in masks and scores; not in those marked by `attn.per_head`.
+    """Fill in unset offsets and check shapes in masks and scores, except in those marked by `attn.per_head`.
 
     Raises:
       ValueError: an offset is unset although T != S, or an array does not fit T and S.
@@ -161,9 +161,9 @@ def prepare(call: Call) -> Head:
 
 
 def zero_nonfinite_rows(x: Float[Array, "*n width"]) -> tuple[Float[Array, "*n width"], Bool[Array, "*n"]]:
-    """Replace rows with a NaN or an infinity by 0, and return which rows these were.
+    """Replace rows that hold a NaN or an infinity by 0, and return a bool per row: True if replaced.
 
-    0 * NaN is NaN, so a NaN in a masked key would contaminate every row. `Head.apply_mask` returns the NaN to the
+    0 * NaN is NaN, so a NaN in a masked key would contaminate every row. `Head.apply_mask` puts the NaN back for the
     queries that see it.
     """
     nonfinite = ~jnp.isfinite(x).all(axis=-1)
@@ -173,9 +173,9 @@ def zero_nonfinite_rows(x: Float[Array, "*n width"]) -> tuple[Float[Array, "*n w
 def zero_hidden_values(
     value: Float[Array, "..."], seen: Bool[Array, "c"] | None, keys_axis: int = 0
 ) -> Float[Array, "..."]:
-    """Replace by 0 the values of a tile that no query of it sees, which may be NaN.
+    """Replace the values that no query of a tile sees by 0: they may be NaN.
 
-    The choice does not depend on the values, so that attention stays linear in them (`jax.linear_transpose`).
+    `seen` does not depend on the values, so attention stays linear in them (`jax.linear_transpose`).
 
     Args:
       value: `[c Hv]`, or `[Hv c]` with `keys_axis=1`.
@@ -187,7 +187,7 @@ def zero_hidden_values(
 
 @jax.custom_jvp
 def _softmax(s: Float[Array, "r c"], visible: Bool[Array, "r c"] | None) -> tuple[Float[Array, "r c"], Normalizer]:
-    """Compute the softmax of each row over its visible keys, and its normaliser; 0 where a row sees nothing."""
+    """Compute the softmax of each row over its visible keys, and its normaliser; 0 in rows without a visible key."""
     s = s if visible is None else jnp.where(visible, s, -jnp.inf)
     peak = s.max(axis=-1)
     peak = jnp.where(peak == -jnp.inf, 0, peak)  # -inf - -inf would be NaN
@@ -196,16 +196,16 @@ def _softmax(s: Float[Array, "r c"], visible: Bool[Array, "r c"] | None) -> tupl
     return e * normalizer.inverse()[:, None], normalizer
 
 
-# Compiled as one, so that the -inf inside is not an error under jax_debug_infs.
+# Jitted, so that jax_debug_infs does not report the -inf of intermediate results.
 softmax = jax.jit(_softmax)
 
 
 @_softmax.defjvp
 def _softmax_jvp(primals, tangents):
-    """With r = sum p ds: dp = p (ds - r), and d log total = r for a constant peak."""
+    """Compute dp = p (ds - r) with r = sum p ds, and d log total = r, for a constant peak."""
     ds, _ = tangents
     p, normalizer = softmax(*primals)
-    # Not (p * ds).sum(axis=1): jaxlib 0.10 compiles that wrongly for a CPU where ds is batched and p is not.
+    # Not (p * ds).sum(axis=1): jaxlib 0.10 miscompiles it for a CPU where ds is batched and p is not.
     r = jnp.einsum("ij,ij->i", p, ds, precision="highest")
-    moved = Normalizer(jnp.zeros_like(normalizer.peak), normalizer.total * r)
-    return (p, normalizer), (p * (ds - r[:, None]), moved)
+    dnormalizer = Normalizer(jnp.zeros_like(normalizer.peak), normalizer.total * r)
+    return (p, normalizer), (p * (ds - r[:, None]), dnormalizer)

@@ -19,8 +19,8 @@ _GOLDEN = np.uint32(0x9E3779B9)  # 2^32 / golden ratio: spreads consecutive inte
 class Dropout:
     """Drop attention weights with probability `rate` and scale the kept ones by 1 / (1 - rate).
 
-    A bit is a function of (key, head, i, j) alone: however the scores are tiled, vmapped over heads or
-    recomputed in a backward pass, the same weights are dropped. Give a fresh key to each example of a batch.
+    A weight is dropped by (key, head, i, j) alone. So the same weights are dropped for any tiling, under `vmap` over
+    heads, and when they are recomputed in a backward pass. Use another key for each example of a batch.
 
     Args:
       rate: number in [0, 1).
@@ -41,20 +41,20 @@ class Dropout:
     def __post_init__(self):
         if isinstance(self.rate, bool) or not isinstance(self.rate, numbers.Real):
             raise TypeError(f"Dropout: rate must be a Python number, got {self.rate!r}")
-        object.__setattr__(self, "rate", float(self.rate))  # NumPy's would decide the dtype of the weights
+        object.__setattr__(self, "rate", float(self.rate))  # a NumPy number could change the dtype of the weights
         if not 0 <= self.rate < 1:
             raise ValueError(f"Dropout: rate must lie in [0, 1), got {self.rate}")
         if self.rate > 0 and self.key is None:
             raise ValueError(f"Dropout: rate {self.rate} needs a random key: Dropout({self.rate}, key)")
         if self.key is not None and not _is_key(self.key):
-            raise TypeError(f"Dropout: key must be a random key of JAX, as of jax.random.key(0), got {self.key!r}")
+            raise TypeError(f"Dropout: key must be a random key of JAX, such as jax.random.key(0), got {self.key!r}")
 
     def for_head(self, head: Int[Array, ""]) -> "Dropout":
         """Return the same dropout with the random bits of head number `head`."""
         return dataclasses.replace(self, head=head)
 
     def keep(self, i: Int[Array, "..."], j: Int[Array, "..."]) -> Bool[Array, "..."]:
-        """Return which weights at query positions `i` and key positions `j` (broadcast) are kept."""
+        """Return True for the weights that are kept, at query positions `i` and key positions `j` (broadcast)."""
         words = jax.random.bits(self.key, (2,), jnp.uint32)
         head = mix(words[0] + jnp.asarray(self.head).astype(jnp.uint32) * _GOLDEN)
         row = mix(head + i.astype(jnp.uint32) * _GOLDEN)
@@ -72,7 +72,7 @@ def check_dropout(dropout):
     """Check that dropout is `attn.Dropout` or None.
 
     Raises:
-      TypeError: it is not.
+      TypeError: anything else.
     """
     if dropout is not None and not isinstance(dropout, Dropout):
         raise TypeError(f"dropout must be attn.Dropout(rate, key) or None, got {dropout!r}")

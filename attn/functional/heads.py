@@ -1,4 +1,4 @@
-"""Heads: one after another, several at a time, or all at once, as an implementation takes them."""
+"""Maps an implementation over heads: one at a time, several at a time, or all at once."""
 
 import math
 from collections.abc import Callable
@@ -28,8 +28,8 @@ def attend_heads(chosen: Implementation, call: Call, *, return_logsumexp: bool):
     """Compute the attention of N heads: out `[T N Hv]`; with `return_logsumexp` also `[T N]`."""
     N = call.query.shape[1]
     at_once = N if chosen.all_heads else chosen.heads_at_once(N)
-    # Outside of any jit a loop over heads compiles at each call: so it is jitted here, but not with a function of the
-    # user's, since the cache would not notice a change of a variable that it reads.
+    # Outside of any jit a loop over heads would compile at each call, so it is jitted here. Not with a user's function:
+    # it may read a variable that has changed, which the cache would not notice.
     is_compiled = at_once < N and not mods.holds_function(call.mask) and not mods.holds_function(call.score)
     run = _attend_heads_compiled if is_compiled else _attend_heads
     return run(chosen, call, return_logsumexp=return_logsumexp, at_once=at_once)
@@ -56,64 +56,65 @@ def map_heads(one_head: Callable, call: Call, memory: tuple, *, axis: int, at_on
     """Map `one_head(query, mask, score, dropout, *memory)` over N heads; head n reads group n // (N/K) of the memory.
 
     Args:
-      one_head: a function of one head's arrays and mods.
-      call: of all heads.
+      one_head: function of one head's arrays and mods.
+      call: the call of all heads.
       memory: arrays `[S K ...]` of the call: keys, or keys and values.
-      axis: of the heads in the results.
-      at_once: how many heads run together, the others after them; all unless given.
+      axis: axis of the heads in the results.
+      at_once: number of heads that run together, in a loop over such groups; all heads unless given.
     """
     query, N, K = call.query, call.query.shape[1], memory[0].shape[1]
     at_once = N if at_once is None else at_once
     marked, mods_of_head = mods.unwrap_per_head((call.mask, call.score), N)
-    given = [x.dtype for x in memory]
+    memory_dtypes = [x.dtype for x in memory]
 
     def one(of_head, memory):
         query, head, slices = of_head
-        memory = [x.astype(dtype) for x, dtype in zip(memory, given)]
+        memory = [x.astype(dtype) for x, dtype in zip(memory, memory_dtypes)]
         mask, score = mods_of_head(slices)
         dropout = None if call.dropout is None else call.dropout.for_head(head)
         return one_head(query, as_mask(mask), as_score(score), dropout, *memory)
 
     heads = None if call.dropout is None else jnp.arange(N)
+    # From here on the axis of heads is the leading one.
     of_heads = jnp.moveaxis(query, 1, 0), *_sharded_as(query, (heads, marked))
-    # In 32 bits, since the gradient of an array that heads share is a sum over them.
+    # In float32, since the gradient of an array that heads share is a sum over them.
     memory = [jnp.moveaxis(x, 1, 0) for x in (memory if N == K else dtypes.widened(memory))]
     if N == K:
         memory = _sharded_as(query, memory)
-        results = _map_some(lambda both: one(*both), (of_heads, memory), at_once)
-    else:  # the memory is stored once for all heads of a group
-        in_groups = jax.tree.map(lambda x: x.reshape(K, N // K, *x.shape[1:]), of_heads)
-        of_group = math.gcd(at_once, N // K)
+        results = _map_in_groups(lambda both: one(*both), (of_heads, memory), at_once)
+    else:  # the heads of a group read the same memory, which is not repeated
+        by_group = jax.tree.map(lambda x: x.reshape(K, N // K, *x.shape[1:]), of_heads)  # [K N/K ...]
+        at_once_in_group = math.gcd(at_once, N // K)
 
         def group(both):
             of_heads, memory = both
-            return _map_some(lambda of_head: one(of_head, memory), of_heads, of_group)
+            return _map_in_groups(lambda of_head: one(of_head, memory), of_heads, at_once_in_group)
 
-        results = _map_some(group, (in_groups, memory), math.gcd(at_once // of_group, K))
+        results = _map_in_groups(group, (by_group, memory), math.gcd(at_once // at_once_in_group, K))
         results = jax.tree.map(lambda x: x.reshape(N, *x.shape[2:]), results)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), results)
 
 
-def _map_some(function, xs, at_once: int):
-    """Map `function(x)` along the leading axis, so many at once."""
-    number = len(jax.tree.leaves(xs)[0])
-    if number == 1:  # a batch axis of one would cost memory and time
+def _map_in_groups(function, xs, at_once: int):
+    """Map `function(x)` along the leading axis, `at_once` entries at a time."""
+    length = len(jax.tree.leaves(xs)[0])
+    if length == 1:  # a batch axis of one would cost memory and time
         return jax.tree.map(lambda x: x[None], function(jax.tree.map(lambda x: x[0], xs)))
-    if at_once == number:
+    if at_once == length:
         return jax.vmap(function)(xs)
     converted, captured = closures.convert(function, jax.tree.map(lambda x: x[0], xs))
     return jax.lax.map(lambda x: converted(captured, x), xs, batch_size=at_once if at_once > 1 else None)
 
 
 def _sharded_as(query: Array, tree):
-    """Shard arrays with a leading axis of heads as the query's: on an explicit mesh `jax.vmap` needs it so."""
+    """Shard arrays with a leading axis of heads like the query: on an explicit mesh `jax.vmap` requires it."""
     heads = jax.typeof(query).sharding.spec[1]
     return jax.tree.map(lambda x: sharded_along(x, heads), tree)
 
 
 def _resolve_vectors_of_all(call: Call) -> Call:
     """Replace scores made from vectors by one marked score, for an implementation that takes all heads at once."""
-    functions = [part.call for part in mods.nested(call.score) if isinstance(part, scores.function)]
+    users_functions = [part.call for part in mods.nested(call.score) if isinstance(part, scores.function)]
     if not any(isinstance(part, scores.from_vectors) for part in mods.nested(call.score)):
         return call
     N, K = call.query.shape[1], call.key.shape[1]
@@ -122,8 +123,8 @@ def _resolve_vectors_of_all(call: Call) -> Call:
     def of_head(slices, query, key):
         score = scores.resolve_vectors(as_score(score_of_head(slices)), query, key)
         for part in mods.nested(score):
-            # Arrays that it captures would leak out of this vmap.
-            if isinstance(part, scores.function) and not jax.tree.leaves(part) and part.call not in functions:
+            # Arrays captured by a new plain function would leak out of this vmap.
+            if isinstance(part, scores.function) and not jax.tree.leaves(part) and part.call not in users_functions:
                 raise Unsupported(
                     f"{call.score.expression()} must make a pytree for an implementation that takes all heads at once: "
                     "return jax.tree_util.Partial(function, arrays), not a function that captures arrays"

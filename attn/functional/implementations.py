@@ -1,4 +1,4 @@
-"""The registry of implementations: features and derivatives of each, and the choice of one for a call.
+"""The registry of implementations: the features and derivatives of each, and the choice of one for a call.
 
 To add an implementation, write a function `attend(call)` and register it, from any file:
 
@@ -8,17 +8,18 @@ To add an implementation, write a function `attend(call)` and register it, from 
    `all_heads=True` it takes all heads, `[T N H]`, `[S K H]` and `[S K Hv]`, masks and scores still marked by
    `attn.per_head` (`mods.unwrap_per_head` takes the marks off), and returns (out `[T N Hv]`, normaliser of `[T N]`).
 2. It may assume that arguments are checked, offsets are resolved (inside marks: call `resolve(T, S)` on the mod of one
-   head), scores made from vectors are replaced, and that neither the features used nor the backend are undeclared.
-   `out` may have any float dtype. With all heads, head n drops by `call.dropout.for_head(n)`. Where "logsumexp" is not
-   declared, the normaliser is None.
+   head), scores made from vectors are replaced, and the call uses only features and a backend that it declares.
+   `out` may have any float dtype. With all heads, head n uses the dropout `call.dropout.for_head(n)`. Where "logsumexp"
+   is not declared, the normaliser is None.
 3. It must keep the semantics of docs/attention.md. `contract` has them as functions: `prepare` for one head,
    `zero_nonfinite_rows`, `zero_hidden_values`, `Head.apply_mask`. Sum in float32 or wider.
 4. Pieces for kernels: `blocks` (axes in blocks of any size), `survey` (the blocks that a mask needs), `closures`
    (captured arrays as arguments), `sharding` (explicit meshes; varying axes under `shard_map`, in which models are
    trained: `vary_alike` for the inputs of a kernel, `shape_like` for its results).
-5. What it cannot serve for another reason (a kind of mask, a dtype, a width) `unsupported_reason` says in words.
-6. The shared tests run over everything registered: for what it declares, each test of values, gradients and semantics;
-   for the rest it must raise `Unsupported`. tests/extending/test_implementation.py runs them over a kernel that is
+5. If it cannot serve a call for another reason (a kind of mask, a dtype, a width), `unsupported_reason` returns that
+   reason in words.
+6. The shared tests run on everything registered: all tests of values, gradients and semantics for declared features;
+   for other features it must raise `Unsupported`. tests/extending/test_implementation.py runs them on a kernel that is
    registered from outside of the package.
 """
 
@@ -44,14 +45,14 @@ class Implementation:
 
     Attributes:
       attend: `(call) -> (out, normaliser)`; see the checklist above.
-      all_heads: whether `attend` takes all heads at once; otherwise one head.
-      features: those of `FEATURES` that it serves.
-      derivatives: those of `DERIVATIVES` that it has.
-      backends: those of `jax.default_backend()` that it runs on; None for all.
-      unsupported_reason: `(call) -> str | None`, what of a call it cannot serve for another reason, in words. The call
-        is that of `attention` or `multi_head_attention`, without marks.
-      is_worthwhile: `(call) -> bool`, whether "auto" and "fastest" should take it for a call that it serves.
-      heads_at_once: `(N) -> int`, how many of N heads should run together, the others after them; a divisor of N.
+      all_heads: True if `attend` takes all heads at once, False if one head.
+      features: subset of `FEATURES` that it serves.
+      derivatives: subset of `DERIVATIVES` that it has.
+      backends: names as of `jax.default_backend()` that it runs on; None for all.
+      unsupported_reason: `(call) -> str | None`, the part of a call that it cannot serve for another reason, in words.
+        The call is that of `attention` or `multi_head_attention`, without marks.
+      is_worthwhile: `(call) -> bool`, True if "auto" and "fastest" should choose it for a call that it serves.
+      heads_at_once: `(N) -> int`, the number of heads to run together, in a loop over such groups; a divisor of N.
 
     Raises:
       ValueError: an unknown feature or derivative.
@@ -75,7 +76,7 @@ class Implementation:
             object.__setattr__(self, "backends", frozenset(self.backends))
 
     def missing_features(self, call: Call, backend: str, *, return_logsumexp: bool = False) -> list[str]:
-        """Return what keeps this implementation from serving a call on a backend."""
+        """Return the reasons why this implementation cannot serve a call on a backend; empty if it can."""
         missing = sorted(used_features(call, return_logsumexp) - self.features)
         if self.backends is not None and backend not in self.backends:
             missing.append(f"backend {backend!r}")
@@ -84,16 +85,16 @@ class Implementation:
 
 
 def used_features(call: Call, return_logsumexp: bool = False) -> frozenset[str]:
-    """Return those of `FEATURES` that a call uses."""
+    """Return the subset of `FEATURES` that a call uses."""
     used = {"mask": call.mask is not None, "score": call.score is not None, "logsumexp": return_logsumexp}
     used["dropout"] = call.dropout is not None and call.dropout.rate > 0
     return frozenset(feature for feature, is_used in used.items() if is_used)
 
 
-# The derivatives that an implementation must have to be chosen by these names.
+# The derivatives that an implementation needs to be chosen by these names.
 _REQUIRED = {"auto": DERIVATIVES, "fastest": ("reverse",)}
 
-# In the order in which "auto" and "fastest" prefer them; those registered later come last.
+# "auto" and "fastest" prefer earlier entries; `register` appends.
 IMPLEMENTATIONS = {
     "cudnn": Implementation(
         cudnn.attend,
@@ -127,10 +128,10 @@ def choose(name: str, call: Call, *, return_logsumexp: bool = False) -> Implemen
     """Return the implementation that serves a call.
 
     Args:
-      name: a name in the registry; "auto", the first that serves with every derivative; or "fastest", the
-        first that serves with reverse mode at least.
+      name: a name in the registry; "auto": the first that serves the call and has every derivative; "fastest": the
+        first that serves the call and has reverse mode. Both skip those that are not worthwhile for the call.
       call: the arguments of `attention` or `multi_head_attention`, without marks.
-      return_logsumexp: whether the normaliser must be returned.
+      return_logsumexp: the call needs the normaliser.
 
     Raises:
       TypeError: the name is not a string.
@@ -144,18 +145,18 @@ def choose(name: str, call: Call, *, return_logsumexp: bool = False) -> Implemen
         key: each.missing_features(call, backend, return_logsumexp=return_logsumexp)
         for key, each in IMPLEMENTATIONS.items()
     }
-    able = {key: IMPLEMENTATIONS[key] for key, lacking in missing.items() if not lacking}
+    serving = {key: IMPLEMENTATIONS[key] for key, reasons in missing.items() if not reasons}
     if name in _REQUIRED:
-        serving = [each for each in able.values() if each.derivatives.issuperset(_REQUIRED[name])]
-        if not serving:
+        candidates = [each for each in serving.values() if each.derivatives.issuperset(_REQUIRED[name])]
+        if not candidates:
             used = ", ".join(sorted(used_features(call, return_logsumexp))) or "such a call"
             raise Unsupported(f"no implementation on backend {backend!r} supports {used}")
-        return next((each for each in serving if each.is_worthwhile(call)), serving[-1])
+        return next((each for each in candidates if each.is_worthwhile(call)), candidates[-1])
     if name not in IMPLEMENTATIONS:
         known = ", ".join(repr(key) for key in (*_REQUIRED, *IMPLEMENTATIONS))
         raise ValueError(f"unknown implementation {name!r}; known: {known}")
-    if name not in able:
+    if name not in serving:
         raise Unsupported(
-            f"implementation {name!r} does not support {', '.join(missing[name])}; these do: {', '.join(able)}"
+            f"implementation {name!r} does not support {', '.join(missing[name])}; these do: {', '.join(serving)}"
         )
-    return able[name]
+    return serving[name]

@@ -1,4 +1,4 @@
-"""The base of the masks, and their combinations: `left & right`, `left | right`, `~mask`, also with plain functions."""
+"""The base class of masks, and combinations with masks or plain functions: `left & right`, `left | right`, `~mask`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,9 +17,9 @@ _PICTURE = 8  # rows and columns of the matrix in a repr
 
 
 class Mask(Mod):
-    """Base of the masks: combination with `&`, `|`, `~`, bounds of blocks, and a picture as `repr`."""
+    """Base class of masks: combination with `&`, `|`, `~`, bounds of blocks, and a picture as `repr`."""
 
-    # NumPy would otherwise take `array & mask` apart element by element.
+    # Otherwise NumPy would evaluate `array & mask` per element.
     __array_ufunc__ = None
 
     def __and__(self, other):
@@ -40,17 +40,17 @@ class Mask(Mod):
     def bounds(
         self, rows: Int[Array | np.ndarray, "q r"], columns: Int[Array | np.ndarray, "k c"]
     ) -> tuple[Bounds, Bounds]:
-        """Tell for each block of queries by each block of keys whether some and whether every pair is visible.
+        """Return for each block of queries by each block of keys if some pair, and if every pair, is visible.
 
-        A plain function is evaluated at every pair, block by block; our masks need only the ends of the blocks.
+        A plain function is evaluated at every pair, block by block; our masks compute the bounds directly.
 
         Args:
           rows: `[q r]`, the positions in each of q blocks of queries, ascending.
           columns: `[k c]`, those in each of k blocks of keys.
 
         Returns:
-          (some, every): bools that broadcast to `[q k]`. `some`: some pair of the block is visible; True where that is
-          not known. `every`: every pair is; False where that is not known. In NumPy where nothing is traced.
+          (some, every): bools that broadcast to `[q k]`. `some`: some pair of the block is visible; True if unknown.
+          `every`: every pair is visible; False if unknown. NumPy arrays if nothing is traced.
         """
 
         def block(row, column):
@@ -61,19 +61,19 @@ class Mask(Mod):
         return jax.lax.map(lambda row: jax.lax.map(lambda column: block(row, column), columns), rows)
 
     def __repr__(self) -> str:
-        """Return the expression and below it rows of queries by columns of keys: ■ may attend, · may not."""
+        """Return the expression and below it a matrix, queries by keys: ■ may attend, · may not."""
         if any(isinstance(leaf, (jax.core.Tracer, PerHead)) for leaf in mods.parts(self)):
             return self.expression()
         try:
             T, S = self._picture_shape()
             i, j = jnp.arange(min(T, _PICTURE))[:, None], jnp.arange(min(S, _PICTURE))[None, :]
             visible = np.broadcast_to(self.resolve(T, S)(i, j), (i.shape[0], j.shape[1]))
-        except Exception:  # a repr must not fail: a user's function may, on positions it was not made for
+        except Exception:  # a user's function may fail at these positions, and a repr must not
             return self.expression()
         return "\n".join([self.expression(), *(" ".join("■" if v else "·" for v in row) for row in visible)])
 
     def _picture_shape(self) -> tuple[int, int]:
-        """Return the (T, S) that this mask was made for, where its arrays tell."""
+        """Return the (T, S) that the shapes of this mask's arrays imply, else a default."""
         for field in dataclasses.fields(self):
             if isinstance(value := getattr(self, field.name), Mask):
                 shape = value._picture_shape()
@@ -101,20 +101,20 @@ def evaluate(mask: Mask, i: Int[Array, "T 1"], j: Int[Array, "1 S"]) -> Bool[Arr
 
     Raises:
       TypeError: the mask returns anything but bools.
-      ValueError: what it returns does not broadcast to the tile.
+      ValueError: the result does not broadcast to the tile.
     """
     return mods.as_tile("mask", mask, evaluate_bools(mask, i, j), i, j)
 
 
 def _bounds(mask, rows, columns):
-    return as_mask(mask).bounds(rows, columns)  # a callable of the user's, once marked by per_head, is not a Mask
+    return as_mask(mask).bounds(rows, columns)  # after `unwrap_per_head` a user's callable is not a Mask
 
 
 def evaluate_bools(mask, i, j):
     """Evaluate a mask and check that it returns bools.
 
     Raises:
-      TypeError: it does not.
+      TypeError: it returns anything else.
     """
     visible = mods.returned("mask", mask, i, j)
     if jnp.result_type(visible) != jnp.bool_:
@@ -142,7 +142,7 @@ class function(Mask):
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class both(Mask):
-    """Allows where both masks allow; written `left & right`."""
+    """Allows a pair if both masks allow it; written `left & right`."""
 
     left: Callable
     right: Callable
@@ -161,7 +161,7 @@ class both(Mask):
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class either(Mask):
-    """Allows where one of the masks allows; written `left | right`."""
+    """Allows a pair if at least one of the masks allows it; written `left | right`."""
 
     left: Callable
     right: Callable
@@ -180,7 +180,7 @@ class either(Mask):
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class negation(Mask):
-    """Allows where the mask forbids; written `~mask`."""
+    """Allows a pair if the mask forbids it; written `~mask`."""
 
     mask: Callable
 

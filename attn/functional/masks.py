@@ -1,7 +1,8 @@
 """Masks: functions `(i, j) -> bool` of query and key positions; True means that query i may attend to key j.
 
-Any callable will do. Those here are also pytrees (see `mods`), have an `offset` that shifts the queries among the
-keys, show themselves as a small matrix, and combine with each other and with plain functions (see `mask_algebra`):
+Any callable works. The masks here are also pytrees (see `mods`). Those that depend on distance have an `offset`, the
+position of query 0 among the keys. They print as a small matrix, and combine with each other and with plain functions
+(see `mask_algebra`):
 
     causal() & padding(length)        sliding_window(4, 0) | (lambda i, j: j == 0)        ~causal()
 
@@ -29,21 +30,21 @@ from attn.functional.mods import Placed, register
 
 
 def over_blocks(reduce: Callable, array: Bool[Array, "T_or_1 S_or_1"], rows, columns) -> Bool[Array, "q_or_1 k_or_1"]:
-    """Reduce by `jnp.any` or `jnp.all` over each block of queries by each block of keys; an axis of length 1 stays."""
+    """Reduce by `jnp.any` or `jnp.all` over each block of queries by keys; an axis of length 1 stays."""
     if array.shape[0] > 1:
         array = reduce(array[rows], axis=1)
     return reduce(array[:, columns], axis=2) if array.shape[1] > 1 else array
 
 
-def _ends(rows, columns):
-    """Return the first and the last position of each block: of queries, `[q 1]`, and of keys, `[1 k]`."""
+def _first_and_last(rows, columns):
+    """Return the first and last position of each block of queries, `[q 1]`, and of each block of keys, `[1 k]`."""
     return rows[:, :1], rows[:, -1:], columns[None, :, 0], columns[None, :, -1]
 
 
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class causal(Mask):
-    """Allows no query to look ahead: j <= i + offset.
+    """Allows each query the keys up to its own position: j <= i + offset.
 
     Args:
       offset: position of query 0 among the keys; integer, may be traced. Unset: 0 where T = S, else an error.
@@ -64,14 +65,14 @@ class causal(Mask):
         return j - i <= (0 if self.offset is None else dtypes.clamped(self.offset))
 
     def bounds(self, rows, columns):
-        first_i, last_i, first_j, last_j = _ends(rows, columns)
+        first_i, last_i, first_j, last_j = _first_and_last(rows, columns)
         return self(last_i, first_j), self(first_i, last_j)
 
 
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class padding(Mask):
-    """Allows the first `length` keys, after which comes padding: j < length.
+    """Allows the first `length` keys; the others are padding: j < length.
 
     Args:
       length: number of real keys; integer, may be traced.
@@ -91,7 +92,7 @@ class padding(Mask):
         return j < dtypes.clamped(self.length)
 
     def bounds(self, rows, columns):
-        _, _, first_j, last_j = _ends(rows, columns)
+        _, _, first_j, last_j = _first_and_last(rows, columns)
         return self(0, first_j), self(0, last_j)
 
 
@@ -113,7 +114,7 @@ class sliding_window(Mask):
     """Allows keys near the query: -left <= j - (i + offset) <= right.
 
     Args:
-      left, right: how many keys before and after the query's position; integers, may be traced.
+      left, right: number of keys before and after the query's position; integers, may be traced.
       offset: position of query 0 among the keys. Unset: 0 where T = S, else an error.
 
     Source: Beltagy et al. 2020 (Longformer), section 3.1.
@@ -136,24 +137,24 @@ class sliding_window(Mask):
 
     def __call__(self, i: Index, j: Index):
         distance = j - mods.shift(i, self.offset)
-        return self._holds(distance, distance)
+        return self._is_within(distance, distance)
 
     def bounds(self, rows, columns):
-        first_i, last_i, first_j, last_j = _ends(rows, columns)
+        first_i, last_i, first_j, last_j = _first_and_last(rows, columns)
         nearest, farthest = first_j - mods.shift(last_i, self.offset), last_j - mods.shift(first_i, self.offset)
-        return self._holds(farthest, nearest), self._holds(nearest, farthest)
+        return self._is_within(farthest, nearest), self._is_within(nearest, farthest)
 
-    def _holds(self, to_the_left, to_the_right):
-        """Return whether the first distance j - (i + offset) is at least -left and the second at most right."""
+    def _is_within(self, distance_left, distance_right):
+        """Return True if the first distance j - (i + offset) is at least -left and the second at most right."""
         left, right = dtypes.clamped(self.left), dtypes.clamped(self.right)
-        in_reach_left = (to_the_left >= -left) | (left >= dtypes.FAR)  # a width of FAR is unlimited
-        return in_reach_left & ((to_the_right <= right) | (right >= dtypes.FAR))
+        is_within_left = (distance_left >= -left) | (left >= dtypes.FAR)  # a width of FAR is unlimited
+        return is_within_left & ((distance_right <= right) | (right >= dtypes.FAR))
 
 
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class segments(Mask):
-    """Allows the keys of the same document, several of which are packed: query_ids[i] == key_ids[j].
+    """Allows keys of the same document, where several are packed into one row: query_ids[i] == key_ids[j].
 
     Args:
       query_ids: `[T]` integers.
@@ -184,8 +185,9 @@ class segments(Mask):
         query_ids, key_ids = dtypes.comparable(self.query_ids, self.key_ids)
         queries, keys = query_ids[rows], key_ids[columns]
         low, high = queries.min(axis=1)[:, None], queries.max(axis=1)[:, None]
-        least, most = keys.min(axis=1)[None, :], keys.max(axis=1)[None, :]
-        return (low <= most) & (least <= high), (low == most) & (least == high)
+        key_low, key_high = keys.min(axis=1)[None, :], keys.max(axis=1)[None, :]
+        # Every pair is equal if all ids of both blocks are the same.
+        return (low <= key_high) & (key_low <= high), (low == key_high) & (key_low == high)
 
     def _picture_shape(self):
         return self.query_ids.shape[0], self.key_ids.shape[0]
@@ -194,7 +196,7 @@ class segments(Mask):
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class dense(Mask):
-    """Allows query i to attend to key j where array[i, j].
+    """Allows query i to attend to key j if array[i, j].
 
     Args:
       array: `[T S]` bools.
@@ -227,8 +229,8 @@ class dense(Mask):
 class placed(Placed, Mask):
     """Evaluates a mask at absolute positions: mask(query_positions of row i, key_positions of row j).
 
-    The mask inside sees positions, not row numbers; its unset offsets mean 0, and its bounds survive, so that blocks
-    are still skipped. Where both offsets are the Python int 0 and T = S it is the mask itself.
+    The inner mask is given positions, not row numbers. Its unset offsets mean 0. Its bounds are used, so blocks are
+    still skipped. With the Python int 0 as both offsets and T = S, it resolves to the inner mask itself.
 
     Args:
       mod: the mask, of absolute positions.
@@ -237,7 +239,7 @@ class placed(Placed, Mask):
 
     Raises:
       TypeError: positions that are not integers.
-      ValueError: in the attention functions, positions of another length than the queries or keys.
+      ValueError: in the attention functions: positions whose length is not that of the queries or keys.
     """
 
     def __post_init__(self):
@@ -245,9 +247,9 @@ class placed(Placed, Mask):
         object.__setattr__(self, "mod", as_mask(self.mod))
 
     def resolve(self, T: int, S: int) -> Mask:
-        # Implementations recognise some masks by their class.
-        at_rows = T == S and all(isinstance(x, int) and x == 0 for x in (self.query_positions, self.key_positions))
-        return self.mod.resolve(T, S) if at_rows else super().resolve(T, S)
+        # Unwrapped, since implementations recognise some masks by their class.
+        is_identity = T == S and all(isinstance(x, int) and x == 0 for x in (self.query_positions, self.key_positions))
+        return self.mod.resolve(T, S) if is_identity else super().resolve(T, S)
 
     def __call__(self, i: Index, j: Index):
         return evaluate_bools(self.mod, *self.positions(i, j))

@@ -1,9 +1,9 @@
 """The common part of masks and scores: their pytree form, unset offsets, marks per head, and absolute positions.
 
-A "mod" is a function of positions that modifies attention: a mask `(i, j) -> bool` or a score
-`(s, i, j) -> s`. Ours are frozen dataclasses registered as pytrees. Of their fields, arrays (and whatever
-else holds arrays) are leaves, so they can be traced, vmapped and differentiated; Python numbers and plain
-functions are static, so that an implementation can reason about them before anything runs.
+A "mod" is a function of positions that modifies attention: a mask `(i, j) -> bool` or a score `(s, i, j) -> s`. Ours
+are frozen dataclasses registered as pytrees. Fields that are or contain arrays are children, so they can be traced,
+vmapped and differentiated. Python numbers and plain functions are static, so that an implementation can inspect them
+before anything runs.
 """
 
 import dataclasses
@@ -18,22 +18,23 @@ from attn.functional.checks import check_integer, check_scalar, check_shape, des
 from attn.functional.dtypes import Integer, clamp_known, clamped, is_array
 
 
-def _is_leafy(x) -> bool:
+def _is_child(x) -> bool:
+    """Return True for an array or a container: a field that is a child of its mod's pytree."""
     return x is not None and (is_array(x) or not all_leaves([x]))
 
 
 def register(cls):
-    """Make a frozen dataclass a pytree whose array-holding fields are children; a class decorator.
+    """Register a frozen dataclass as a pytree whose fields with arrays are children; a class decorator.
 
-    Which fields those are is settled when the object is built and kept from then on, since JAX rebuilds
-    pytrees with placeholders (axis numbers, None, ...) in place of the arrays.
+    The child fields are determined once per object and then kept, since JAX rebuilds pytrees with placeholders (axis
+    numbers, None, ...) in place of the arrays.
     """
     names = tuple(field.name for field in dataclasses.fields(cls))
 
     def children_of(self):
         if "_children" not in self.__dict__:
-            found = tuple(name for name in names if _is_leafy(getattr(self, name)))
-            object.__setattr__(self, "_children", found)
+            children = tuple(name for name in names if _is_child(getattr(self, name)))
+            object.__setattr__(self, "_children", children)
         return self._children
 
     def flatten_with_keys(self):
@@ -42,6 +43,7 @@ def register(cls):
         return [(GetAttrKey(name), getattr(self, name)) for name in dynamic], (dynamic, static)
 
     def unflatten(structure, children):
+        # Without __init__: its checks would reject the placeholders.
         dynamic, static = structure
         self = object.__new__(cls)
         for name, value in (*static, *zip(dynamic, children, strict=True), ("_children", dynamic)):
@@ -54,20 +56,20 @@ def register(cls):
 
 
 class Mod:
-    """Base of masks and scores."""
+    """Base class of masks and scores."""
 
     _registered: type | None = None
 
     def __new__(cls, *_, **__):
         if cls._registered is not cls:
             raise TypeError(
-                f"{cls.__name__} derives from {cls.__base__.__name__}, which needs a registered dataclass: "
-                "leave the base class out, any callable can be a mask or a score"
+                f"{cls.__name__} derives from {cls.__base__.__name__} but is not a registered dataclass: "
+                "remove the base class, any callable can be a mask or a score"
             )
         return super().__new__(cls)
 
     def __bool__(self):
-        raise TypeError(f"{describe(self)} is neither true nor false: combine masks by & | ~ and scores by >>")
+        raise TypeError(f"{describe(self)} is neither true nor false: combine masks with & | ~ and scores with >>")
 
     def resolve(self, T: int, S: int) -> "Mod":
         """Return this mod for T queries and S keys: unset offsets are filled in and array shapes checked.
@@ -88,9 +90,9 @@ class Mod:
 
     def expression(self) -> str:
         """Return the Python expression of this mod; arrays are shown by value if scalar, else by dtype and shape."""
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        shown = [f"{name}={describe(value)}" for name, value in given.items() if value is not defaults[name]]
+        shown = [f"{name}={describe(value)}" for name, value in values.items() if value is not defaults[name]]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __repr__(self) -> str:
@@ -101,17 +103,17 @@ def returned(kind: str, mod, *arguments):
     """Call a mask or a score and return its result, an array or a number.
 
     Raises:
-      TypeError: the result is neither; or the function mixes dtypes although JAX is told to forbid that.
+      TypeError: the result is neither; or the function mixes dtypes under strict dtype promotion.
     """
     try:
         value = mod(*arguments)
     except jax.dtypes.TypePromotionError as error:
-        given = ", ".join(
+        dtypes = ", ".join(
             f"{name} {argument.dtype}" for name, argument in zip("ij" if kind == "mask" else "sij", arguments)
         )
         raise TypeError(
-            f"{kind} {describe(mod)} mixes dtypes, which jax_numpy_dtype_promotion='strict' forbids: convert what it "
-            f"reads to the dtypes that it is given ({given})"
+            f"{kind} {describe(mod)} mixes dtypes, which jax_numpy_dtype_promotion='strict' forbids: convert the "
+            f"arrays that it reads to the dtypes of its arguments ({dtypes})"
         ) from error
     if not is_array(value) and not isinstance(value, (bool, int, float)):
         raise TypeError(f"{kind} {describe(mod)} must return an array, got {type(value).__name__}")
@@ -127,14 +129,14 @@ def as_tile(kind: str, mod, value, i, j):
     shape, tile = jnp.shape(value), (i.shape[0], j.shape[1])
     if len(shape) > 2 or any(n not in (1, full) for n, full in zip(shape[::-1], tile[::-1])):
         raise ValueError(
-            f"{kind} {describe(mod)} returned shape {shape} for a tile of {tile[0]} by {tile[1]} positions, to which "
-            "it does not broadcast: index arrays by the positions, as in array[i, j]"
+            f"{kind} {describe(mod)} returned shape {shape} for a tile of {tile[0]} by {tile[1]} positions, and does "
+            "not broadcast to it: index arrays by the positions, as in array[i, j]"
         )
     return jnp.reshape(value, (1,) * (2 - len(shape)) + shape)
 
 
 def resolve_offset(name: str, offset, T: int, S: int):
-    """Return the offset of queries among keys: as given, or 0 where T = S.
+    """Return the offset of queries among keys: the given one, or 0 if T = S.
 
     Raises:
       ValueError: unset although T != S, or not a scalar.
@@ -156,7 +158,8 @@ def shift(i, offset):
 
 
 def holds_function(mod) -> bool:
-    """Return whether a mod is or holds a callable of the user's: it may read variables that change, or tracers."""
+    """Return True if a mod is or contains a user's callable, which may read variables that change, or tracers."""
+    # Our own classes are callable too: so search their fields.
     if isinstance(mod, Mod) and type(mod).__module__.partition(".")[0] == __name__.partition(".")[0]:
         return any(holds_function(getattr(mod, field.name)) for field in dataclasses.fields(mod))
     return callable(mod)
@@ -176,7 +179,7 @@ def nested(mod):
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PerHead(Mod):
-    """A mod whose array leaves carry a leading axis of heads; made by `attn.per_head`."""
+    """A mod whose array leaves have a leading axis of heads; made by `attn.per_head`."""
 
     mod: object
 
@@ -186,7 +189,7 @@ class PerHead(Mod):
         )
 
     def resolve(self, T: int, S: int) -> "PerHead":
-        """Return itself: only one head's slice, after `unwrap_per_head`, has the shapes that are checked."""
+        """Return the mod unchanged: shapes are checked for the slice of one head, after `unwrap_per_head`."""
         return self
 
     def expression(self) -> str:
@@ -198,7 +201,7 @@ def check_per_head(mod):
 
     Raises:
       TypeError: not callable, or without an array leaf.
-      ValueError: marked already.
+      ValueError: already marked.
     """
     if not callable(mod):
         raise TypeError(f"per_head takes a mask or a score, got {mod!r}")
@@ -206,33 +209,33 @@ def check_per_head(mod):
         raise ValueError(f"per_head: {describe(mod)} is marked already")
     if not any(is_array(leaf) for leaf in jax.tree.leaves(mod)):
         raise TypeError(
-            f"per_head: {describe(mod)} holds no array that could differ between heads; give one with a leading "
+            f"per_head: {describe(mod)} holds no array that could differ between heads; pass one with a leading "
             "axis of heads, such as masks.padding(jnp.array([3, 5])) for two heads"
         )
 
 
 def parts(mod) -> list:
-    """Return the leaves of a mod, with marked mods inside kept whole."""
+    """Return the leaves of a mod; a mod marked by `per_head` counts as one leaf."""
     return jax.tree.leaves(mod, is_leaf=lambda part: isinstance(part, PerHead))
 
 
 def unwrap_per_head(tree, num_heads: int) -> tuple[list, Callable]:
-    """Take the marks of `attn.per_head` off a mod, or off a tree of mods.
+    """Remove the marks of `attn.per_head` from a mod, or from a tree of mods.
 
     Args:
-      tree: mods, marked ones among them at any depth.
+      tree: mods, with marked mods at any depth.
       num_heads: N.
 
     Returns:
-      (arrays, of_head): the marked arrays, each `[N ...]`; and the function of one head's slices of them that returns
-      the tree for that head. `of_head(arrays)` is the tree without marks, its arrays still with their axis of heads.
+      (arrays, of_head): the marked arrays, each `[N ...]`, and a function from one head's slices of them to the tree
+      for that head. `of_head(arrays)` is the tree without marks, its arrays still with their axis of heads.
 
     Raises:
       ValueError: a marked array whose leading axis is not `num_heads`.
     """
-    marked, structure = jax.tree.flatten(tree, is_leaf=lambda part: isinstance(part, PerHead))
-    has_heads = []
-    for part in marked:
+    nodes, structure = jax.tree.flatten(tree, is_leaf=lambda part: isinstance(part, PerHead))
+    has_heads = []  # one bool per leaf of the unmarked tree
+    for part in nodes:
         leaves = jax.tree.leaves(part)
         has_heads += [isinstance(part, PerHead) and is_array(leaf) for leaf in leaves]
         for leaf in leaves if isinstance(part, PerHead) else ():
@@ -241,22 +244,22 @@ def unwrap_per_head(tree, num_heads: int) -> tuple[list, Callable]:
                     f"{describe(part)}: the leading axis of every array must be the N = {num_heads} query heads, "
                     f"got shape {tuple(leaf.shape)}"
                 )
-    unmarked = structure.unflatten([part.mod if isinstance(part, PerHead) else part for part in marked])
+    unmarked = structure.unflatten([part.mod if isinstance(part, PerHead) else part for part in nodes])
     leaves, structure = jax.tree.flatten(unmarked)
 
     def of_head(slices):
         slices = iter(slices)
-        return structure.unflatten([next(slices) if each else leaf for each, leaf in zip(has_heads, leaves)])
+        return structure.unflatten([next(slices) if marked else leaf for marked, leaf in zip(has_heads, leaves)])
 
-    return [leaf for each, leaf in zip(has_heads, leaves, strict=True) if each], of_head
+    return [leaf for marked, leaf in zip(has_heads, leaves, strict=True) if marked], of_head
 
 
-# Other positions
+# Absolute positions
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Placed(Mod):
-    """Base of `masks.placed` and `scores.placed`: a mod evaluated at absolute positions instead of row numbers."""
+    """Base class of `masks.placed` and `scores.placed`: a mod evaluated at absolute positions, not row numbers."""
 
     mod: Callable
     query_positions: Integer
@@ -268,7 +271,7 @@ class Placed(Mod):
         clamp_known(self, "query_positions", "key_positions")
 
     def resolve(self, T: int, S: int) -> Mod:
-        """Check the positions; what is inside stays as it is, since T and S are not the lengths of its texts."""
+        """Check the positions. The inner mod is not resolved: T and S are not the lengths of its sequences."""
         for name, length in (("query_positions", T), ("key_positions", S)):
             if is_array(positions := getattr(self, name)) and positions.shape:
                 check_shape(f"placed: {name}", positions, (length,))
@@ -286,5 +289,5 @@ def _positions_of(index, positions):
     positions = clamped(positions)
     if not (is_array(positions) and positions.shape):
         return index + positions
-    # NumPy stays NumPy, so that bounds are known while tracing.
+    # NumPy stays NumPy, so that the bounds of blocks are known while tracing.
     return (positions if isinstance(index, np.ndarray) else jnp.asarray(positions))[index]

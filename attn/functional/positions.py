@@ -1,8 +1,8 @@
-"""Positions: ways to tell a model, which sees its input as a set, the position of each token in the sequence.
+"""Positions: encodings of the position of each token, since attention alone sees its input as a set.
 
 Additive encodings return rows to add to embeddings; `rotary` rotates queries and keys; `alibi_slopes` and
 `relative_buckets` are for scores; `randomized` draws positions for any of them; `none` adds nothing. Positions are
-integers (or reals), in tokens.
+integers or real numbers, in tokens.
 """
 
 import math
@@ -23,7 +23,7 @@ def sinusoidal(positions: Num[Array, "T"], width: int, *, base: dtypes.Real = 10
 
     Args:
       positions: `[T]`.
-      width: D; an odd one leaves out the last cosine.
+      width: D; if odd, the last cosine is left out.
       base: the longest wavelength is 2 pi base tokens.
 
     Returns:
@@ -41,12 +41,12 @@ def sinusoidal(positions: Num[Array, "T"], width: int, *, base: dtypes.Real = 10
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(len(positions), -1)[:, :width]
 
 
-def learned(positions: Int[Array, "T"], table: Float[Array, "L D"]) -> Float[Array, "T D"]:
+def learned(positions: Int[Array, "T"], table: Float[Array, "P D"]) -> Float[Array, "T D"]:
     """Look positions up in a learned table: PE(t) = table[t].
 
     Args:
-      positions: `[T]` integers in 0..L-1; those outside give NaN, not the row of another position.
-      table: `[L D]`.
+      positions: `[T]` integers in 0..P-1; others give NaN, not the row of another position.
+      table: `[P D]`.
 
     Returns:
       `[T D]`.
@@ -63,7 +63,7 @@ def learned(positions: Int[Array, "T"], table: Float[Array, "L D"]) -> Float[Arr
 
 
 def none(positions: Num[Array, "T"], width: int) -> Float[Array, "T D"]:
-    """Encode nothing: zeros, `[T D]`."""
+    """Return zeros, `[T D]`: no encoding."""
     return jnp.zeros((_check_positions(positions).shape[0], width))
 
 
@@ -76,19 +76,20 @@ def rotary(
     scale: float = 1.0,
     frequencies: Float[Array | np.ndarray, "pairs"] | None = None,
 ) -> Float[Array, "T *heads H"]:
-    """Rotate queries or keys by their positions, so that scores depend on distances alone.
+    """Rotate queries or keys by their positions, so that scores depend on positions only through distances.
 
-    The pair (x_m, x_{m+R/2}) of the R = fraction H rotated features is rotated by the angle t f_m, with the frequency
-    f_m = 1 / (scale base^(2m/R)) unless frequencies are given.
+    The pair (x_m, x_{m+Hr/2}) of the Hr = fraction H rotated features is rotated by the angle t f_m, with the frequency
+    f_m = 1 / (scale base^(2m/Hr)) unless frequencies are given.
 
     Args:
       x: `[T H]`, or `[T N H]` for N heads.
       positions: `[T]`.
       base: the longest wavelength is 2 pi base tokens.
-      fraction: share of the features that are rotated, rounded down to an even number; the rest pass (partial rotary).
+      fraction: fraction of the features to rotate (partial rotary), rounded down to an even number; the others are
+        unchanged.
       scale: positions are divided by it (position interpolation).
-      frequencies: `[R/2]` in radians per position, such as learned ones; may be traced and differentiated. `base` and
-        `scale` must then be left alone.
+      frequencies: `[Hr/2]` in radians per position, such as learned ones; may be traced and differentiated. `base`
+        and `scale` must then keep their defaults.
 
     Returns:
       Array of the shape and dtype of `x`.
@@ -101,8 +102,8 @@ def rotary(
     """
     positions = _check_positions(positions)
     _check_rotary(x, positions, fraction, scale)
-    # A product that is a whole number may come out just below it, as 50 * 0.58 does.
-    width = math.floor(round(x.shape[-1] * float(fraction), 6)) // 2 * 2  # R
+    # Rounded first: a whole product such as 50 * 0.58 may be slightly too small in floating point.
+    width = math.floor(round(x.shape[-1] * float(fraction), 6)) // 2 * 2  # Hr
     if frequencies is None:
         angles = _angles(positions, width, base, scale)
     else:
@@ -123,50 +124,50 @@ def relative_buckets(
     """Assign distances j - i to buckets that share a bias: exact when near, logarithmic up to `max_distance`, then one.
 
     Args:
-      distance: key position minus query position.
+      distance: key position minus query position; integers.
       num_buckets: number of buckets; half of them for each direction if bidirectional.
       max_distance: from here on all distances share the last bucket.
-      bidirectional: distinguish keys ahead of the query from keys behind it; otherwise those ahead share bucket 0.
+      bidirectional: distinguish keys ahead of the query from keys behind it; otherwise all keys ahead share bucket 0.
 
     Returns:
       Integers in 0..num_buckets-1, for `score=lambda s, i, j: s + table[relative_buckets(j - i)]`.
 
     Raises:
       TypeError: distances that are not integers.
-      ValueError: too few buckets, or a max_distance within the exact ones.
+      ValueError: too few buckets, or a max_distance that is not beyond the exact buckets.
 
     Source: Raffel et al. 2020, section 2.1.
     """
-    # NumPy's integers would overflow in the powers below.
+    # As Python integers: those of NumPy would overflow in the powers below.
     num_buckets, max_distance = operator.index(num_buckets), operator.index(max_distance)
-    each = num_buckets // 2 if bidirectional else num_buckets
-    exact = each // 2
+    per_direction = num_buckets // 2 if bidirectional else num_buckets
+    exact = per_direction // 2
     if exact < 1 or max_distance <= exact:
         raise ValueError(
-            f"relative_buckets: num_buckets {num_buckets} and max_distance {max_distance} leave no exact buckets "
-            "or no distances beyond them"
+            f"relative_buckets: num_buckets must be at least {4 if bidirectional else 2} and max_distance greater than "
+            f"the number of exact buckets ({exact} per direction), got {num_buckets} and {max_distance}"
         )
     if not isinstance(distance, int) and not jnp.issubdtype(dtype := jnp.result_type(distance), jnp.integer):
-        raise TypeError(f"relative_buckets: distance must be of integers, got {dtype}")
+        raise TypeError(f"relative_buckets: distance must be integer, got {dtype}")
     distance = jnp.asarray(dtypes.clamped(distance))
-    ahead = jnp.where(distance > 0, each, 0) if bidirectional else 0
-    far = jnp.abs(distance) if bidirectional else jnp.maximum(-distance, 0)
-    starts = jnp.asarray(_logarithmic_starts(exact, each, max_distance), far.dtype)
-    logarithmic = exact - 1 + jnp.searchsorted(starts, far, side="right", method="compare_all").astype(far.dtype)
-    return ahead + jnp.where(far < exact, far, logarithmic)
+    first_bucket = jnp.where(distance > 0, per_direction, 0) if bidirectional else 0
+    d = jnp.abs(distance) if bidirectional else jnp.maximum(-distance, 0)
+    starts = jnp.asarray(_logarithmic_starts(exact, per_direction - exact, max_distance), d.dtype)
+    logarithmic = exact - 1 + jnp.searchsorted(starts, d, side="right", method="compare_all").astype(d.dtype)
+    return first_bucket + jnp.where(d < exact, d, logarithmic)
 
 
-def _logarithmic_starts(exact: int, each: int, max_distance: int) -> list[int]:
-    """Compute the first distance of each logarithmic bucket.
+def _logarithmic_starts(exact: int, count: int, max_distance: int) -> list[int]:
+    """Compute the first distance of each of `count` logarithmic buckets.
 
-    Bucket exact + m holds the distances d with floor(log(d / exact) / log(max_distance / exact) * (each - exact)) = m.
-    In integers, since the quotient of the logarithms may come out just below a whole number:
-    d^(each - exact) >= max_distance^m exact^(each - exact - m).
+    Bucket exact + m holds the distances d with floor(log(d / exact) / log(max_distance / exact) * count) = m. Computed
+    in integers, d^count >= max_distance^m exact^(count - m), since the floating-point quotient of the logarithms may be
+    slightly below a whole number.
     """
-    count, starts = each - exact, [exact]
+    starts = [exact]
     for m in range(1, count):
         bound = max_distance**m * exact ** (count - m)
-        start = math.floor((max_distance / exact) ** (m / count) * exact)
+        start = math.floor((max_distance / exact) ** (m / count) * exact)  # a first guess; corrected below
         while start**count >= bound:
             start -= 1
         while start**count < bound:
@@ -176,13 +177,13 @@ def _logarithmic_starts(exact: int, each: int, max_distance: int) -> list[int]:
 
 
 def alibi_slopes(num_heads: int | np.integer) -> Float[Array, "N"]:
-    """Slopes for `scores.alibi`, one per head: 2^(-8 n / N) for n = 1..N.
+    """Return slopes for `scores.alibi`, one per head: 2^(-8 n / N) for n = 1..N.
 
     Raises:
       TypeError: not an integer.
       ValueError: fewer than one head.
 
-    Source: Press et al. 2022, section 3 (the geometric sequence also where N is no power of 2).
+    Source: Press et al. 2022, section 3 (the geometric sequence also where N is not a power of 2).
     """
     try:
         num_heads = operator.index(num_heads)
@@ -200,11 +201,11 @@ def randomized(key: Array, length: int, max_length: int, *, count: dtypes.Intege
       key: JAX random key.
       length: T.
       max_length: the range to draw from, far beyond the training lengths.
-      count: number of positions to draw, at most `length`, may be traced; those after the first `count` are all
-        max_length - 1. None for all.
+      count: number of positions to draw, at most `length`; may be traced. The entries after the first `count` are all
+        max_length - 1. None: `length`.
 
     Returns:
-      `[T]` integers; any `count` of the range are as likely as any others.
+      `[T]` integers; every subset of `count` positions has the same probability.
 
     Raises:
       ValueError: length > max_length.
@@ -213,14 +214,14 @@ def randomized(key: Array, length: int, max_length: int, *, count: dtypes.Intege
     """
     if not 0 < length <= max_length:
         raise ValueError(f"randomized: length must lie in 1..max_length = {max_length}, got {length}")
-    # Clamped, since an integer of NumPy beyond 32 bits would wrap around.
-    wanted = jnp.minimum(length if count is None else dtypes.clamped(count), length)
+    # Clamped, since JAX would wrap a NumPy integer beyond 32 bits.
+    num_drawn = jnp.minimum(length if count is None else dtypes.clamped(count), length)
     last = max_length - 1
-    # Not a permutation: that sorts pairs, which takes ten times as long on a CPU as two sorts of one array.
+    # Not `jax.random.permutation`: it sorts pairs, which on a CPU takes ten times as long as two sorts of one array.
     priority = jax.random.bits(key, (max_length,))
-    chosen = priority <= jnp.sort(priority)[wanted - 1]
+    chosen = priority <= jnp.sort(priority)[num_drawn - 1]
     drawn = jnp.sort(jnp.where(chosen, jnp.arange(max_length), last))[:length]
-    return jnp.where(jnp.arange(length) < wanted, drawn, last)
+    return jnp.where(jnp.arange(length) < num_drawn, drawn, last)
 
 
 def _angles(positions: Num[Array, "T"], width: int, base: dtypes.Real, scale=1.0) -> Float[Array, "T pairs"]:
@@ -244,20 +245,20 @@ def _check_frequencies(frequencies, pairs: int, base, scale):
     if tuple(frequencies.shape) != (pairs,):
         raise ValueError(f"rotary: frequencies must have shape ({pairs},), got {tuple(frequencies.shape)}")
     if not (isinstance(base, float) and base == 10_000.0 and isinstance(scale, float) and scale == 1.0):
-        raise ValueError(f"rotary: frequencies replace base and scale; leave these alone, got {base} and {scale}")
+        raise ValueError(f"rotary: frequencies replace base and scale: keep their defaults, got {base} and {scale}")
 
 
 def _check_positions(positions) -> Array:
-    """Convert positions to an array of JAX.
+    """Check positions and convert them to an array of JAX.
 
     Raises:
       TypeError: floats of 16 bits, which hold whole numbers only up to 256 (bfloat16) or 2,048 (float16).
-      ValueError: wrong rank, or integers that JAX would wrap around.
+      ValueError: wrong rank, or NumPy integers that JAX would wrap.
     """
     if dtypes.is_half(positions):
         raise TypeError(
-            f"positions must be integers or floats of 32 bits or more, got {positions.dtype}, which rounds whole "
-            "numbers: convert them before they grow"
+            f"positions must be integers or floats of 32 bits or more, got {positions.dtype}, which rounds large "
+            "whole numbers: compute the positions in a wider dtype"
         )
     array = jnp.asarray(positions)
     if array.ndim != 1:

@@ -1,7 +1,7 @@
 """The executable equation: softmax(Q K^T / sqrt(d_k)) V for one head of one sequence, with the T x S scores in memory.
 
-`contract` stands around it, the same for every implementation: it prepares the arrays of a head, and makes score, mask
-and dropout functions of a tile, which here is all queries by all keys.
+`contract`, shared by all implementations, prepares the arrays of a head and makes score, mask and dropout functions of
+a tile, which here is all queries by all keys.
 
 Source: Vaswani et al. 2017, equation 1.
 """
@@ -33,7 +33,7 @@ def attend(call: Call) -> tuple[Float[Array, "T Hv"], Normalizer]:
 
 
 def weights(call: Call, rows: Int[Array, "R"]) -> Float[Array, "R S"]:
-    """Compute the weights p of the queries at `rows`."""
+    """Compute the weights p of the queries at positions `rows`."""
     j = jnp.arange(call.S, dtype=jnp.int32)
     _, p, _ = equation(prepare(call._replace(query=call.query[rows])), rows[:, None], j[None, :])
     return p

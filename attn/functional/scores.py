@@ -1,10 +1,10 @@
 """Scores: functions `(s, i, j) -> s` that change the scaled score of query position i and key position j.
 
-Any callable will do. Those here are also pytrees (see `mods`) and chain in the order applied:
+Any callable works. The scores here are also pytrees (see `mods`) and chain in the order in which they are applied:
 
     alibi(slope) >> softcap(30.0)        relative_bias(table) >> (lambda s, i, j: s * temperature)
 
-A score of -inf counts as masked. They are classes used as functions, so their names are lower-case.
+A score of -inf counts as masked. The scores are classes used as functions, so their names are lower-case.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from attn.functional.mods import Mod, PerHead, Placed, register
 
 
 class Score(Mod):
-    """Base of the scores: chaining with `>>`."""
+    """Base class of scores: chaining with `>>`."""
 
     def __rshift__(self, other):
         return NotImplemented if other is None else chain(self, as_score(other))
@@ -49,7 +49,7 @@ def evaluate(score: Score, s: Float[Array, "T S"], i, j) -> Float[Array, "T S"]:
 
     Raises:
       TypeError: the score returns anything but real floats.
-      ValueError: what it returns does not broadcast to the tile.
+      ValueError: the result does not broadcast to the tile.
     """
 
     def changed(s, i, j):
@@ -78,7 +78,7 @@ class function(Score):
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class chain(Score):
-    """One score after another; written `first >> second`."""
+    """Applies one score after another; written `first >> second`."""
 
     first: Callable
     second: Callable
@@ -98,7 +98,7 @@ class PerHeadScore(PerHead, Score):
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class softcap(Score):
-    """Bounds the scores smoothly: cap tanh(s / cap). It bounds -inf as well: hide keys after it, or by a mask.
+    """Bounds the scores smoothly: cap tanh(s / cap). It also bounds -inf: mask keys after it, or by `mask=`.
 
     Args:
       cap: positive scalar, may be traced.
@@ -136,7 +136,7 @@ class alibi(Score):
       slope: scalar, may be traced; one per head by `per_head(alibi(positions.alibi_slopes(N)))`.
       offset: position of query 0 among the keys. Unset: 0 where T = S, else an error.
 
-    Source: Press et al. 2022, section 3 (the distance taken absolutely, so that it serves encoders too).
+    Source: Press et al. 2022, section 3 (with the absolute distance, so that it also serves encoders).
     """
 
     slope: Real
@@ -146,7 +146,7 @@ class alibi(Score):
         checks.check_real("alibi: slope", self.slope)
         object.__setattr__(self, "slope", dtypes.as_real(self.slope))
         checks.check_integer_or_none("alibi: offset", self.offset)
-        _check_reach("alibi", self.offset)
+        _check_offset_range("alibi", self.offset)
 
     def _resolve(self, T, S):
         checks.check_scalar("alibi: slope", self.slope)
@@ -163,27 +163,27 @@ class relative_bias(Score):
     """Adds one learned bias per distance: s + table[j - (i + offset) + T - 1].
 
     Args:
-      table: `[R]` floats. T queries over S keys read the entries -offset .. S + T - 2 - offset, so a table of
+      table: `[P]` floats. T queries over S keys read the entries -offset .. S + T - 2 - offset, so a table of
         T + S - 1 entries serves offset 0.
-      offset: position of query 0 among the keys, 0 or negative: a positive one reads before the table, which is an
-        error where it is known and NaN where it is traced. Unset: 0 where T = S, else an error.
-      num_queries: T, filled in by the attention functions. Unset, by hand and inside `placed`, distance 0 is the
-        table's middle entry.
+      offset: position of query 0 among the keys, 0 or negative. A positive offset reads before the table: an error if
+        it is known, NaN if it is traced. Unset: 0 where T = S, else an error.
+      num_queries: T, filled in by the attention functions. Unset (in direct calls and inside `placed`), distance 0 is
+        the table's middle entry.
 
     Raises:
-      ValueError: in the attention functions, where a distance would fall outside the table.
+      ValueError: in the attention functions: a distance outside the table.
 
     Source: Shaw et al. 2018, section 3.2, with scalars for vectors as in Raffel et al. 2020, section 2.1.
     """
 
-    table: Float[Array | np.ndarray, "*heads R"]
+    table: Float[Array | np.ndarray, "*heads P"]
     offset: Integer | None = None
     num_queries: int | None = None
 
     def __post_init__(self):
         checks.check_array("relative_bias: table", self.table, jnp.floating)
         checks.check_integer_or_none("relative_bias: offset", self.offset)
-        _check_reach("relative_bias", self.offset)
+        _check_offset_range("relative_bias", self.offset)
 
     def _resolve(self, T, S):
         if len(self.table.shape) != 1:
@@ -240,7 +240,7 @@ class placed(Placed, Score):
 
     Raises:
       TypeError: positions that are not integers.
-      ValueError: in the attention functions, positions of another length than the queries or keys.
+      ValueError: in the attention functions: positions whose length is not that of the queries or keys.
     """
 
     def __post_init__(self):
@@ -254,23 +254,23 @@ class placed(Placed, Score):
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class from_vectors(Score):
-    """A score that is made from the queries and keys of its head, once, before any tile: make(query, key).
+    """A score made by make(query, key) from the queries and keys of its head, once per head, before any tile.
 
-    What `make` computes from them is captured by the score that it returns, such as one product per query and distance:
+    The score that `make` returns captures what `make` has computed, such as one product per query and distance:
 
         def make(table, query, key):
-            products = query @ table.T / query.shape[-1] ** 0.5          # [T R]
+            products = query @ table.T / query.shape[-1] ** 0.5          # [T P]
             return lambda s, i, j: s + products[i, jnp.clip(j - i, -C, C) + C]
 
         score = from_vectors(jax.tree_util.Partial(make, table))
 
     Args:
-      make: function (query `[T H]`, key `[S H]`) of one head's vectors, not scaled, that returns a score or None for
-        no change. Array leaves, as of `jax.tree_util.Partial`, may be marked by `attn.per_head`. For an
-        implementation that takes all heads at once, the score must be a pytree too.
+      make: function of one head's query `[T H]` and key `[S H]`, not scaled, that returns a score, or None for no
+        change. Its array leaves, such as those of `jax.tree_util.Partial`, may be marked by `attn.per_head`. For an
+        implementation that takes all heads at once, the score must also be a pytree.
 
     Raises:
-      TypeError: `make` is not a function, or what it returns is not a score.
+      TypeError: `make` is not a function, or does not return a score.
 
     Source: the use of vectors: Shaw et al. 2018, section 3.2; Dai et al. 2019, section 3.3.
     """
@@ -288,7 +288,7 @@ def resolve_vectors(score: Score | None, query: Float[Array, "T H"], key: Float[
     """Replace every `from_vectors` in a score, at any depth, by the score that it makes for one head.
 
     Returns:
-      A score, or None where nothing is left of it.
+      A score, or None if every part of it is None.
     """
     if isinstance(score, from_vectors):
         return resolve_vectors(dtypes.widened(as_score(score.make(query, key))), query, key)
@@ -303,11 +303,11 @@ def resolve_vectors(score: Score | None, query: Float[Array, "T H"], key: Float[
     return score
 
 
-def _check_reach(name: str, offset):
-    """Check an offset that is known: distances from it must fit into 32 bits.
+def _check_offset_range(name: str, offset):
+    """Check that distances from an offset fit into 32 bits, if the offset is known.
 
     Raises:
-      ValueError: it is farther than any position.
+      ValueError: it is beyond 2^30.
     """
     known = dtypes.known(offset)
     if known is not None and (known != np.asarray(dtypes.clamped(offset))).any():

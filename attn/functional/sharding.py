@@ -11,20 +11,20 @@ from attn.functional import dtypes
 
 
 def gathered(x: Float[Array, "n *width"]) -> Float[Array, "n *width"]:
-    """On an explicit mesh, bring the rows of all devices to each of them; elsewhere do nothing."""
+    """Gather the rows of all devices on each device of an explicit mesh; elsewhere do nothing."""
     return sharded_along(x, None)
 
 
 def sharded_along(x: Shaped[Array | np.ndarray, "n *width"], axes) -> Shaped[Array | np.ndarray, "n *width"]:
-    """On an explicit mesh, distribute the rows over these axes of the mesh."""
+    """Shard the rows over these axes of an explicit mesh; elsewhere do nothing."""
     first, *rest = jax.typeof(x).sharding.spec or (None,)
     return x if first == axes else jax.sharding.reshard(x, PartitionSpec(axes, *rest))
 
 
 def vary_alike(tree):
-    """Under `shard_map`, make every float vary over the axes of the mesh over which any array of the tree varies.
+    """Make every float vary over all mesh axes over which an array of the tree varies, under `shard_map`.
 
-    The gradient of an array that devices share is a sum over devices. So it is taken once, here, and not in every tile.
+    The gradient of an array that devices share is a sum over devices. This way it is computed once, not in every tile.
     """
     axes = varying_axes(tree)
 
@@ -37,13 +37,13 @@ def vary_alike(tree):
 
 
 def any_of_devices(needed: Bool[Array, "*blocks"], floats) -> Bool[Array, "*blocks"]:
-    """Return the blocks needed by any of the devices that share one of these floats, which a function may capture.
+    """Return the blocks needed by any device among those that share one of these floats.
 
     The gradient of such a float is summed over these devices in every tile. If one of them skipped a tile, the others
     would wait forever.
     """
-    own = [varying_axes(x) for x in jax.tree.leaves(floats)]
-    shared = varying_axes(needed) - own[0].intersection(*own)
+    axes_of_floats = [varying_axes(x) for x in jax.tree.leaves(floats)]
+    shared = varying_axes(needed) - axes_of_floats[0].intersection(*axes_of_floats)
     return lax.pmax(needed, tuple(shared)) if shared else needed
 
 
@@ -53,5 +53,5 @@ def shape_like(x: Array, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
 
 
 def varying_axes(tree) -> frozenset[str]:
-    """Return the axes of the mesh over which, inside `shard_map`, any of these arrays differs between devices."""
+    """Return the mesh axes over which any of these arrays varies inside `shard_map`."""
     return frozenset().union(*(jax.typeof(x).mat.varying for x in jax.tree.leaves(tree) if dtypes.is_array(x)))

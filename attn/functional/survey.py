@@ -1,4 +1,4 @@
-"""The survey of a mask: the blocks of keys that each block of queries needs, found before any tile is computed."""
+"""The survey of a mask: the blocks of keys that each block of queries needs, computed before any tile."""
 
 import jax
 import jax.numpy as jnp
@@ -15,41 +15,45 @@ def needed_blocks(
     """Find the blocks that may hold a visible pair.
 
     Args:
-      mask: resolved for these lengths.
+      mask: the mask, resolved for these lengths.
       rows, columns: positions of queries and of keys in blocks, as from `blocks.positions_in_blocks`.
 
     Returns:
       `[q k]`; in NumPy where the mask is known while tracing.
     """
     some, _ = mask.bounds(rows, columns)
-    known = isinstance(some, (np.ndarray, np.bool_, bool))
-    return (np if known else jnp).broadcast_to(some, (len(rows), len(columns)))
+    is_known = isinstance(some, (np.ndarray, np.bool_, bool))
+    return (np if is_known else jnp).broadcast_to(some, (len(rows), len(columns)))
 
 
 def banded(needed: Bool[np.ndarray, "q k"], blocks, widest: int = 4):
-    """Give each block of queries only the blocks of keys that it needs, if these are few, as in a narrow window.
+    """Select for each block of queries only the blocks of keys that it needs, if they are few, as in a narrow window.
 
-    A block that is skipped is still read, and written to by the backward pass. The price is memory: a block of keys is
-    stored once for each block of queries that needs it.
+    A skipped block costs time: it is still read, and the backward pass writes to it. The band costs memory: a block of
+    keys is stored once per block of queries that needs it.
 
     Args:
       needed: from `needed_blocks`.
-      blocks: tree of arrays `[k ...]`.
+      blocks: tree of arrays `[k ...]`, one entry per block of keys.
       widest: the largest number of blocks that counts as few.
 
     Returns:
-      (needed, blocks) as given, or with `[q width]` in place of `[q k]` and `[k]`.
+      (needed, blocks) unchanged, or with the axes `[q width]` in place of `[q k]` and `[k]`.
     """
     width = max(1, needed.sum(axis=1).max())
     if width > min(widest, needed.shape[1] // 2):
         return needed, blocks
+    # A stable sort: needed blocks first, each part in order. A row with fewer is filled up with blocks not needed.
     band = np.argsort(~needed, axis=1, kind="stable")[:, :width]
     return np.take_along_axis(needed, band, axis=1), jax.tree.map(lambda x: x[band], blocks)
 
 
 @custom_vmap
 def any_of_batch(needed):
-    """Return the blocks needed by any example of a batch: without a batch axis `lax.cond` still skips under `vmap`."""
+    """Return the blocks needed by any example of a batch, without a batch axis.
+
+    With a batch axis, `vmap` would turn the `lax.cond` that skips blocks into a select, which computes all of them.
+    """
     return needed
 
 

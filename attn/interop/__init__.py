@@ -1,6 +1,6 @@
-"""Our attention inside other people's models: drop-ins for the functions of JAX and Flax.
+"""Drop-ins for the attention functions of JAX and Flax, computed by `attn.multi_head_attention`.
 
-Imports no framework besides JAX: `flax_attention_fn` knows Flax's calling convention, not Flax.
+Of the frameworks only JAX is imported: `flax_attention_fn` follows Flax's calling convention without importing Flax.
 """
 
 from attn.interop.flax_hook import flax_attention_fn

@@ -28,13 +28,13 @@ def dot_product_attention(
     implementation: str | None = None,
     return_residual: bool = False,
 ) -> Float[Array, "... T N Hv"] | tuple[Float[Array, "... T N Hv"], Float[Array, "... T N"]]:
-    """A drop-in for `jax.nn.dot_product_attention`: the same call, the same results, our implementations.
+    """Compute `jax.nn.dot_product_attention` by our implementations: a drop-in with the same arguments and results.
 
         out[b, i, n] = sum_j softmax_j(scale q[b, i, n] . k[b, j, n // (N/K)] + bias[b, n, i, j]) v[b, j, n // (N/K)]
 
-    It differs in this alone: a query that may attend to nothing gets 0 and the residual -inf (there: the mean of the
-    values); NaN in what no query may attend to, or in queries past their length, reaches nothing; float64 is
-    computed in float64; values may be wider or narrower than keys; any integers will do for lengths.
+    Differences: a query without a visible key gets 0 and the residual -inf (in JAX: the mean of the values); NaN in
+    keys or values that no query may attend to, or in queries past their length, has no effect; float64 is computed in
+    float64; values may be wider or narrower than keys; lengths may have any integer dtype.
 
     Args:
       query: `[B T N H]` or `[T N H]`.
@@ -42,18 +42,19 @@ def dot_product_attention(
       bias: real numbers to add to the scaled scores; broadcasts to `[B N T S]`.
       mask: bools, True = may attend; broadcasts to `[B N T S]`.
       scale: real scalar; 1 / sqrt(H) unless given.
-      is_causal: no query looks ahead, j <= i. Query 0 stands at key 0, also where T != S.
-      query_seq_lengths: `[B]` integers (`[1]` without a batch axis). Later queries get 0, and the residual -inf.
-      key_value_seq_lengths: `[B]` integers. Later keys are not attended to.
+      is_causal: mask by j <= i. Query 0 is at the position of key 0, also where T != S.
+      query_seq_lengths: `[B]` integers (`[1]` without a batch axis). Queries past their length get 0 and residual -inf.
+      key_value_seq_lengths: `[B]` integers. Keys past their length are masked.
       local_window_size: (left, right), or one number for both: -left <= j - i <= right.
-      implementation: a name of ours ("auto", "fastest", "reference", ...). None and "xla" mean "auto".
-      return_residual: also return the logsumexp of the scores, through which no gradient flows.
+      implementation: as for `attn.multi_head_attention` ("auto", "fastest", "reference", ...). None and "xla" mean
+        "auto".
+      return_residual: also return the logsumexp of the scores, without gradient.
 
     Returns:
       `[B T N Hv]` or `[T N Hv]`; with `return_residual` also `[B T N]` or `[T N]`; both in the query's dtype.
 
     Raises:
-      TypeError: something that is not an array, or of the wrong dtype.
+      TypeError: an argument that is not an array, or has the wrong dtype.
       ValueError: shapes that do not fit together, an unknown implementation.
       attn.Unsupported: the named implementation cannot serve the call.
 
@@ -65,7 +66,7 @@ def dot_product_attention(
     (B, T, N, _), S = query.shape, key.shape[1]
     bias, mask = arrays.as_bias(bias, "[B N T S]", (B, N, T, S)), _check_mask(mask, (B, N, T, S))
     lengths = {"query_seq_lengths": query_seq_lengths, "key_value_seq_lengths": key_value_seq_lengths}
-    num_queries, num_keys = (_check_lengths(name, given, B) for name, given in lengths.items())
+    num_queries, num_keys = (_check_lengths(name, array, B) for name, array in lengths.items())
     positional = _positional_mask(is_causal, local_window_size)
     options = {
         "scale": scale,
@@ -75,8 +76,8 @@ def dot_product_attention(
 
     def one_example(query, key, value, bias, mask, num_queries, num_keys):
         padding = None if num_keys is None else masks.padding(num_keys)
-        real = None if num_queries is None else arrays.query_padding(num_queries)
-        mask = arrays.all_of(positional, padding, real, arrays.mask_from(mask, T, S))
+        query_padding = None if num_queries is None else arrays.query_padding(num_queries)
+        mask = arrays.all_of(positional, padding, query_padding, arrays.mask_from(mask, T, S))
         return multi_head_attention(query, key, value, mask=mask, score=arrays.score_from(bias, T, S), **options)
 
     results = arrays.over_batch(one_example, (B,), query, key, value, bias, mask, num_queries, num_keys)
@@ -87,20 +88,20 @@ def dot_product_attention(
     return out, jax.lax.stop_gradient(logsumexp.astype(out.dtype))
 
 
-def _with_batch_axis(*given) -> list[Array]:
-    """Query, key and value as `[B ...]`, after the checks that `multi_head_attention` does not make."""
-    found = [arrays.as_array(name, array) for name, array in zip(_AXES, given, strict=True)]
-    for (name, axes), array in zip(_AXES.items(), found, strict=True):
+def _with_batch_axis(query, key, value) -> list[Array]:
+    """Return query, key and value as `[B ...]`, after the checks that `multi_head_attention` does not make."""
+    converted = [arrays.as_array(name, array) for name, array in zip(_AXES, (query, key, value), strict=True)]
+    for (name, axes), array in zip(_AXES.items(), converted, strict=True):
         if array.ndim not in (3, 4):
             raise ValueError(f"{name} must have shape [B {axes}] or [{axes}], got {array.shape}")
         arrays.check_lengths(name, array, f"[B {axes}] or [{axes}]", batch=array.ndim - 3)
-        if array.dtype != found[0].dtype:
-            raise TypeError(f"{name} must have the query's dtype {found[0].dtype}, got {array.dtype}")
-    found = [array if array.ndim == 4 else array[None] for array in found]
-    if len({len(array) for array in found}) > 1:
-        sizes = ", ".join(str(len(array)) for array in found)
+        if array.dtype != converted[0].dtype:
+            raise TypeError(f"{name} must have the query's dtype {converted[0].dtype}, got {array.dtype}")
+    converted = [array if array.ndim == 4 else array[None] for array in converted]
+    if len({len(array) for array in converted}) > 1:
+        sizes = ", ".join(str(len(array)) for array in converted)
         raise ValueError(f"query, key and value must agree on the batch size B, got {sizes}")
-    return found
+    return converted
 
 
 def _check_mask(mask, shape) -> Array | None:
@@ -115,7 +116,7 @@ def _check_mask(mask, shape) -> Array | None:
 def _check_lengths(name, lengths, B: int) -> Array | None:
     if lengths is None:
         return None
-    if not isinstance(lengths, jax.Array):  # JAX would wrap integers beyond 32 bits around
+    if not isinstance(lengths, jax.Array):  # JAX would wrap integers beyond 32 bits
         lengths = np.asarray(lengths)
         lengths = dtypes.clamped(lengths) if lengths.dtype.kind in "iu" else lengths
     lengths = arrays.as_array(name, lengths)
@@ -130,8 +131,8 @@ def _positional_mask(is_causal, local_window_size) -> masks.Mask | None:
     causal = masks.causal(offset=0) if arrays.as_flag("is_causal", is_causal) else None
     if local_window_size is None:
         return causal
-    pair = isinstance(local_window_size, (tuple, list))
-    sizes = tuple(local_window_size) if pair else (local_window_size, local_window_size)
+    is_pair = isinstance(local_window_size, (tuple, list))
+    sizes = tuple(local_window_size) if is_pair else (local_window_size, local_window_size)
     for size in sizes:
         checks.check_integer("local_window_size", size)
     if len(sizes) != 2 or any(np.shape(size) for size in sizes):

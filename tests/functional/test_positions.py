@@ -167,7 +167,7 @@ def test_buckets_that_cannot_be_are_refused(options):
 
 @pytest.mark.parametrize("distance", [64.0, jnp.arange(3.0), np.float32(2)])
 def test_relative_buckets_are_of_integers(untyped, distance):
-    with pytest.raises(TypeError, match="distance must be of integers, got float"):
+    with pytest.raises(TypeError, match="distance must be integer, got float"):
         positions.relative_buckets(distance)
 
 

@@ -249,7 +249,11 @@ BAD = [
     ({"broadcast_dropout": "heads"}, TypeError, "broadcast_dropout must be True or False, got heads"),
     ({"is_causal": jnp.array(True)}, TypeError, "is_causal must be True or False"),
     ({"precision": "exact"}, ValueError, "precision must be a jax.lax.Precision, .* got 'exact'"),
-    ({"precision": ("high", "default")}, attn.Unsupported, r"precision must be one for both .* \('high', 'default'\)"),
+    (
+        {"precision": ("high", "default")},
+        attn.Unsupported,
+        r"precision must be a single .* \('high', 'default'\)",
+    ),
     ({"einsum_dot_general": jax.lax.dot_general}, attn.Unsupported, "does not support einsum_dot_general"),
     ({"qk_attn_weights_einsum": jnp.einsum}, attn.Unsupported, "does not support qk_attn_weights_einsum"),
     ({"attn_weights_value_einsum": jnp.einsum}, attn.Unsupported, "does not support attn_weights_value_einsum"),
