@@ -90,6 +90,7 @@ def build_step_programs(config: Config, data: Generated | Stored, mesh: Mesh) ->
         mesh=mesh,
         in_specs=(_EVERYWHERE, _EVERYWHERE, _BATCHES),
         out_specs=(_EVERYWHERE, _EVERYWHERE),
+        check_vma=False,
     )
     return StepPrograms(_of_both(pack), jax.jit(draw), jax.jit(advance, donate_argnums=0), _of_both(unpack))
 
