@@ -147,7 +147,7 @@ def stored_specs(data: Generated | Stored) -> StackedBatches | None:
 def example_loss(
     model: nnx.Module, example: Example, inputs: Int[Array, "T"], key: Array | None, *, knows_length: bool = True
 ) -> Report:
-    """Return the loss of predicting each token of a target from the tokens before it and the source.
+    """Compute the loss of predicting each token of a target from the tokens before it and the source.
 
     Args:
       model: the model.
