@@ -8,7 +8,7 @@ import sys
 
 from absl import flags
 
-from attn import cli, startup  # other imports take seconds: they come once ^C is handled
+from attn import cli, startup  # other imports take seconds, so they come after ^C is handled
 
 _CONFIG = flags.DEFINE_string("config", None, "Python file with a function get_config(). Default: configs/reverse.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: a new one under runs/.")
@@ -28,7 +28,7 @@ _PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resulting co
 
 
 def main(argv: list[str]) -> int:
-    """Parse the command line and run the experiment; returns the exit status."""
+    """Parse the command line, run the experiment, and return the exit status."""
     cli.allow_any_text()
     if {"-h", "--help", "--helpshort", "--helpfull"} & set(argv):
         print(__doc__)
@@ -42,15 +42,15 @@ def main(argv: list[str]) -> int:
 
 
 def _request(argv: list[str]):
-    """Return what the command line asks for; an exit status if that is all."""
+    """Parse the command line into an `experiment.Request`; return an exit status if there is nothing to run."""
     from attn import experiment
     from attn.settings import nearest
     from attn.training.config import ConfigError, to_mapping
     from attn.training.flags import split_overrides
 
     try:
-        words, overrides = split_overrides(argv)
-        stray = flags.FLAGS(words)[1:]
+        arguments, overrides = split_overrides(argv)
+        stray = flags.FLAGS(arguments)[1:]
         if stray:
             raise ConfigError(f"stray argument {stray[0]!r}; settings are given as --config.SECTION.NAME=VALUE")
         if _IMPORTS.value is not None:

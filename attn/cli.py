@@ -1,4 +1,4 @@
-"""The command line: `attn predict | evaluate | inspect` use a trained run, `attn walkthrough | lengths` measure."""
+"""The command line: `attn predict | evaluate | inspect` use a trained run; `attn walkthrough | lengths` run studies."""
 
 import argparse
 import contextlib
@@ -16,17 +16,17 @@ class _Parser(argparse.ArgumentParser):
     """A parser that reports a wrong command line in one line."""
 
     def error(self, message: str):
-        """Leave with status 2."""
+        """Print the message and exit with status 2."""
         print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command and return the exit status."""
     allow_any_text()
     arguments = _parse(sys.argv[1:] if argv is None else argv)
     with startup.leaving_at_once("stopped"):
-        from attn import commands  # here, so that --help and bad flags answer at once
+        from attn import commands  # imported here since it takes seconds: --help and wrong flags answer at once
     saves_nothing = arguments.command in _SAVES_NOTHING
     try:
         with startup.leaving_at_once("stopped") if saves_nothing else contextlib.nullcontext():
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def script():
-    """The command `attn`."""
+    """Run the command line as the process of the `attn` script."""
     startup.run(main)
 
 
@@ -229,6 +229,8 @@ def _lengths(text: str) -> list[int]:
 
 
 def _whole(most: int) -> Callable[[str], int]:
+    """Make a parser of whole numbers from 1 to `most`."""
+
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
             raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to {most:,}")

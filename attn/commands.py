@@ -1,4 +1,4 @@
-"""The commands: what each does with what `attn.cli` has parsed; it returns the exit status."""
+"""The commands of `attn`: each takes the arguments that `attn.cli` has parsed, and returns the exit status."""
 
 import argparse
 import dataclasses
@@ -30,37 +30,37 @@ from attn.training.progress import readable
 
 _COLUMN = 14  # characters of a metric
 
-# Their message is one line for the user.
+# Errors whose message is one line for the user.
 ERRORS = (CheckpointError, ConfigError, DataError, InputError, LockError, RunError, TrainingError)
 
 
 def predict(arguments: argparse.Namespace) -> int:
-    """Answer each input."""
+    """Print the answer to each input."""
     texts = arguments.inputs
-    if not texts and sys.stdin is not None:  # None where it is closed
-        # As a file of pairs is read: other signs that end lines in some scripts are part of the text.
+    if not texts and sys.stdin is not None:  # None if it is closed
+        # Only \n and \r\n end lines, as in a file of pairs; Unicode's other line separators are part of the text.
         lines = sys.stdin.buffer.read().decode("utf-8-sig", errors="replace").removesuffix("\n")
         texts = [line.removesuffix("\r") for line in lines.split("\n")] if lines else []
     if not texts:
-        raise InputError("no input: give inputs as arguments, or one a line on standard input")
+        raise InputError("no input: give inputs as arguments, or one per line on standard input")
     run = _load(arguments.run)
     answers = run.predict(texts, beam_width=arguments.beam)
     for number, text in enumerate(texts, start=1):
         _warn_of_unknown(run.vocabulary, text, number)
     for answer in answers:
-        print(readable(answer))  # a line each, whatever signs a model of bytes may write
+        print(readable(answer))  # one line, also if the answer has line ends, as a model of bytes may write them
     return 0
 
 
 def _warn_of_unknown(vocabulary: Vocabulary, text: str, number: int = 1):
-    """Say which pieces of an input the training pairs did not have."""
+    """Print the pieces of an input that are not in the vocabulary of the training pairs."""
     if isinstance(vocabulary, Pieces) and (unknown := vocabulary.unknown_pieces(text)):
-        named = ", ".join(repr(piece) for piece in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        print(f"input {number}: {named} not in the vocabulary, read as unknown", file=sys.stderr)
+        pieces = ", ".join(repr(piece) for piece in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        print(f"input {number}: {pieces} not in the vocabulary, read as unknown", file=sys.stderr)
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Evaluate a run: print a table, write a file of numbers and a picture."""
+    """Evaluate a run: print a table, write a JSON file and a plot."""
     run = _load(arguments.run)
     stem = run.folder / "evaluation" if arguments.output is None else pathlib.Path(arguments.output)
     if stem.name in ("", ".."):
@@ -96,7 +96,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _ranges(numbers: set[int]) -> list[str]:
-    """Numbers in words, neighbours together: "1", "5 to 8"."""
+    """Format numbers as text, consecutive ones as a range: "1", "5 to 8"."""
     starts = sorted(number for number in numbers if number - 1 not in numbers)
     ends = sorted(number for number in numbers if number + 1 not in numbers)
     return [f"{start} to {end}" if end > start else f"{start}" for start, end in zip(starts, ends)]
@@ -107,7 +107,7 @@ def _row(metrics: Metrics) -> dict:
 
 
 def inspect(arguments: argparse.Namespace) -> int:
-    """Tell what a run has learnt from, or draw what it attends to."""
+    """Describe a run, or draw its attention maps for an input."""
     run = _load(arguments.run)
     if arguments.input is None:
         if arguments.output is not None:
@@ -125,7 +125,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 
 def _resumable(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """Make Ctrl-C end a command with one line and status 130; the same command resumes."""
+    """Decorate a command so that Ctrl-C ends it with one line and status 130; the same command resumes."""
 
     @functools.wraps(command)
     def run(arguments: argparse.Namespace) -> int:
@@ -141,8 +141,8 @@ def _resumable(command: Callable[[argparse.Namespace], int]) -> Callable[[argpar
 
 @_resumable
 def walkthrough(arguments: argparse.Namespace) -> int:
-    """Measure the claims, and show for each whether it holds."""
-    from attn.studies.walkthrough.claims import verdict  # here, since no other command needs them
+    """Measure the claims and print for each whether it holds."""
+    from attn.studies.walkthrough.claims import verdict  # imported here, since no other command needs them
     from attn.studies.walkthrough.registry import CLAIMS
     from attn.studies.walkthrough.running import walk
 
@@ -163,7 +163,7 @@ def walkthrough(arguments: argparse.Namespace) -> int:
 @_resumable
 def lengths(arguments: argparse.Namespace) -> int:
     """Train and evaluate the rows of a study, and write the report."""
-    from attn.studies.lengths import page  # here, since no other command needs them
+    from attn.studies.lengths import page  # imported here, since no other command needs them
     from attn.studies.lengths.running import read, run_study, summary
 
     meshes.use_cores(meshes.cores())
@@ -171,23 +171,23 @@ def lengths(arguments: argparse.Namespace) -> int:
     study = _study(path, arguments.seeds)
     names = _chosen(arguments.only, study.rows)
     folder = _output(arguments.output, RUNS / path.stem)
-    written = folder / "lengths.md" if arguments.page is None else pathlib.Path(arguments.page)
+    page_path = folder / "lengths.md" if arguments.page is None else pathlib.Path(arguments.page)
     if arguments.page is not None:
-        report.check_writable(written, "--page")
-    report.check_page(written)
+        report.check_writable(page_path, "--page")
+    report.check_page(page_path)
     run_study(study, names, folder, track=_track)
     results = {name: each for row in study.rows for name, each in read(study, row, folder).items()}
     print()
     for name, each in results.items():
         print(f"{name}: {summary(study, each)}")
-    picture = written.with_suffix(".png")
-    report.save_markdown(written, page.write(study, results, picture.name), page.draw(study, results))
-    print(f"\nwrote {written} and {picture}")
+    picture = page_path.with_suffix(".png")
+    report.save_markdown(page_path, page.write(study, results, picture.name), page.draw(study, results))
+    print(f"\nwrote {page_path} and {picture}")
     return 0
 
 
 def _study(path: pathlib.Path, seeds: int | None):
-    """Return the study of a config file, with at most so many seeds."""
+    """Return the study of a config file, with at most `seeds` seeds per row."""
     from attn.studies.lengths.study import Study
 
     study = run_file(path, "get_study")
@@ -201,18 +201,18 @@ def _study(path: pathlib.Path, seeds: int | None):
 
 
 def _chosen(only: Sequence[str] | None, known: Collection[str]) -> list[str]:
-    """The names that are asked for, each once; all that are known unless some are."""
+    """Return the names of --only, each once; all known names if it is not given."""
     for name in only or ():
-        if said := error_message(str, name, one_of(known)):
-            raise InputError(f"--only: {said}")
+        if message := error_message(str, name, one_of(known)):
+            raise InputError(f"--only: {message}")
     return list(dict.fromkeys(known if only is None else only))
 
 
-def _output(given: str | None, usual: pathlib.Path) -> pathlib.Path:
-    """The folder to write to."""
-    if given is not None and (said := error_message(str, given, LOCAL_PATH)):
-        raise InputError(f"--output: {said}")
-    folder = usual if given is None else pathlib.Path(given).expanduser()
+def _output(path: str | None, default: pathlib.Path) -> pathlib.Path:
+    """Return the folder to write to, that of --output if it is given."""
+    if path is not None and (message := error_message(str, path, LOCAL_PATH)):
+        raise InputError(f"--output: {message}")
+    folder = default if path is None else pathlib.Path(path).expanduser()
     if file := file_in_the_way(folder):
         raise InputError(f"--output={folder}: {file} is a file, must be a folder")
     return folder
@@ -225,6 +225,6 @@ def _load(path: str) -> Run:
 
 
 def _track(batches: Sequence) -> Iterable:
-    """Progress on a terminal, over batches of strings."""
+    """Wrap batches to show progress on a terminal."""
     console = Console(stderr=True)
     return track(batches, "evaluating", console=console, transient=True, disable=not console.is_terminal)

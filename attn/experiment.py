@@ -1,4 +1,4 @@
-"""A whole experiment, as `train.py` runs it: settings to config, train, judge, draw, summarise."""
+"""A whole experiment, as `train.py` runs it: make the config, train, evaluate, draw attention maps, summarise."""
 
 import contextlib
 import dataclasses
@@ -36,7 +36,7 @@ from attn.training.progress import Clock, percent, readable, shortened
 from attn.training.signals import stopped_by_sigterm
 from attn.training.state import model_structure
 
-_SAMPLES, _SHOWN = 3, 80  # questions at the end of the report, and characters of each side
+_SAMPLES, _MAX_SHOWN = 3, 80  # questions at the end of the report, and the most characters of each side
 _METRICS = {
     "exact_match": "held-out exact match",
     "token_accuracy": "token accuracy      ",
@@ -46,13 +46,13 @@ _METRICS = {
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """The request that `train.py` was given.
+    """The options of `train.py`.
 
     Attributes:
-      config: path of the config file; None for the default, or, to resume, for the run's own.
+      config: path of the config file; None for the default, or, to resume, for the config of the run.
       overrides: `{"section.name": text}`.
       workdir: the run's folder; None for a new one, or, to resume, for the newest.
-      resume: go on with a run.
+      resume: continue an existing run.
       distributed: "auto", "on" or "off".
     """
 
@@ -70,7 +70,7 @@ def run(request: Request) -> int:
     """Run the experiment.
 
     Returns:
-      The exit status: 0 done, 1 training failed, 2 something was asked for that cannot be, 130 interrupted.
+      The exit status: 0 done, 1 training failed, 2 an invalid request, 130 interrupted.
     """
     clock = Clock()
     try:
@@ -86,7 +86,7 @@ def run(request: Request) -> int:
         return fail(NOTHING_WRITTEN, 130)
     try:
         with stopped_by_sigterm():
-            return _carry_out(request, folder, config, finished, clock)
+            return _train_and_report(request, folder, config, finished, clock)
     except (ConfigError, DataError, RunError, LockError, CheckpointError, meshes.DistributedError) as error:
         return fail(error, 2)
     except TrainingError as error:
@@ -94,18 +94,18 @@ def run(request: Request) -> int:
     except jax.errors.JaxRuntimeError as error:
         if "out of memory" not in str(error).lower():
             raise
-        said = re.sub(r"^[A-Z_]+: ", "", str(error).splitlines()[0]).rstrip(".")
-        return fail(f"{said}; a smaller config.training.batch_size or model needs less", 1)
+        message = re.sub(r"^[A-Z_]+: ", "", str(error).splitlines()[0]).rstrip(".")
+        return fail(f"{message}; a smaller config.training.batch_size or model needs less", 1)
     except OSError as error:  # a full disk, a folder that may not be written
         return fail(f"{error.filename or folder.path}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
-        return fail(f"stopped; {_go_on(folder)}" if folder.is_run() else NOTHING_WRITTEN, 130)
+        return fail(f"stopped; {_how_to_resume(folder)}" if folder.is_run() else NOTHING_WRITTEN, 130)
     except Interrupted as error:
-        return fail(f"{error}; {_go_on(folder)}", 130)
+        return fail(f"{error}; {_how_to_resume(folder)}", 130)
 
 
 def _load_data(request: Request, folder: Folder, config: Config) -> Generated | Stored:
-    """Load the data of a run, and check that its model fits them, and that they are those that it began with."""
+    """Load the data of a run; check that its model fits them, and that a resumed run began with the same data."""
     data = training_data.load(config, folder.vocabulary(config) if request.resume else None)
     check_fits(config, data)
     if request.resume:
@@ -113,22 +113,22 @@ def _load_data(request: Request, folder: Folder, config: Config) -> Generated | 
     return data
 
 
-def _carry_out(request: Request, folder: Folder, config: Config, finished: dict | None, clock: Clock) -> int:
+def _train_and_report(request: Request, folder: Folder, config: Config, finished: dict | None, clock: Clock) -> int:
     """Train, evaluate, draw and report; return the exit status.
 
     Args:
-      request: what was asked for.
+      request: the options of `train.py`.
       folder, config: of the run.
       finished: the summary of the run if it is resumed and was finished.
       clock: counts the seconds of each phase.
     """
     if finished and (finished["steps"] >= config.training.steps or finished.get("stopped_when_exact")):
-        _note_moved_data(folder, config)
-        more = "; more steps: --config.training.steps=N" if finished["steps"] >= config.training.steps else ""
+        _update_data_paths(folder, config)
+        more = "; for more steps give --config.training.steps=N" if finished["steps"] >= config.training.steps else ""
         print(f"{folder.path} is finished already{more or ', as its answers were exact'}")
         report(finished, folder)
         return 0
-    # What is wrong with a file is said before other hosts are waited for; but preparing a TFDS data set runs JAX.
+    # Errors in data files are reported before waiting for other hosts. TFDS data are loaded later, since that runs JAX.
     data = None if config.data.source == "tfds" else _load_data(request, folder, config)
     keep_programs()
     meshes.use_cores(config.training.batch_size)
@@ -136,24 +136,24 @@ def _carry_out(request: Request, folder: Folder, config: Config, finished: dict 
     data = data or _load_data(request, folder, config)
     mesh = meshes.data_mesh(config.training.batch_size)
     check_runs(config, data)
-    writes = jax.process_index() == 0
-    with folder.held() if writes else contextlib.nullcontext():
-        if writes:
+    is_writer = jax.process_index() == 0
+    with folder.held() if is_writer else contextlib.nullcontext():
+        if is_writer:
             folder.update_config(config) if request.resume else folder.create(config, data)
         outcome = train(config, data, folder, mesh, clock, resume=request.resume)
-        if writes:
+        if is_writer:
             draw(config, data, folder, outcome)
             summary = summarise(config, data, folder, outcome, clock)
-    if writes:
+    if is_writer:
         report(summary, folder)
     return 0
 
 
 def _check_resumable(folder: Folder, config: Config, finished: dict | None):
-    """Check that a run can go on with these settings; changes nothing.
+    """Check that a run can resume with these settings, without changing anything.
 
     Raises:
-      ConfigError: fewer steps than are done.
+      ConfigError: fewer steps than the run has done.
       RunError: `metrics.jsonl` is damaged.
       LockError: another process trains it.
     """
@@ -168,25 +168,25 @@ def _check_resumable(folder: Folder, config: Config, finished: dict | None):
 
 
 def fail(error, status: int) -> int:
-    """Say in one line on stderr what went wrong; return the exit status."""
+    """Print an error as one line on stderr; return the exit status."""
     print(readable(f"error: {error}" if status != 130 else str(error)), file=sys.stderr)
     return status
 
 
 def prepare(request: Request) -> tuple[Folder, Config]:
-    """The folder and the config of a request; nothing is written yet.
+    """Return the folder and the config of a request, without writing anything.
 
     Raises:
-      ConfigError, RunError: what cannot be.
+      ConfigError, RunError: the request is not valid.
     """
     workdir = request.workdir
     if workdir is not None:
-        if said := error_message(str, workdir, LOCAL_PATH):
-            raise ConfigError(f"--workdir: {said}")
-        workdir = os.path.expanduser(workdir)  # which shells leave alone after `=`
+        if message := error_message(str, workdir, LOCAL_PATH):
+            raise ConfigError(f"--workdir: {message}")
+        workdir = os.path.expanduser(workdir)  # shells do not expand ~ after `=`
     if not request.resume:
         path = DEFAULT_CONFIG if request.config is None else request.config
-        config = _settled(flags.load_config(path, request.overrides))
+        config = _with_absolute_paths(flags.load_config(path, request.overrides))
         folder = Folder(workdir) if workdir is not None else new_folder(pathlib.Path(path).stem)
         folder.check_new()
         return folder, config
@@ -196,7 +196,7 @@ def prepare(request: Request) -> tuple[Folder, Config]:
         config = flags.load_config(request.config, request.overrides)
     else:
         config = flags.override(to_mapping(before), request.overrides)
-    config = _settled(config)
+    config = _with_absolute_paths(config)
     old, new = flat(to_mapping(before)), flat(to_mapping(config))
     for key in old | new:
         if old.get(key) != new.get(key) and not may_change(key):
@@ -207,8 +207,8 @@ def prepare(request: Request) -> tuple[Folder, Config]:
     return folder, config
 
 
-def _note_moved_data(folder: Folder, config: Config):
-    """Write down where the data of a finished run lie now, if they have been moved."""
+def _update_data_paths(folder: Folder, config: Config):
+    """Write the paths of a finished run's data into its config, if the data have been moved."""
     before = folder.config()
     moved = dataclasses.replace(before, data=config.data)
     if moved != before:
@@ -216,19 +216,19 @@ def _note_moved_data(folder: Folder, config: Config):
         folder.update_config(moved)
 
 
-def _settled(config: Config) -> Config:
-    """Return the config with absolute paths, so that the run's data are found from any folder."""
-    given = {name: getattr(config.data, name) for name in PATHS}
+def _with_absolute_paths(config: Config) -> Config:
+    """Return the config with absolute paths, so that the run's data are found from any current folder."""
+    paths = {name: getattr(config.data, name) for name in PATHS}
     if config.data.source == "tfds":
-        given["folder"] = given["folder"] or builders.default_folder()
-    # A bucket, as in gs://bucket/folder, is no path of this machine.
-    near = {name: path for name, path in given.items() if path and "://" not in path}
-    whole = {name: os.path.abspath(os.path.expanduser(path)) for name, path in near.items()}
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **(given | whole)))
+        paths["folder"] = paths["folder"] or builders.default_folder()
+    # A bucket, as in gs://bucket/folder, is not a path on this machine.
+    local = {name: path for name, path in paths.items() if path and "://" not in path}
+    absolute = {name: os.path.abspath(os.path.expanduser(path)) for name, path in local.items()}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **(paths | absolute)))
 
 
 def summarise(config: Config, data: Generated | Stored, folder: Folder, outcome: Outcome, clock: Clock) -> dict:
-    """Write summary.json; fractions are in 0..1."""
+    """Write summary.json and return its content; fractions are in 0..1."""
     metrics = outcome.evaluated.metrics
     summary = {
         "task": data.name,
@@ -251,7 +251,7 @@ def summarise(config: Config, data: Generated | Stored, folder: Folder, outcome:
 
 
 def draw(config: Config, data: Generated | Stored, folder: Folder, outcome: Outcome):
-    """Draw what the model looks at while it answers the longest of the samples."""
+    """Draw the attention maps of the answer to the longest of the samples."""
     *_, row = _sample_rows(data.vocabulary, outcome.questions)
     graphdef, _ = model_structure(config, data.vocabulary)
     params = jax.device_get(outcome.state.kept)
@@ -266,19 +266,19 @@ def _beam(config: Config, beam: Evaluated | None) -> dict | None:
 
 
 def _sample_rows(vocabulary: Vocabulary, questions: Questions) -> list[int]:
-    """A few questions, short to middling, so that they can be read at a glance, and asked again as they are shown."""
+    """Choose a few questions, short to medium, that can be read at a glance, and typed as inputs as they are shown."""
     lengths = questions.lengths
     shortest, longest = int(lengths.min()), min(int(lengths.max()), max(int(lengths.min()), 12))
     rows = []
     for k in range(min(_SAMPLES, len(lengths))):
-        wanted = shortest + (longest - shortest) * (k + 1) // _SAMPLES
-        nearest = [int(row) for row in np.argsort(abs(lengths - wanted), kind="stable") if row not in rows]
+        length = shortest + (longest - shortest) * (k + 1) // _SAMPLES
+        nearest = [int(row) for row in np.argsort(abs(lengths - length), kind="stable") if row not in rows]
         rows.append(next((row for row in nearest if _reads_back(vocabulary, questions.sources[row])), nearest[0]))
     return rows
 
 
 def _reads_back(vocabulary: Vocabulary, source: np.ndarray) -> bool:
-    """Return whether the text of a source names its tokens: not with pieces that are unknown or cannot be shown."""
+    """Return whether the text of a source is read as the same tokens; unknown or unprintable pieces are not."""
     text = vocabulary.write(source, side="source")
     if isinstance(vocabulary, Pieces) and vocabulary.unknown_pieces(text):
         return False
@@ -290,61 +290,61 @@ def _can_be_typed(text: str) -> bool:
 
 
 def _sample(data: Generated | Stored, outcome: Outcome, row: int) -> dict:
-    """One question of the evaluation as text: input, answer, and what would be right."""
+    """Return one question of the evaluation as text: input, answer, and the accepted answers."""
     vocabulary, questions = data.vocabulary, outcome.questions
     answer, targets = outcome.evaluated.answers[row], questions.targets[questions.source_rows == row]
     return {
         "input": vocabulary.write(questions.sources[row], side="source"),
         "answer": vocabulary.write(answer),
         "accepted": [vocabulary.write(target) for target in targets],
-        # By tokens, as the score is: two texts may be alike in what cannot be shown.
+        # Tokens are compared, as in the metrics: two texts may differ only in characters that cannot be shown.
         "right": before(vocabulary.end, answer) in [before(vocabulary.end, target) for target in targets],
     }
 
 
 def report(summary: dict, folder: Folder):
-    """The final lines, from the summary."""
+    """Print the final lines of a run, from its summary."""
     lengths, seconds, beam = summary["lengths_evaluated"], summary["seconds"], summary["beam"]
-    span = f"{summary['examples_evaluated']:,} of lengths {lengths[0]} to {lengths[-1]}"
+    evaluated = f"{summary['examples_evaluated']:,} of lengths {lengths[0]} to {lengths[-1]}"
     if len(lengths) < lengths[-1] - lengths[0] + 1:
-        span += f" ({len(lengths)} of these lengths)"
+        evaluated += f" ({len(lengths)} of these lengths)"
     phases = ", ".join(f"{name} {seconds[name]:.1f}" for name in ("import", "compile", "train", "evaluate"))
     print()
-    for name, words in _METRICS.items():
-        line = f"{words}  {percent(summary[name], up=name == 'error_rate')}"
+    for name, label in _METRICS.items():
+        line = f"{label}  {percent(summary[name], up=name == 'error_rate')}"
         line += f"   with a beam of {beam['width']}: {percent(beam[name], up=name == 'error_rate')}" if beam else ""
-        print(line + (f"   of {span}, never trained on" if name == "exact_match" else ""))
+        print(line + (f"   of {evaluated}, never trained on" if name == "exact_match" else ""))
     if "held_out_loss" in summary:
         print(f"held-out loss         {summary['held_out_loss']:8.4f} nats per token")
     print(f"time                  {seconds['total']:6.1f} s   ({phases}) for {summary['steps']:,} steps")
     for sample in summary["samples"]:
-        source, answer = (_shown(sample[name]) for name in ("input", "answer"))
-        accepted = _shown(" or ".join(sample["accepted"]))
+        source, answer = (_printable(sample[name]) for name in ("input", "answer"))
+        accepted = _printable(" or ".join(sample["accepted"]))
         print(f"  {source}  ->  {answer}   ({'right' if sample['right'] else f'wrong, should be {accepted}'})")
     print(f"run                   {folder.path}")
-    print(f"what it looks at      {folder.picture}")
+    print(f"attention maps        {folder.picture}")
     print(f"next                  {shlex.join(_next(folder.path, [sample['input'] for sample in summary['samples']]))}")
 
 
 def _next(run: pathlib.Path, inputs: Sequence[str]) -> list[str]:
-    """The words of a command that works as it is printed: predict for an input that can be typed, or inspect."""
+    """Return a command that works as it is printed: predict for an input that can be typed, else inspect."""
     for text in filter(_can_be_typed, inputs):
         # `--` keeps an input such as "-5" from being read as an option.
-        return [*_command(), "predict", _typed(run), *(["--"] if text.startswith("-") else []), text]
-    return [*_command(), "inspect", _typed(run)]
+        return [*_command(), "predict", _argument(run), *(["--"] if text.startswith("-") else []), text]
+    return [*_command(), "inspect", _argument(run)]
 
 
-def _go_on(folder: Folder) -> str:
-    return "go on with: " + shlex.join(["python", "train.py", "--resume", f"--workdir={_typed(folder.path)}"])
+def _how_to_resume(folder: Folder) -> str:
+    return "resume with: " + shlex.join(["python", "train.py", "--resume", f"--workdir={_argument(folder.path)}"])
 
 
-def _typed(path: pathlib.Path) -> str:
-    """A path that is read neither as an option nor as a home folder."""
+def _argument(path: pathlib.Path) -> str:
+    """Return a path as an argument that is not read as an option or as a home folder."""
     return f"./{path}" if str(path).startswith(("-", "~")) else str(path)
 
 
-def _shown(text: str) -> str:
-    return shortened(readable(text), _SHOWN)
+def _printable(text: str) -> str:
+    return shortened(readable(text), _MAX_SHOWN)
 
 
 def _command() -> list[str]:
@@ -354,5 +354,5 @@ def _command() -> list[str]:
     script = pathlib.Path(sys.executable).parent / "attn"
     if not script.exists():
         return [sys.executable, "-m", "attn.cli"]
-    near = os.path.relpath(script)
-    return [str(script) if near.startswith("..") else near]
+    relative = os.path.relpath(script)
+    return [str(script) if relative.startswith("..") else relative]

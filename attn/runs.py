@@ -1,4 +1,4 @@
-"""A trained run to ask: its config, model and parameters, and what the command line does with them."""
+"""A trained run: its config, model and parameters, with methods to predict, evaluate and draw attention maps."""
 
 import dataclasses
 import functools
@@ -34,17 +34,17 @@ def _are_texts(values: object) -> bool:
 
 
 _TEXTS = Constraint("a list of texts", _are_texts)
-_OF_EACH_LENGTH = 100  # held-out examples, where it is not said how many
+_EXAMPLES_PER_LENGTH = 100  # default number of held-out examples
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A model as some checkpoint left it.
+    """A trained model with the parameters of a checkpoint.
 
     Attributes:
-      folder: the run's.
-      config: the run's.
-      vocabulary: between text and its tokens.
+      folder: the run's folder.
+      config: the run's config.
+      vocabulary: converts between text and tokens.
       graphdef, params: the model's structure and parameters, as `flax.nnx.split` gives them.
       step: of the checkpoint.
     """
@@ -63,42 +63,45 @@ class Run:
 
     @checked(texts=_TEXTS, beam_width=BEAM_WIDTH)
     def predict(self, texts: Sequence[str], *, beam_width: int = 1) -> list[str]:
-        """Answers to inputs such as "3 1 4 1 5", in order.
+        """Return the answers to inputs such as "3 1 4 1 5", in order. Unknown pieces are read as the unknown token.
 
         Args:
           texts: the inputs.
           beam_width: 1 for greedy decoding, more for a beam.
 
         Raises:
-          InputError: an input that is empty, names a symbol that the task lacks, or is longer than the positions can
-            encode. A piece that a run of pairs does not know is read as the unknown token.
+          InputError: an input is empty, has a symbol that is not one of the task's, or is longer than the positions can
+            encode.
         """
         sources = [self.read(text, number) for number, text in enumerate(texts, start=1)]
         return [self.vocabulary.write(answer) for answer in self._answers(sources, beam_width)]
 
     def _answers(self, sources: list[list[int]], beam_width: int = 1) -> list[np.ndarray]:
-        """The answers to sources without end tokens, as tokens."""
+        """Return the answers as tokens to sources without end tokens."""
         if not sources:
             return []
-        # Few shapes, so that little is compiled: lengths and batches in powers of two.
+        # Lengths and batch sizes are powers of two, so that few shapes are compiled.
         longest = _power_of_two(max(len(source) for source in sources))
         longest = min(longest, self.longest_input() or longest)
-        most = min(256, _power_of_two(len(sources)))
+        batch_size = min(256, _power_of_two(len(sources)))
         lengths = np.array([len(source) for source in sources])
-        ended = padded([[*source, self.vocabulary.source_end] for source in sources])
-        evaluator, params = self._evaluator(longest, most, beam_width)
-        return [*evaluator.answers(params, ended, lengths)]
+        with_ends = padded([[*source, self.vocabulary.source_end] for source in sources])
+        evaluator, params = self._evaluator(longest, batch_size, beam_width)
+        return [*evaluator.answers(params, with_ends, lengths)]
 
-    def _evaluator(self, longest: int, most: int, beam_width: int) -> tuple[Evaluator, nnx.State]:
-        """Make an evaluator for sources of up to `longest` tokens, `most` at a time, and copy the parameters."""
-        mesh = meshes.data_mesh(most)
-        sizes = batch_sizes(self.config, self.vocabulary, longest + 1, most, mesh, beam_width)
+    def _evaluator(self, longest: int, batch_size: int, beam_width: int) -> tuple[Evaluator, nnx.State]:
+        """Make an evaluator for sources of up to `longest` tokens in batches of at most `batch_size` rows.
+
+        Also return the parameters, on its devices.
+        """
+        mesh = meshes.data_mesh(batch_size)
+        sizes = batch_sizes(self.config, self.vocabulary, longest + 1, batch_size, mesh, beam_width)
         evaluator = Evaluator(self.vocabulary, mesh, sizes, *self._programs(mesh, beam_width))
         return evaluator, meshes.replicate(self.params, mesh)
 
     @functools.cached_property
     def _programs(self) -> Callable:
-        """`(mesh, beam width) -> programs of an evaluator`, made once each."""
+        """The cached function `(mesh, beam width) -> programs of an evaluator`."""
         return functools.cache(lambda mesh, beam: build_programs(self.vocabulary, self.graphdef, mesh, beam))
 
     @checked(lengths=LENGTHS, examples=between(1), beam_width=BEAM_WIDTH)
@@ -114,17 +117,17 @@ class Run:
         """Return exact match, token accuracy and error rate by length, on held-out examples decoded autoregressively.
 
         Args:
-          lengths: of the sources, in tokens; None for those of training, or for all that a part holds.
-          examples: how many of each length at most; None for 100, or, without lengths, for all that a part holds.
-          part: of stored data: "test", "validation" and, from TFDS, "test_long"; None for "test", or, if lengths are
-            given of a synthetic task, for strings made on the spot, which need not have lengths of the data.
+          lengths: lengths of the sources in tokens; None for those of training, or for all lengths of a part.
+          examples: largest number per length; None for 100, or, without lengths, for all examples of a part.
+          part: of stored data: "test", "validation" and, from TFDS, "test_long"; None for "test", or, for lengths of a
+            synthetic task, for newly generated strings, which may have other lengths than the stored ones.
           beam_width: 1 for greedy decoding, more for a beam.
           track: wraps the sequence of batches, to show progress.
 
         Raises:
-          InputError: a length that the positions cannot encode or that the part lacks, or no such part.
-          attn.tasks.examples.DataError: the data are gone.
-          RunError: the data have changed since the run began, so that it may be evaluated on what it trained on.
+          InputError: a length that the positions cannot encode or that the part lacks, or an unknown part.
+          attn.tasks.examples.DataError: the data cannot be read any more.
+          RunError: the data have changed since the run began, so that they may include what it was trained on.
         """
         questions = self._questions(lengths, examples, part)
         longest = int(questions.lengths.max())
@@ -134,19 +137,19 @@ class Run:
 
     def _questions(self, lengths: Sequence[int] | None, examples: int | None, part: str | None) -> Questions:
         """Return the questions of `evaluate`."""
-        config, seed, each = self.config, self.config.evaluation.seed, examples or _OF_EACH_LENGTH
+        config, seed, per_length = self.config, self.config.evaluation.seed, examples or _EXAMPLES_PER_LENGTH
         is_stored = config.data.source in ("pairs", "tfds")
         if part is None and config.data.source != "pairs" and (lengths is not None or not is_stored):
             task = config.task
             lengths = range(task.min_length, task.max_length + 1) if lengths is None else lengths
-            return Generated(task).questions_of_each_length("test", lengths, each, seed)
+            return Generated(task).questions_of_each_length("test", lengths, per_length, seed)
         if not is_stored:
             raise InputError(f"part {part!r}: the examples of this run are generated; give lengths")
         stored, part = self._data, "test" if part is None else part
         if lengths is None and examples is None:
             return stored.part(part)
         lengths = np.unique(stored.part(part).lengths).tolist() if lengths is None else lengths
-        return stored.questions_of_each_length(part, lengths, each, seed)
+        return stored.questions_of_each_length(part, lengths, per_length, seed)
 
     @functools.cached_property
     def _data(self) -> Stored:
@@ -155,26 +158,26 @@ class Run:
         return stored
 
     def look(self, text: str) -> Maps:
-        """The attention weights of every layer and head while the model answers `text`.
+        """Return the attention weights of every layer and head while the model answers `text`.
 
         Raises:
-          InputError: as `predict`.
+          InputError: as in `predict`.
         """
         source = self.read(text)
         return capture(self.model, self.vocabulary, source, *self._answers([source]))
 
     def inspect(self, text: str, output: str | os.PathLike) -> pathlib.Path:
-        """Draw the attention weights of every layer and head into a picture file.
+        """Draw the attention weights of every layer and head into a picture file, and return its path.
 
         Raises:
-          InputError: as `predict`.
+          InputError: as in `predict`.
         """
         return self.draw(self.look(text), output)
 
     def draw(self, maps: Maps, output: str | os.PathLike) -> pathlib.Path:
-        """Draw captured attention weights into a picture file."""
-        ended = len(maps.written) - (maps.written[-1] == "end")
-        title = f"{self.name}: {' '.join(maps.source[:-1])}  →  {' '.join(maps.written[:ended])}"
+        """Draw captured attention weights into a picture file, and return its path."""
+        length = len(maps.written) - (maps.written[-1] == "end")  # of the answer without its end token
+        title = f"{self.name}: {' '.join(maps.source[:-1])}  →  {' '.join(maps.written[:length])}"
         pictures.save(pictures.draw_maps(maps, shortened(title, 90)), pathlib.Path(output))
         return pathlib.Path(output)
 
@@ -184,7 +187,7 @@ class Run:
         return self.config.task.name if self.config.data.path is None else pathlib.Path(self.config.data.path).name
 
     def about(self) -> list[str]:
-        """Describe the run in lines: its data, vocabulary, model and test."""
+        """Describe the run in lines: its data, vocabulary, model and test metrics."""
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         summary = Folder(self.folder).summary()
         lines = [f"run         {self.folder}, step {self.step:,} of {self.config.training.steps:,}"]
@@ -192,13 +195,13 @@ class Run:
         lines += [f"vocabulary  {self.vocabulary.describe()}"]
         lines += [f"model       {self.config.model.name}, {count:,} parameters"]
         if summary:
-            of = f"of {summary['examples_evaluated']:,} held-out sources"
-            test = f"test        exact match {summary['exact_match']:.4f} {of}, error rate {summary['error_rate']:.4f}"
+            match = f"exact match {summary['exact_match']:.4f} of {summary['examples_evaluated']:,} held-out sources"
+            test = f"test        {match}, error rate {summary['error_rate']:.4f}"
             lines += [test if summary["steps"] == self.step else f"{test} (of step {summary['steps']:,}, not this one)"]
         return lines
 
     def trained_lengths(self) -> tuple[int, int]:
-        """Tokens of the shortest and of the longest source that it was trained on."""
+        """Return the numbers of tokens of the shortest and the longest source of training."""
         if isinstance(self.vocabulary, Pieces):
             (shortest, _), *_ = self.vocabulary.longest_targets
             return shortest, self.vocabulary.longest_source
@@ -209,10 +212,10 @@ class Run:
         return longest_input(self.config.model, self.vocabulary.capacity)
 
     def read(self, text: str, number: int = 1) -> list[int]:
-        """The tokens of input number `number`.
+        """Return the tokens of an input; messages call it input number `number`.
 
         Raises:
-          InputError: as `predict`.
+          InputError: as in `predict`.
         """
         try:
             tokens = self.vocabulary.read(text)
@@ -225,7 +228,7 @@ class Run:
         """Check that the positions can encode a source of `length` tokens.
 
         Raises:
-          InputError: they cannot.
+          InputError: the source is too long.
         """
         longest = self.longest_input()
         if longest is not None and length > longest:
@@ -233,14 +236,14 @@ class Run:
 
 
 def load(run: str | os.PathLike, warn: Callable[[str], None] = warnings.warn) -> Run:
-    """Open a run's folder at its newest checkpoint that verifies; nothing in the folder is changed.
+    """Load a run from its newest checkpoint that verifies, without changing anything in its folder.
 
     Args:
       run: the folder.
-      warn: is given one line if newer checkpoints are damaged.
+      warn: called with one line if newer checkpoints are damaged.
 
     Raises:
-      RunError: not a run's folder, no checkpoint in it yet, or none that can be used.
+      RunError: not a run's folder, or it has no checkpoint yet, or none that can be used.
     """
     folder = Folder(run)
     config = folder.config()

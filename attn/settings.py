@@ -22,7 +22,7 @@ class Constraint(NamedTuple):
 
     Attributes:
       allowed: the constraint in words, for messages; `names` are appended.
-      accepts: the test of a value; it may raise a ValueError that says what is wrong.
+      accepts: the test of a value; it may raise a ValueError whose message says what is wrong.
       names: names that the value may be, if any, for suggesting the nearest.
     """
 
@@ -32,7 +32,7 @@ class Constraint(NamedTuple):
 
 
 def one_of(names: Collection[str]) -> Constraint:
-    """Return the constraint to some names; names that are later added to the collection are accepted too."""
+    """Return the constraint to the names of a collection, which may get more names later."""
     return Constraint("one of ", lambda value: value in [*names], names)
 
 
@@ -71,12 +71,12 @@ def error_message(hint, value, constraint: Constraint | None = None) -> str | No
     valid &= bool in alternatives or not isinstance(value, bool)  # Python's bool is an int
     # An int may be too large for `isfinite`.
     valid &= isinstance(value, numbers.Integral) or not isinstance(value, numbers.Real) or math.isfinite(value)
-    shown = " ".join(repr(value).split("\n"))  # an array's has several lines
+    shown = " ".join(repr(value).split("\n"))  # the repr of an array has several lines
     shown = f"got {shown[:200]}{'…' if len(shown) > 200 else ''}"
     try:
         if valid and (constraint is None or constraint.accepts(value)):
             return None
-    except ValueError as error:  # of a test that says what is wrong
+    except ValueError as error:  # raised by `accepts`
         return f"{shown}: {error}"
     suggestion = nearest(value, constraint.names) if constraint else ""
     return f"{shown}, must be {description(hint, constraint)}{suggestion}"
@@ -140,7 +140,7 @@ def _is_path(path: str | os.PathLike) -> bool:
     text = os.fspath(path)
     if not isinstance(text, str) or not text or "\0" in text:
         return False
-    return not os.path.expanduser(text).startswith("~")  # it stays where the user does not exist
+    return not os.path.expanduser(text).startswith("~")  # the ~ of a user who does not exist is not expanded
 
 
 def _is_url(path: str | os.PathLike) -> bool:

@@ -12,17 +12,17 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-STUCK = "waits inside of C++"  # name of a thread that cannot be stopped
+STUCK = "waits in C++"  # name of a thread that cannot be stopped
 NOTHING_WRITTEN = "stopped before the run began"
 
 
 def begin():
     """Set up the process of a command; call before JAX and matplotlib are imported."""
-    # XLA's alarm "Very slow compile?" is logged as an error. JAX's own errors are Python exceptions.
+    # XLA logs its alarm "Very slow compile?" as an error. Real errors are Python exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Where its folder cannot be written, matplotlib makes a temporary one and says so in two lines.
+    # If matplotlib cannot write its folder, it makes a temporary one and logs two lines.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    sys.stdout, sys.stderr = (_forgiving(stream) for stream in (sys.stdout, sys.stderr))
+    sys.stdout, sys.stderr = (_tolerate_closed_pipe(stream) for stream in (sys.stdout, sys.stderr))
 
 
 def run(command: Callable[[], int]):
@@ -30,7 +30,7 @@ def run(command: Callable[[], int]):
     begin()
     try:
         status = command()
-    except KeyboardInterrupt:  # between one handler of ^C and the next
+    except KeyboardInterrupt:  # ^C while the command handled none
         print("stopped", file=sys.stderr)
         status = 130
     leave(status)
@@ -38,54 +38,55 @@ def run(command: Callable[[], int]):
 
 @contextlib.contextmanager
 def leaving_at_once(words: str) -> Iterator[None]:
-    """While the block runs, let ^C end the process with these words and status 130, even inside of a compilation.
+    """Let ^C end the process with these words and status 130 while the block runs, even during a compilation.
 
-    A Python signal handler would have to wait until the main thread is back from C++; the wake-up pipe does not.
+    A Python signal handler would wait until the main thread returns from C++; a thread that reads the signal's wake-up
+    pipe does not.
     """
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as under nohup, and in the background of a script
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as under nohup, or in the background of a script
     if ignored or threading.current_thread() is not threading.main_thread():
         yield
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    previous = signal.signal(signal.SIGINT, lambda number, frame: None)
     wakeup = signal.set_wakeup_fd(writer)
     threading.Thread(target=_leave_on_interrupt, args=(reader, words), daemon=True).start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(wakeup)
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
         os.close(writer)  # ends the thread
 
 
 def leave(status: int):
     """End the process with an exit status.
 
-    When it was interrupted, or a thread is stuck, at once: what threads still do, such as a compilation, would crash
-    the interpreter's own ending, or keep it waiting.
+    After an interruption, or with a stuck thread, this skips the interpreter's shutdown: threads that still run, such
+    as a compilation, would crash it or keep it waiting.
     """
     if status == 130 or any(thread.name == STUCK for thread in threading.enumerate()):
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, AttributeError):  # its reader was interrupted as well, or it is closed
+            with contextlib.suppress(OSError, AttributeError):  # its reader was interrupted too, or it is closed
                 stream.flush()
         os._exit(status)
     sys.exit(status)
 
 
 def _leave_on_interrupt(reader: int, words: str):
-    """Wait for the number of a signal; leave if it is SIGINT's."""
+    """Read the numbers of signals from the pipe; end the process at the first SIGINT."""
     while number := os.read(reader, 1):
         if number[0] == signal.SIGINT:
             shown = "\x1b[?25h" if os.isatty(2) else ""  # a progress bar may have hidden the cursor
-            with contextlib.suppress(OSError):  # nobody reads
+            with contextlib.suppress(OSError):  # stderr may be closed
                 os.write(2, f"{shown}{words}\n".encode())
             os._exit(130)
     os.close(reader)
 
 
-class _Forgiving(io.RawIOBase):
-    """A stream whose reader may leave early, as `head` does: what is written after that is dropped."""
+class _PipeTolerant(io.RawIOBase):
+    """A stream whose reader may exit early, as `head` does: data that is written after that is dropped."""
 
     def __init__(self, raw: io.RawIOBase):
         self._raw = raw
@@ -106,13 +107,13 @@ class _Forgiving(io.RawIOBase):
             return len(data)
 
 
-def _forgiving(stream):
-    """Return the text stream over one whose reader may leave."""
-    if not isinstance(stream, io.TextIOWrapper):  # None where it is closed
+def _tolerate_closed_pipe(stream):
+    """Return a text stream that drops data once its reader has exited."""
+    if not isinstance(stream, io.TextIOWrapper):  # None if it is closed
         return stream
-    raw = getattr(stream.buffer, "raw", None)  # None where Python was told not to buffer
+    raw = getattr(stream.buffer, "raw", None)  # None if Python runs unbuffered
     return io.TextIOWrapper(
-        io.BufferedWriter(_Forgiving(raw)) if raw else _Forgiving(stream.buffer),
+        io.BufferedWriter(_PipeTolerant(raw)) if raw else _PipeTolerant(stream.buffer),
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=stream.line_buffering,

@@ -39,7 +39,7 @@ def test_predict_reads_standard_input(copy_run, capsys, monkeypatch):
         (["predict", "RUN", "3", "4 x"], ["input 2", "'x'"]),
         (["predict", "RUN", ""], ["input 1", "empty"]),
         (["predict", "RUN"], ["no input"]),
-        (["predict", "/nonexistent/run", "3"], ["/nonexistent/run", "no such folder"]),
+        (["predict", "/nonexistent/run", "3"], ["/nonexistent/run", "does not exist"]),
         (["predict", "EMPTY", "3"], ["not a run's folder"]),
         (["predict", "DAMAGED", "3"], ["config.json"]),
         (["predict", "UNFINISHED", "3"], ["no checkpoint yet"]),

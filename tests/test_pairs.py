@@ -125,7 +125,7 @@ def test_the_next_command_is_one_that_works(tmp_path):
             assert (arguments.inputs, pathlib.Path(arguments.run)) == ([text], folder)
         words = experiment._next(folder, ["a\ufffdb"])
         assert pathlib.Path(cli._parse(words[words.index("inspect") :]).run) == folder
-        go_on = shlex.split(experiment._go_on(Folder(folder)))[-1]
+        go_on = shlex.split(experiment._how_to_resume(Folder(folder)))[-1]
         assert pathlib.Path(os.path.expanduser(go_on.removeprefix("--workdir="))) == folder
 
 

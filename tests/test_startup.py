@@ -81,7 +81,7 @@ loop.compile_steps = compile_steps
     words = [f"--config={repository}/configs/copy.py", *flags, f"--workdir={tmp_path / '-my run'}", "--distributed=off"]
     done = run(endless + TRAIN.format(script=str(repository / "train.py")), *words)
     go_on = f"python train.py --resume '--workdir={tmp_path / '-my run'}'"
-    assert (done.returncode, done.stderr) == (130, f"stopped; go on with: {go_on}\n")
+    assert (done.returncode, done.stderr) == (130, f"stopped; resume with: {go_on}\n")
     assert {"config.json", "data.json"} <= {path.name for path in (tmp_path / "-my run").iterdir()}
     assert not (tmp_path / "-my run/lock.json").exists()
 

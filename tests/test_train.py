@@ -81,7 +81,7 @@ BAD_CALLS = {
     "--distributed=some": ["distributed", "some", "auto"],
     "config.model.width=8": ["stray", "config.model.width=8"],
     "--config=configs/revrese.py": ["configs/revrese.py", "configs/reverse.py"],
-    "--config=missing.py": ["missing.py", "no such file"],
+    "--config=missing.py": ["missing.py", "does not exist"],
     "--config=configs": ["configs", "folder"],
     "--config=broken.py": ["broken.py", "line 1"],
     "--config=empty.py": ["empty.py", "get_config"],
@@ -106,7 +106,7 @@ BAD_CALLS = {
     "--workdir=nameless": ["--workdir=nameless", "holds the checkpoints of a run, but no config.json"],
     "--workdir=rows": ["--workdir=rows", "holds the metrics.jsonl of a run, but no config.json"],
     "--resume": ["runs", "--workdir"],
-    "--resume --workdir=nowhere": ["nowhere", "no such folder"],
+    "--resume --workdir=nowhere": ["nowhere", "does not exist"],
     "--resume --workdir=.": ["not a run's folder"],
 }
 
@@ -189,4 +189,4 @@ def test_sigterm_is_one_line_at_every_stage(call, monkeypatch, stage):
         stop = lambda *_, **__: signal.raise_signal(signal.SIGTERM)  # noqa: E731
         monkeypatch.setattr(experiment, name, stop if name == stage else lambda *_, **__: None)
     status, _, err = call("--workdir=run", "--distributed=off")
-    assert (status, err) == (130, "stopped; go on with: python train.py --resume --workdir=run\n")
+    assert (status, err) == (130, "stopped; resume with: python train.py --resume --workdir=run\n")

@@ -1,4 +1,4 @@
-"""From nested mappings to the settings of a run; a wrong one is one line: key, what was given, what is allowed."""
+"""Builds and checks a config from nested mappings. An error is one line: key, given value, allowed values."""
 
 import collections
 import dataclasses
@@ -26,7 +26,7 @@ from attn.tasks.sequences import Task
 from attn.tasks.stored import Stored
 from attn.training.groups import OPTIMIZERS, Config, ConfigError, Data
 
-# Settings of tasks and data, whose records know no constraints.
+# Constraints on the settings of tasks and data, whose records declare none.
 _CONSTRAINTS = {
     "task.name": one_of(TASKS),
     **{f"task.{name}": each for name, each in tasks.CONSTRAINTS.items()},
@@ -34,11 +34,12 @@ _CONSTRAINTS = {
     "data.folder": PATH,
     **{f"data.{name}": each for name, each in pairs.CONSTRAINTS.items()},
 }
-NAMED = {"model": ("transformer", MODELS), "optimizer": ("adamw", OPTIMIZERS)}  # groups whose record a name decides
+# Groups whose `name` decides which record holds their settings: the default name, and what the names stand for.
+NAMED = {"model": ("transformer", MODELS), "optimizer": ("adamw", OPTIMIZERS)}
 
 
 def from_mapping(values: Mapping) -> Config:
-    """Build and validate a config from nested mappings; what they leave out keeps its default.
+    """Build and validate a config from nested mappings; settings that they leave out keep their defaults.
 
     Raises:
       ConfigError: an unknown key, a value of the wrong type or out of range, or settings that do not go together.
@@ -51,12 +52,12 @@ def from_mapping(values: Mapping) -> Config:
 
 
 def import_modules(names):
-    """Import the modules that register what a config names, from the path or the current folder.
+    """Import the modules that register what a config names, from Python's path or the current folder.
 
-    Nothing in the folder of a run is ever executed, since a run may come from somebody else.
+    A module in the folder of a run is never executed, since the run may come from another person.
 
     Raises:
-      ConfigError: one that cannot be imported, or that lies in the folder of a run.
+      ConfigError: a module that cannot be imported, or that lies in the folder of a run.
     """
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"config.imports: got {names!r}, must be names of modules")
@@ -66,19 +67,19 @@ def import_modules(names):
         try:
             spec = importlib.util.find_spec(name.partition(".")[0])
             if spec is not None and _is_in_a_run(spec):
-                raise ImportError(f"{spec.origin} lies in the folder of a run, where nothing is executed")
+                raise ImportError(f"{spec.origin} lies in the folder of a run, from which no code is executed")
             importlib.import_module(name)
-        except (Exception, SystemExit) as error:  # whatever the user's module raises
-            words = " ".join(f"{type(error).__name__}: {error}".split())
+        except (Exception, SystemExit) as error:  # the user's module may raise anything
+            message = " ".join(f"{type(error).__name__}: {error}".split())
             raise ConfigError(
-                f"config.imports: {name!r} cannot be imported ({words}); its folder must be in PYTHONPATH"
+                f"config.imports: {name!r} cannot be imported ({message}); its folder must be in PYTHONPATH"
             ) from None
 
 
 def _is_in_a_run(spec: importlib.machinery.ModuleSpec) -> bool:
-    """Whether a module lies in the folder of a run, itself or as a package."""
-    places = [pathlib.Path(place) for place in (spec.origin, *(spec.submodule_search_locations or ())) if place]
-    return any((folder / "checkpoints").is_dir() for place in places for folder in place.parents)
+    """Return whether the file or the package of a module lies in the folder of a run."""
+    paths = [pathlib.Path(path) for path in (spec.origin, *(spec.submodule_search_locations or ())) if path]
+    return any((folder / "checkpoints").is_dir() for path in paths for folder in path.parents)
 
 
 def to_mapping(config: Config) -> dict:
@@ -93,70 +94,76 @@ class _Group:
 
     def __init__(self, path: str, record: type, name: str | None = None):
         self.path, self.section, self.name = path, path.removeprefix("config."), name
-        if self.section in NAMED:  # the record is that of the model or optimizer that is named
+        if self.section in NAMED:  # the model or optimizer of this name has its own record of settings
             default, known = NAMED[self.section]
             self.name = default if name is None else name
-            if said := error_message(str, self.name, one_of(known)):
-                raise ConfigError(f"{path}.name: {said}")
+            if message := error_message(str, self.name, one_of(known)):
+                raise ConfigError(f"{path}.name: {message}")
             record = _record(self.section, self.name)
         self.record, self.fields = record, {field.name: field for field in dataclasses.fields(record)}
         self.hints = typing.get_type_hints(record)
 
     def check_has(self, name: str):
-        """Check that there is a setting of a name.
+        """Check that the group has a setting of this name.
 
         Raises:
-          ConfigError: there is none.
+          ConfigError: it has not.
         """
         if name in self.fields:
             return
-        others = [other for other in NAMED.get(self.section, ("", ()))[1] if name in _names(self.section, other)]
+        known = NAMED.get(self.section, ("", ()))[1]
+        others = [other for other in known if name in _setting_names(self.section, other)]
         if others:
             having = " or ".join(map(repr, others))
             raise ConfigError(
                 f"{self.path}.{name}: means nothing for {self.path}.name = {self.name!r}; only {having} has it"
             )
-        known = ", ".join(self.fields)
-        raise ConfigError(f"{self.path}.{name}: unknown setting{nearest(name, self.fields)}; {self.path} has {known}")
+        names = ", ".join(self.fields)
+        raise ConfigError(f"{self.path}.{name}: unknown setting{nearest(name, self.fields)}; {self.path} has {names}")
 
-    def inside(self, name: str, value) -> "_Group | None":
-        """The group of a name inside of this one, for these values; None for a setting."""
+    def subgroup(self, name: str, value) -> "_Group | None":
+        """Return the group `name` of this group, for the values `value`; None if `name` is a setting."""
         hint = self.hints[name]
         if not dataclasses.is_dataclass(hint):
             return None
         return _Group(f"{self.path}.{name}", hint, value.get("name") if isinstance(value, Mapping) else None)
 
     def constraint(self, name: str) -> Constraint | None:
-        """The constraint on a setting."""
+        """Return the constraint on a setting, if there is one."""
         key = f"{self.path}.{name}".removeprefix("config.")
         return self.fields[name].metadata.get("constraint") or _CONSTRAINTS.get(key)
 
 
 def _record(section: str, name: str) -> type:
-    """The record of the settings of a model or optimizer."""
+    """Return the record of the settings of a model or optimizer."""
     record = NAMED[section][1][name]
     return record.settings if section == "model" else record
 
 
-def _names(section: str, name: str) -> list[str]:
-    """The names of the settings of a model or optimizer."""
+def _setting_names(section: str, name: str) -> list[str]:
+    """Return the names of the settings of a model or optimizer."""
     return [field.name for field in dataclasses.fields(_record(section, name))]
 
 
 def without_others(section: str, values: Mapping) -> dict:
-    """Return those of the settings that the model or optimizer named among them has: for another one than before."""
+    """Return the settings without those that the model or optimizer `values["name"]`, which has changed, does not have.
+
+    An unknown name keeps all of them.
+    """
     name = values.get("name")
-    known = NAMED[section][1]
-    return dict(values) if name not in known else {key: values[key] for key in values if key in _names(section, name)}
+    if name not in NAMED[section][1]:
+        return dict(values)
+    names = _setting_names(section, name)
+    return {key: value for key, value in values.items() if key in names}
 
 
 def parse(key: str, text: str, values: Mapping):
-    """Return the value of setting `key` (such as "model.width") written as text, in the type of the setting.
+    """Parse the text of a setting into the setting's type.
 
     Args:
-      key: of the setting.
+      key: of the setting, such as "model.width".
       text: its value.
-      values: settings as nested mappings, whose names of model and optimizer decide what settings there are.
+      values: settings as nested mappings; their names of model and optimizer decide which settings exist.
 
     Raises:
       ConfigError: an unknown setting, or text that is not of its type.
@@ -164,10 +171,10 @@ def parse(key: str, text: str, values: Mapping):
     *sections, name = key.split(".")
     group = _group(sections, values, name)
     group.check_has(name)
-    if hasattr(group.hints[name], "named"):  # one text alone stands for all of the group
+    if hasattr(group.hints[name], "named"):  # one text stands for the whole group, such as "rotary + softcap(20)"
         return text
-    if (inside := group.inside(name, {})) is not None:
-        names = ", ".join(f"--config.{key}.{each}" for each in inside.fields)
+    if (subgroup := group.subgroup(name, {})) is not None:
+        names = ", ".join(f"--config.{key}.{each}" for each in subgroup.fields)
         raise ConfigError(f"config.{key} is a group of settings: give one of {names}")
     return _from_text(group, name, text)
 
@@ -182,54 +189,55 @@ def _group(sections: Sequence[str], values: Mapping, name: str = "") -> _Group:
     for section in sections:
         group.check_has(section)
         values = values.get(section, {}) if isinstance(values, Mapping) else {}
-        inside = group.inside(section, values)
-        if inside is None:
-            raise ConfigError(f"{group.path}.{section} is a setting: it has no {name!r} inside")
-        group = inside
+        subgroup = group.subgroup(section, values)
+        if subgroup is None:
+            raise ConfigError(f"{group.path}.{section} is a setting, not a group: it has no {name!r}")
+        group = subgroup
     return group
 
 
 def _from_text(group: _Group, name: str, text: str):
     hint = group.hints[name]
-    (kind, *_), optional = types_of(hint)
+    (type_, *_), optional = types_of(hint)
     if optional and text.lower() == "none":
         return None
     try:
-        if kind is bool:
+        if type_ is bool:
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-        return kind(text.replace("_", "")) if kind in (int, float) else text
+        return type_(text.replace("_", "")) if type_ in (int, float) else text
     except (ValueError, KeyError):
         allowed = description(hint, group.constraint(name))
         raise ConfigError(f"{group.path}.{name}: got {text!r}, must be {allowed}") from None
 
 
 def _build(group: _Group, values):
-    """The record of a group, with these values."""
-    if isinstance(values, str) and hasattr(group.record, "named"):
-        if said := error_message(str, values, group.constraint(next(iter(group.fields)))):
-            raise ConfigError(f"{group.path}: {said}")
+    """Return the record of a group, with these values."""
+    if isinstance(values, str) and hasattr(group.record, "named"):  # one text stands for the whole group
+        if message := error_message(str, values, group.constraint(next(iter(group.fields)))):
+            raise ConfigError(f"{group.path}: {message}")
         return group.record.named(values)
     if not isinstance(values, Mapping):
         raise ConfigError(f"{group.path}: got {values!r}, must be a group of settings")
     settings = {} if group.name is None else {"name": group.name}
     for name, value in values.items():
         group.check_has(str(name))
-        inside = group.inside(name, value)
-        settings[name] = _checked(group, name, value) if inside is None else _build(inside, value)
+        subgroup = group.subgroup(name, value)
+        settings[name] = _checked(group, name, value) if subgroup is None else _build(subgroup, value)
     return group.record(**settings)
 
 
 def _checked(group: _Group, name: str, value):
     if name == "imports":
-        return tuple(value)  # checked before anything else
+        return tuple(value)  # `from_mapping` has checked it already
     value, hint = os.fspath(value) if isinstance(value, os.PathLike) else value, group.hints[name]
-    if said := error_message(hint, value, group.constraint(name)):
-        raise ConfigError(f"{group.path}.{name}: {said}")
-    (kind, *_), _ = types_of(hint)
-    return value if value is None else kind(value)
+    if message := error_message(hint, value, group.constraint(name)):
+        raise ConfigError(f"{group.path}.{name}: {message}")
+    (type_, *_), _ = types_of(hint)
+    return value if value is None else type_(value)
 
 
 def _check_together(config: Config):
+    """Check settings that depend on each other."""
     task = config.task
     if task.min_length > task.max_length:
         raise ConfigError(
@@ -242,7 +250,7 @@ def _check_together(config: Config):
 
 
 def _check_heads(model: ModelSettings):
-    """The heads must divide the width, unless they have one of their own."""
+    """Check that the heads divide the width, unless `head_width` is given."""
     num_heads = getattr(model, "num_heads", None)
     if num_heads and model.head_width is None and model.width % num_heads:
         divisors = [str(n) for n in range(1, model.width + 1) if model.width % n == 0]
@@ -253,7 +261,7 @@ def _check_heads(model: ModelSettings):
 
 
 def _check_data(config: Config):
-    """Settings that mean nothing for the source of the data, or for the model, must be left alone."""
+    """Check that settings without meaning for the source of the data, or for the model, are at their defaults."""
     if config.training.replaced_tokens and not MODELS[config.model.name].reads_answer:
         raise ConfigError(
             f"config.training.replaced_tokens: got {config.training.replaced_tokens}, means nothing for "
@@ -264,65 +272,65 @@ def _check_data(config: Config):
     data, default = config.data, Data()
     readers = {name: "pairs" for name in ("path", "tokens", "validation", "test", "longest")} | {"folder": "tfds"}
     for name, reader in readers.items():
-        given = getattr(data, name)
-        if given != getattr(default, name) and data.source != reader:
+        value = getattr(data, name)
+        if value != getattr(default, name) and data.source != reader:
             hint = " (or --config=configs/pairs.py)" if reader == "pairs" else ""
             raise ConfigError(
-                f"config.data.{name}: got {given!r}, but config.data.source is {data.source!r}; "
+                f"config.data.{name}: got {value!r}, but config.data.source is {data.source!r}; "
                 f"only {reader!r} reads it: --config.data.source={reader}{hint}"
             )
     for field in dataclasses.fields(Task):
-        given = getattr(config.task, field.name)
-        if data.source == "pairs" and given != field.default:
+        value = getattr(config.task, field.name)
+        if data.source == "pairs" and value != field.default:
             raise ConfigError(
-                f"config.task.{field.name}: got {given!r}, means nothing for config.data.source = 'pairs'"
+                f"config.task.{field.name}: got {value!r}, means nothing for config.data.source = 'pairs'"
             )
 
 
 def _check_text(config: Config):
-    """A text without a source is for a model that reads source and answer as one, each token after those before it."""
-    without, model = f"the strings of {config.task.name!r} have no source", config.model
+    """Check that strings without a source have a causal model that reads source and answer as one text."""
+    no_source, model = f"the strings of {config.task.name!r} have no source", config.model
     if not MODELS[model.name].one_text:
-        having = " or ".join(repr(name) for name, each in MODELS.items() if each.one_text)
-        raise ConfigError(f"config.model.name: got {model.name!r}, but {without}; only {having} learns them")
+        suited = " or ".join(repr(name) for name, each in MODELS.items() if each.one_text)
+        raise ConfigError(f"config.model.name: got {model.name!r}, but {no_source}; only {suited} learns them")
     if getattr(model, "prefix", "causal") != "causal":
         raise ConfigError(
-            f"config.model.prefix: got {model.prefix!r}, but {without}, which would be the prefix; must be 'causal'"
+            f"config.model.prefix: got {model.prefix!r}, but {no_source}, which would be the prefix; must be 'causal'"
         )
 
 
 def longest_input(model: ModelSettings, capacity: Callable[[int], int]) -> int | None:
-    """Return how many tokens of a source the model can tell apart, answer included; None for any number.
+    """Return the number of tokens of the longest source that the model can encode with its answer; None without limit.
 
     Args:
-      model: its settings.
-      capacity: how many tokens the answer to so many may have.
+      model: settings of the model.
+      capacity: from the number of tokens of a source to the largest number of tokens of its answer.
     """
-    kind = MODELS[model.name]
-    most = kind.max_positions(model)
-    return most and max(n for n in range(most) if kind.num_positions(n + 1, capacity(n)) <= most)
+    model_class = MODELS[model.name]
+    limit = model_class.max_positions(model)
+    return limit and max(n for n in range(limit) if model_class.num_positions(n + 1, capacity(n)) <= limit)
 
 
 def check_fits(config: Config, data: Generated | Stored):
-    """Check that the model can encode the longest source and its answer, and that training has its data.
+    """Check that the model can encode the longest source with its answer, and that early stopping has validation data.
 
     Raises:
-      ConfigError: it cannot, or has not.
+      ConfigError: one of them does not hold.
     """
-    kind, longest = MODELS[config.model.name], data.longest_source
-    most, capacity = kind.max_positions(config.model), data.vocabulary.capacity(longest - 1)
-    needed = kind.num_positions(longest, capacity)
-    if most is not None and most < needed:
+    model_class, longest = MODELS[config.model.name], data.longest_source
+    limit, capacity = model_class.max_positions(config.model), data.vocabulary.capacity(longest - 1)
+    needed = model_class.num_positions(longest, capacity)
+    if limit is not None and limit < needed:
         raise ConfigError(
-            f"config.model.mechanism: tells {most} positions apart, must tell {needed} apart for {data.name} with "
+            f"config.model.mechanism: tells {limit} positions apart, must tell {needed} apart for {data.name} with "
             f"sources of {longest - 1} tokens"
         )
-    many = config.training.stop_when_exact
-    if many and isinstance(data, Generated):
+    count = config.training.stop_when_exact
+    if count and isinstance(data, Generated):
         longest = data.task.max_length
         if not data.has_validation(longest):
             raise ConfigError(
-                f"config.training.stop_when_exact: got {many}, must be 0 for {data.name} with strings of up to "
+                f"config.training.stop_when_exact: got {count}, must be 0 for {data.name} with strings of up to "
                 f"{longest} symbols: too few of them are held out for a validation part"
             )
 
@@ -331,17 +339,17 @@ def check_runs(config: Config, data: Generated | Stored):
     """Check that the model runs on the longest source and its answer.
 
     Raises:
-      ConfigError: a mechanism refuses its settings, or reads the length of the answer where that is not known.
+      ConfigError: a mechanism rejects its settings, or needs the length of the answer, which is not known.
     """
     try:
         run_shapes(config, data, data.vocabulary.answer_length(data.longest_source - 1))
     except (LengthUnknown, ValueError, TypeError, NotImplementedError) as error:
-        where = f" for {data.name}" if isinstance(error, LengthUnknown) else ""
-        raise ConfigError(f"config.model: {' '.join(str(error).split())}{where}") from None
+        for_data = f" for {data.name}" if isinstance(error, LengthUnknown) else ""
+        raise ConfigError(f"config.model: {' '.join(str(error).split())}{for_data}") from None
 
 
 def run_shapes(config: Config, data: Generated | Stored, answer_length: int | None):
-    """Run the model on the longest source and its answer, for shapes alone; the length of the answer may be unknown.
+    """Trace the model on the longest source and its answer, without computing; `answer_length` is None if unknown.
 
     This starts JAX's backend, so several hosts must have been joined before.
     """

@@ -1,4 +1,4 @@
-"""From a config to what is learnt."""
+"""Loads the data that a config describes."""
 
 from attn import tasks
 from attn.tasks.generated import Generated
@@ -9,15 +9,15 @@ from attn.training.progress import waiting
 
 
 def load(config: Config, vocabulary: Vocabulary | None = None) -> Generated | Stored:
-    """The data of a config.
+    """Load the data of a config.
 
     Args:
       config: of a run.
-      vocabulary: that a run of pairs has already; None to make it.
+      vocabulary: the vocabulary of a run of pairs that is resumed; None to make one from the pairs.
 
     Raises:
       ConfigError: pairs without a file.
-      attn.tasks.examples.DataError: files that cannot be learnt from.
+      attn.tasks.examples.DataError: files that cannot be used for training.
     """
     data = config.data
     if data.source == "pairs":

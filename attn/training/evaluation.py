@@ -22,8 +22,8 @@ from attn.training.meshes import DATA, shard
 from attn.training.metrics import Mean
 from attn.training.steps import example_loss
 
-_SCORES_IN_MEMORY = 1 << 24  # attention scores of one layer that a batch may hold at once
-_NARROW = 32  # tokens of a source, below which another width is not worth a program
+_SCORES_IN_MEMORY = 1 << 24  # largest number of attention scores of a batch in one layer
+_NARROW = 32  # source tokens; a further width below this does not justify compiling a program
 
 Track = Callable[[Sequence], Iterable]  # wraps a sequence of batches, to show progress
 
@@ -52,7 +52,7 @@ class Metrics(NamedTuple):
     def by_length(self) -> Iterator[tuple[int, "Metrics"]]:
         """Yield (length, metrics) for each length that has questions."""
         for length in np.flatnonzero(self.exact_match.count):
-            yield int(length), jax.tree.map(lambda x, at=length: float(x[at]), self)
+            yield int(length), jax.tree.map(lambda x, length=length: float(x[length]), self)
 
     def values(self) -> dict[str, float]:
         """Return the means by name."""
@@ -73,7 +73,7 @@ class Evaluator:
     Attributes:
       vocabulary: of the task.
       mesh: the one over which batches are sharded.
-      sizes: from `batch_sizes`, for sources as long as the longest.
+      sizes: from `batch_sizes`, for the longest source.
       decode: `(params, sources) -> answers`; this and `loss` are from `build_programs`.
       loss: `(params, (sources, targets)) -> [B 2]`, of strings without a source: loss in nats, number of tokens.
     """
@@ -95,10 +95,11 @@ class Evaluator:
 
         Args:
           params: of the model.
-          sources, lengths: tokens with their ends, and how many without.
+          sources: tokens, with their end tokens.
+          lengths: numbers of tokens, without their end tokens.
           track: wraps the sequence of batches.
         """
-        # Sources of similar lengths together: their answers end at similar steps.
+        # Sources of similar lengths share a batch, since their answers end at similar steps.
         order, widths = np.argsort(lengths, kind="stable"), np.array([*self.sizes])
         width_of = widths[np.searchsorted(widths, lengths[order] + 1)]
         batches = []
@@ -131,10 +132,10 @@ class Evaluator:
 def batch_sizes(
     config: Config, vocabulary: Vocabulary, longest: int, most: int, mesh: Mesh, beam_width: int = 1
 ) -> dict[int, int]:
-    """Return widths that sources of up to `longest` tokens are padded to, and how many of each are decoded at a time.
+    """Return the widths that sources of up to `longest` tokens are padded to, with the batch size of each.
 
-    The longest, a quarter of it, a quarter of that: short questions do not wait for long answers. `most` at a time,
-    or as many as memory allows.
+    The widths are the longest, a quarter of it, a quarter of that, and so on, so that short questions do not wait for
+    long answers. A batch has `most` rows, or as many as memory allows.
     """
     widths = [longest]
     while widths[0] > 4 * _NARROW:
@@ -151,15 +152,15 @@ def build_programs(
     vocabulary: Vocabulary, graphdef: nnx.GraphDef, mesh: Mesh, beam_width: int = 1
 ) -> tuple[Callable, Callable | None]:
     """Make `decode` and `loss` of an `Evaluator`, jitted; decoding is greedy or with a beam."""
-    of_batch = _loss_of_batch(vocabulary) if vocabulary.continues else None
+    loss = _batch_loss(vocabulary) if vocabulary.continues else None
     return (
         data_parallel(lambda model, sources: decode(model, vocabulary, sources, beam_width), graphdef, mesh),
-        of_batch and data_parallel(of_batch, graphdef, mesh),
+        loss and data_parallel(loss, graphdef, mesh),
     )
 
 
-def _loss_of_batch(vocabulary: Vocabulary) -> Callable:
-    """Make `(model, (sources, targets)) -> [B 2]`: of each string, its loss in nats and its number of tokens."""
+def _batch_loss(vocabulary: Vocabulary) -> Callable:
+    """Make `(model, (sources, targets)) -> [B 2]`: for each string its loss in nats and its number of tokens."""
 
     def loss(model: Model, source: Int[Array, "S"], target: Int[Array, "T"]) -> Float[Array, "2"]:
         string = as_one_text(Example(source, target))
@@ -170,14 +171,14 @@ def _loss_of_batch(vocabulary: Vocabulary) -> Callable:
 
 
 def data_parallel(program: Callable, graphdef: nnx.GraphDef, mesh: Mesh) -> Callable:
-    """Make `(params, batch) -> results` of `(model, batch) -> results`; each device has its rows of the batch."""
+    """Make `(params, batch) -> results` of `(model, batch) -> results`; each device computes its rows of the batch."""
 
-    def of_device(params, batch):
+    def per_device(params, batch):
         return jax.lax.all_gather(program(nnx.merge(graphdef, params), batch), DATA, tiled=True)
 
     specs = (PartitionSpec(), PartitionSpec(DATA))
     # Decoding starts from constants that the loop makes differ by device, which the check of axes rejects.
-    return jax.jit(jax.shard_map(of_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False))
+    return jax.jit(jax.shard_map(per_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False))
 
 
 def in_batches(
@@ -187,9 +188,9 @@ def in_batches(
 
     Args:
       program: `(arrays of a batch) -> results`, an array with a leading axis for the rows.
-      arrays: with as many rows each.
-      widths: that they are padded to.
-      size: of a batch.
+      arrays: arrays with the same number of rows.
+      widths: the widths that they are padded to.
+      size: number of rows of a batch.
       mesh: over which batches are sharded.
     """
     results = []
@@ -203,10 +204,11 @@ def compare(questions: Questions, answers: Int[np.ndarray, "B T"], vocabulary: V
     """Compare each answer with the nearest of its accepted answers."""
     source_rows, width = questions.source_rows, max(answers.shape[1], questions.targets.shape[1])
     answers, targets = widened(answers, width), widened(questions.targets, width)
-    written, right = ([before(vocabulary.end, row) for row in rows.tolist()] for rows in (answers, targets))
-    distance = np.array([Levenshtein.distance(written[row], tokens) for row, tokens in zip(source_rows, right)])
+    written, accepted = ([before(vocabulary.end, row) for row in rows.tolist()] for rows in (answers, targets))
+    # One distance per accepted answer.
+    distance = np.array([Levenshtein.distance(written[row], tokens) for row, tokens in zip(source_rows, accepted)])
 
-    # Of each question's accepted answers the nearest: the first of its rows, once they are sorted by distance.
+    # Choose the nearest accepted answer per question: the first of its rows after sorting by distance.
     nearest = np.lexsort((distance, source_rows))
     nearest = nearest[np.unique(source_rows[nearest], return_index=True)[1]]
     targets, distance = targets[nearest], distance[nearest]
@@ -214,17 +216,17 @@ def compare(questions: Questions, answers: Int[np.ndarray, "B T"], vocabulary: V
     return Metrics(
         exact_match=_by_length(questions, (answers == targets).all(1), np.ones(len(answers))),
         token_accuracy=_by_length(questions, ((answers == targets) & real).sum(1), real.sum(1)),
-        error_rate=_by_length(questions, distance, np.array([len(right[row]) for row in nearest])),
+        error_rate=_by_length(questions, distance, np.array([len(accepted[row]) for row in nearest])),
     )
 
 
 def _by_length(questions: Questions, sums: np.ndarray, counts: np.ndarray) -> Mean:
-    """Return a mean by length of the source, of one sum and one count per question."""
+    """Return the means by length of the source, from one sum and one count per question."""
     shape = int(questions.lengths.max(initial=0)) + 1
     return Mean(*(np.bincount(questions.lengths, weights, shape) for weights in (sums, counts)))
 
 
 def widened(tokens: Int[np.ndarray, "B T"], width: int, height: int | None = None) -> np.ndarray:
-    """Return the tokens with more padding, and with empty rows up to `height`."""
+    """Return the tokens padded to `width` columns and, if `height` is given, to `height` rows."""
     missing = 0 if height is None else height - len(tokens)
     return np.pad(tokens, ((0, missing), (0, width - tokens.shape[1])))

@@ -1,13 +1,13 @@
-"""The folder of a run: what lies where, written so that a reader never sees half a file.
+"""The folder of a run. Its JSON files are written so that a reader never sees half of one.
 
 config.json      the resolved config
-data.json        what was learnt from, with a digest of all that was read
+data.json        the data of the run, with a digest of every part that was read
 vocabulary.json  the tokens of a file of pairs
-metrics.jsonl    one row per dispatch; TensorBoard's event file beside it holds the same
+metrics.jsonl    one row per call of the training program; TensorBoard's event file has the same rows
 checkpoints/     one folder per step
-lock.json        which process trains the run now
-summary.json     what came out, once the run is finished
-attention.png    what the model looks at, once the run is finished
+lock.json        the process that trains the run now
+summary.json     the results, once the run is finished
+attention.png    attention maps, once the run is finished
 """
 
 import contextlib
@@ -16,8 +16,8 @@ import json
 import os
 import pathlib
 import time
-import types
 from collections.abc import Iterator
+from types import UnionType
 
 from attn.tasks.generated import Generated
 from attn.tasks.stored import Stored
@@ -25,11 +25,11 @@ from attn.tasks.vocabulary import Pieces, Vocabulary
 from attn.training import checkpoints, locks
 from attn.training.config import Config, ConfigError, from_mapping, to_mapping
 
-RUNS = pathlib.Path("runs")  # where runs go unless told otherwise
+RUNS = pathlib.Path("runs")  # default parent of the folders of runs
 
 
 class RunError(RuntimeError):
-    """A folder that is not what it should be; the message is one line for the user."""
+    """A folder of a run that cannot be used; the message is one line for the user."""
 
 
 class Folder:
@@ -51,7 +51,7 @@ class Folder:
         return (self.path / "config.json").is_file()
 
     def check_new(self):
-        """Check that a new run may be put here.
+        """Check that a new run may be written here.
 
         Raises:
           RunError: the path is a file or leads through one, or holds a run already.
@@ -61,32 +61,32 @@ class Folder:
         if file := file_in_the_way(self.path):
             raise RunError(f"--workdir={self.path}: {file} is a file, must be a folder")
         if self.is_run():
-            raise RunError(f"--workdir={self.path}: holds a run already; go on with --resume or choose another folder")
+            raise RunError(f"--workdir={self.path}: holds a run already; give --resume or choose another folder")
         for path in (self.checkpoints, self.metrics, self._summary):
             if path.exists():
                 raise RunError(
-                    f"--workdir={self.path}: holds the {path.name} of a run, but no config.json; put that back and "
-                    "give --resume, or choose another folder"
+                    f"--workdir={self.path}: holds the {path.name} of a run, but no config.json; restore config.json "
+                    "and give --resume, or choose another folder"
                 )
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Be the only process that writes into the folder, after removing what a killed one left half-written.
+        """Hold the run's lock while the block runs, after removing files that a killed process left half-written.
 
         Raises:
           attn.training.locks.LockError: another process holds it, or may hold it.
         """
         with locks.held(self.path):
             checkpoints.sweep(self.checkpoints)
-            for left in self.path.glob(".*.partial"):
-                left.unlink()
+            for partial in self.path.glob(".*.partial"):
+                partial.unlink()
             yield
 
     def create(self, config: Config, data: Generated | Stored):
         """Make the folder for a new run.
 
         Raises:
-          RunError: as `check_new`, or it cannot be written.
+          RunError: as in `check_new`, or the folder cannot be written.
         """
         self.check_new()
         try:
@@ -94,7 +94,7 @@ class Folder:
             self._write("data.json", {"name": data.name, "origins": _origins(data), "about": data.describe()})
             if isinstance(data.vocabulary, Pieces):
                 self._write("vocabulary.json", dataclasses.asdict(data.vocabulary))
-            self._write("config.json", to_mapping(config))  # last: it makes the folder a run's
+            self._write("config.json", to_mapping(config))  # last, since a folder with it counts as a run
         except OSError as error:
             raise RunError(f"--workdir={self.path}: cannot be written ({error.strerror})") from None
 
@@ -102,21 +102,20 @@ class Folder:
         """Return the content of config.json.
 
         Raises:
-          RunError: no run's folder, or the file is damaged.
+          RunError: the folder does not exist or is not a run's, or the file is damaged.
         """
         if not self.path.is_dir():
-            raise RunError(
-                f"{self.path}: {'a file' if self.path.exists() else 'no such folder'}, must be a run's folder"
-            )
+            fault = "is a file" if self.path.exists() else "does not exist"
+            raise RunError(f"{self.path}: {fault}, must be the folder of a run")
         if not self.is_run():
             raise RunError(f"{self.path}: not a run's folder (it has no config.json)")
         return self._read("config.json")
 
     def config(self) -> Config:
-        """The run's config.
+        """Return the run's config.
 
         Raises:
-          RunError: as `settings`, or a config of some other version.
+          RunError: as in `settings`, or the config is not valid, such as that of another version.
         """
         try:
             return from_mapping(self.settings())
@@ -124,22 +123,22 @@ class Folder:
             raise RunError(f"{self.path / 'config.json'}: {error}") from None
 
     def data(self) -> dict:
-        """Return the content of data.json: `name`, `origins` of the parts with their digests, and lines `about` them.
+        """Return the content of data.json: `name`; `origins`, paths and digests by part; `about`, lines of description.
 
         Raises:
           RunError: the file is missing or damaged.
         """
         values = self._read("data.json", name=str, origins=dict, about=list)
-        of_parts = values["origins"].values()
-        if not all(isinstance(part, dict) and {"path", "digest"} <= part.keys() for part in of_parts):
-            raise RunError(f"{self.path / 'data.json'}: cannot be read (no usable 'origins' in it)")
+        parts = values["origins"].values()
+        if not all(isinstance(part, dict) and {"path", "digest"} <= part.keys() for part in parts):
+            raise RunError(f"{self.path / 'data.json'}: cannot be read ('origins' is missing or invalid)")
         return values
 
     def vocabulary(self, config: Config) -> Vocabulary:
-        """Between text and the tokens of the run.
+        """Return the vocabulary of the run, which converts between text and tokens.
 
         Raises:
-          RunError: vocabulary.json is needed, and missing or damaged.
+          RunError: vocabulary.json is needed, but missing or damaged.
         """
         if config.data.source != "pairs":
             return config.task.vocabulary
@@ -153,15 +152,15 @@ class Folder:
     def check_data(self, data: Generated | Stored):
         """Check that the data are those that the run began with.
 
-        Where they lie does not matter: they may have been moved.
+        They may have been moved: digests are compared, not paths.
 
         Raises:
-          RunError: a part is another one, so that the run would go on with other examples.
+          RunError: a part has changed, so that the run would continue with other examples.
         """
         before, now = self.data()["origins"], _origins(data)
         for part in sorted(before | now):
             if part not in now:
-                raise RunError(f"{self.path}: began with a {part} part of its own, {before[part]['path']}")
+                raise RunError(f"{self.path}: began with a separate {part} part, {before[part]['path']}; give it again")
             if before.get(part, {}).get("digest") != now[part]["digest"]:
                 path = now[part]["path"]
                 began = f"what {self.path} began with as {part} part"
@@ -172,7 +171,7 @@ class Folder:
         self._write("config.json", to_mapping(config))
 
     def newest_step(self) -> int | None:
-        """The step of the newest checkpoint, not verified; None if there is none."""
+        """Return the step of the newest checkpoint, without verifying it; None if there is none."""
         return checkpoints.newest_step(self.checkpoints)
 
     def summary(self) -> dict | None:
@@ -183,51 +182,52 @@ class Folder:
         """
         if not self._summary.exists():
             return None
-        shown = {"steps": int, "examples_evaluated": int, "lengths_evaluated": list, "seconds": dict, "samples": list}
+        types = {"steps": int, "examples_evaluated": int, "lengths_evaluated": list, "seconds": dict, "samples": list}
         metrics = dict.fromkeys(("exact_match", "token_accuracy", "error_rate"), float)
-        summary = self._read("summary.json", **shown, **metrics, beam=dict | None)
-        inside = {
+        summary = self._read("summary.json", **types, **metrics, beam=dict | None)
+        valid = {
             "lengths_evaluated": _are(summary["lengths_evaluated"], int),
             "seconds": _has(summary["seconds"], float, "import", "compile", "train", "evaluate", "total"),
             "samples": _are(summary["samples"], dict) and all(map(_is_sample, summary["samples"])),
             "beam": summary["beam"] is None or _has(summary["beam"], float, "width", *metrics),
         }
-        for name, usable in inside.items():
-            if not usable:
-                raise RunError(f"{self._summary}: cannot be read (no usable {name!r} in it)")
+        for name, is_valid in valid.items():
+            if not is_valid:
+                raise RunError(f"{self._summary}: cannot be read ({name!r} is missing or invalid)")
         return summary
 
     def write_summary(self, summary: dict):
-        """Write summary.json: with it the run is finished."""
+        """Write summary.json, which marks the run as finished."""
         self._write("summary.json", summary)
 
-    def _read(self, name: str, /, **kinds: type | types.UnionType) -> dict:
-        """The content of a file, which has such values at least."""
+    def _read(self, name: str, /, **required: type | UnionType) -> dict:
+        """Return the content of a JSON file, which must have at least values of these names and types."""
         try:
             values = json.loads((self.path / name).read_text())
         except (ValueError, OSError, RecursionError) as error:
             raise RunError(f"{self.path / name}: cannot be read ({error})") from None
-        for key, kind in kinds.items():
-            if not isinstance(values, dict) or not isinstance(values.get(key), kind):
-                raise RunError(f"{self.path / name}: cannot be read (no usable {key!r} in it)")
+        for key, type_ in required.items():
+            if not isinstance(values, dict) or not isinstance(values.get(key), type_):
+                raise RunError(f"{self.path / name}: cannot be read ({key!r} is missing or invalid)")
         return values
 
     def _write(self, name: str, values: dict):
         write_whole(self.path / name, json.dumps(values, indent=2) + "\n")
 
 
-def _are(values: list, kind: type) -> bool:
-    """Return whether there are values, all of a kind."""
-    return len(values) > 0 and all(isinstance(value, kind) for value in values)
+def _are(values: list, type_: type) -> bool:
+    """Return whether the list is not empty and all its values are of a type."""
+    return len(values) > 0 and all(isinstance(value, type_) for value in values)
 
 
-def _has(values: dict, kind: type, *names: str) -> bool:
-    """Return whether the values of these names are of a kind; whole numbers count as numbers."""
-    allowed = (int, float) if kind is float else kind
+def _has(values: dict, type_: type, *names: str) -> bool:
+    """Return whether there are values of these names, all of a type; for float, ints are allowed too."""
+    allowed = (int, float) if type_ is float else type_
     return all(isinstance(values.get(name), allowed) for name in names)
 
 
 def _is_sample(sample: dict) -> bool:
+    """Return whether the entry is a sample of a summary, as `attn.experiment` writes it."""
     texts = sample.get("accepted")
     return _has(sample, str, "input", "answer") and isinstance(texts, list) and _are(texts, str) and "right" in sample
 
@@ -240,7 +240,7 @@ def write_whole(path: pathlib.Path, text: str):
 
 
 def file_in_the_way(path: pathlib.Path) -> pathlib.Path | None:
-    """Return the file that keeps a path from being a folder, at the path or above it."""
+    """Return the file, at the path or above it, that keeps the path from being a folder; None if there is none."""
     return next((part for part in (path, *path.parents) if part.exists() and not part.is_dir()), None)
 
 
@@ -249,7 +249,7 @@ def _origins(data: Generated | Stored) -> dict[str, dict[str, str]]:
 
 
 def new_folder(name: str) -> Folder:
-    """A folder under `RUNS` that does not exist yet, named after the config and the time."""
+    """Return a folder under `RUNS` that does not exist yet, named after the config and the time."""
     stem = RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     count = 1
     path = stem
@@ -260,12 +260,12 @@ def new_folder(name: str) -> Folder:
 
 
 def newest_folder() -> Folder:
-    """The run under `RUNS` that was started or resumed last.
+    """Return the folder of the run under `RUNS` that was started or resumed last.
 
     Raises:
-      RunError: there is none.
+      RunError: there is no run.
     """
     runs = [Folder(path) for path in RUNS.glob("*") if Folder(path).is_run()]
     if not runs:
-        raise RunError(f"--resume: no run under {RUNS}/ to go on with; name its folder with --workdir")
+        raise RunError(f"--resume: there is no run under {RUNS}/; give the folder of a run with --workdir")
     return max(runs, key=lambda folder: (folder.path / "config.json").stat().st_mtime)

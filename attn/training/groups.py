@@ -20,7 +20,7 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The source of examples: drawn as they are needed, from TFDS, or from a file of pairs.
+    """The source of examples: generated as they are needed, from TFDS, or from a file of pairs.
 
     See `attn.tasks.builders.load_dataset` for `folder` and `attn.tasks.pairs.load_pairs` for the rest.
     """
@@ -38,8 +38,8 @@ class Data:
 class AdamW:
     """Settings of AdamW and of the learning rate: see `attn.training.optimizers`.
 
-    With `averaging` = a > 0 the parameters that are evaluated and kept are an average over the steps so far, of which
-    the last part, a of them, counts most; 0 keeps those of the last step.
+    With `averaging` = a > 0 the parameters that are evaluated and kept are an average over the steps so far, in which
+    the last fraction a of the steps counts most; 0 keeps the parameters of the last step.
     """
 
     name: str = "adamw"
@@ -72,9 +72,9 @@ OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
 class Training:
     """The length of training and the batches; the seed decides parameters, batches and dropout.
 
-    `steps` are all steps, or the most: with `stop_when_exact` = n > 0 training stops as soon as an intermediate
-    evaluation is exact on its examples and on n more. `replaced_tokens` is the fraction of the tokens read by the
-    decoder that are random ones. `steps_per_call` steps are one call of the compiled programs.
+    `steps` is the number of steps, or the largest number: with `stop_when_exact` = n > 0 training stops as soon as an
+    intermediate evaluation is exact on its examples and on n more. `replaced_tokens` is the fraction of the decoder's
+    input tokens that are replaced by random ones. One call of the compiled programs takes `steps_per_call` steps.
     """
 
     seed: int = setting(0, SEED)
@@ -100,12 +100,12 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """All settings of a run.
 
     Attributes:
       imports: modules that are imported before anything else, since they register what the other settings name.
       model: the settings of the model that `model.name` names.
-      optimizer: likewise.
+      optimizer: the settings of the optimizer that `optimizer.name` names.
     """
 
     imports: tuple[str, ...] = ()

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from attn.training.config import Config, to_mapping
 
-PATHS = ("path", "validation", "test", "folder")  # of the data; what lies there is checked by its own digest
-# Settings that may change when a run resumes: how long it trains, how often it reports, where its data lie.
+PATHS = ("path", "validation", "test", "folder")  # settings of `data`; the files there have digests in data.json
+# Settings that may change when a run resumes: length of training, intervals of reports, paths of the data.
 _MAY_CHANGE = (
     *("training.steps", "training.stop_when_exact", "training.steps_per_call"),
     *("training.evaluate_every", "training.checkpoint_every"),
@@ -34,10 +34,10 @@ def digest_of(config: Config) -> str:
 
     Settings at their default are left out, so that a later version may add settings and still open old runs.
     """
-    usual = flat(dataclasses.asdict(Config()))
-    decides = {
+    defaults = flat(dataclasses.asdict(Config()))
+    deciding = {
         key: value
         for key, value in flat(to_mapping(config)).items()
-        if not may_change(key) and (key not in usual or usual[key] != value)
+        if not may_change(key) and (key not in defaults or defaults[key] != value)
     }
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,7 @@
 """One writer per run: a lock file in the run's folder that names the host and the process.
 
-The file is locked with `flock`, which the system releases when the process ends, however it ends, so that the lock of a
-killed process is known to be stale. Its text says who holds it, for people and for file systems without `flock`.
+The file is locked with `flock`, which the system releases when the process ends, even if it is killed, so a stale lock
+is recognized. The text of the file names the holder, for people and for file systems without `flock`.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import psutil
 
 try:
     import fcntl
-except ImportError:  # not on Windows; there the text alone tells
+except ImportError:  # on Windows, where only the text of the file is used
     fcntl = None
 
 NAME = "lock.json"
@@ -28,29 +28,29 @@ class LockError(RuntimeError):
 
 @contextlib.contextmanager
 def held(folder: pathlib.Path) -> Iterator[None]:
-    """Hold the lock of a run's folder, which is made if it does not exist.
+    """Hold the lock of a run's folder while the block runs; make the folder if it does not exist.
 
     Raises:
       LockError: another process holds it, or may hold it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    file = _opened(path)
+    file = _open_locked(path)
     with file:
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
         file.seek(0)
         file.truncate()
-        file.write(json.dumps(me) + "\n")
+        file.write(json.dumps(holder) + "\n")
         file.flush()
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # a folder that was removed meanwhile
+            with contextlib.suppress(OSError):  # the folder may have been removed in the meantime
                 path.unlink()
 
 
 def check_free(folder: pathlib.Path):
-    """Find out whether the lock of a run's folder could be had; changes nothing.
+    """Check that the lock of a run's folder is free, without taking it.
 
     Raises:
       LockError: another process holds it, or may hold it.
@@ -60,13 +60,13 @@ def check_free(folder: pathlib.Path):
         _check(path, file)
 
 
-def _opened(path: pathlib.Path):
-    """Open the lock file and lock it; the file that is returned is the one that lies at `path`."""
+def _open_locked(path: pathlib.Path):
+    """Open the lock file and lock it; the returned file is the one at `path`."""
     while True:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
         try:
             _check(path, file)
-            # The last holder may have removed the file between our opening and our locking it.
+            # The last holder may have removed the file after it was opened here and before it was locked.
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         except BaseException:
@@ -76,28 +76,28 @@ def _opened(path: pathlib.Path):
 
 
 def _check(path: pathlib.Path, file):
-    """Lock an open lock file, or say who holds it."""
+    """Lock an open lock file; raise a LockError that names the holder if another process holds it."""
     locked = True
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             locked = False
-        except OSError:  # a file system without flock: the text alone tells
+        except OSError:  # a file system without flock: only the text of the file is used
             pass
     holder = _holder(file)
-    who = "another process" if holder is None else f"process {holder['pid']} on {holder['host']}"
+    process = "another process" if holder is None else f"process {holder['pid']} on {holder['host']}"
     if not locked or (holder and holder["host"] == socket.gethostname() and _is_alive(holder)):
-        raise LockError(f"{path.parent}: {who} is training it; wait for it, or stop it and then resume")
+        raise LockError(f"{path.parent}: {process} is training it; wait for it, or stop it and then resume")
     if holder and holder["host"] != socket.gethostname():
         raise LockError(
-            f"{path.parent}: {who} may be training it, which cannot be checked from {socket.gethostname()}; "
+            f"{path.parent}: {process} may be training it, which cannot be checked from {socket.gethostname()}; "
             f"if it is not, delete {path}"
         )
 
 
 def _holder(file) -> dict | None:
-    """Return the `host`, `pid` and `started` that the file names; None if it is empty or damaged."""
+    """Read the `host`, `pid` and `started` of the holder from the file; return None if it is empty or damaged."""
     file.seek(0)
     try:
         holder = json.loads(file.read(4096))
@@ -107,8 +107,8 @@ def _holder(file) -> dict | None:
 
 
 def _is_alive(holder: dict) -> bool:
-    """Return whether the process runs still, and is not another one that got the same number."""
+    """Return whether the process is still running, and not another one that got the same number."""
     try:
         return abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < _SAME_START
-    except (psutil.Error, ValueError, OverflowError):  # not a number of a process
+    except (psutil.Error, ValueError, OverflowError):  # no process has this number
         return False

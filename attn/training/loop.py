@@ -70,7 +70,7 @@ class Programs(NamedTuple):
       advance: (state, its step, until) -> (state, report).
       evaluate: (parameters, questions) -> metrics and answers, decoded greedily.
       evaluate_beam: the same with a beam; None if the config has none.
-      exactness: the condition on which training stops; None if it does not.
+      exactness: the condition for stopping early; None if the config has none.
     """
 
     state: State
@@ -95,7 +95,7 @@ def train(
     Args:
       config: of the run.
       data: to train and to evaluate on.
-      folder: to write to and resume from. Every host may read it; host 0 alone writes.
+      folder: to write to and resume from; None to keep no files. Every host may read it; only host 0 writes.
       mesh: over which batches are sharded.
       clock: counts the seconds of each phase.
       resume: continue from the newest checkpoint, if there is one.
@@ -105,12 +105,12 @@ def train(
       TrainingError: the loss is not finite.
       Interrupted: SIGINT or SIGTERM came; the state has been saved.
       checkpoints.CheckpointError: no checkpoint can be used.
-      OSError: something cannot be written.
+      OSError: a file cannot be written.
     """
-    writes = folder if jax.process_index() == 0 else None
-    restored = _restored(config, data, folder, writes) if resume else None
+    output = folder if jax.process_index() == 0 else None
+    restored = _restore(config, data, folder, output) if resume else None
     first = 0 if restored is None else int(restored.step)
-    with stopped_by_sigterm(), Display(writes, config.training.steps, first) as display:
+    with stopped_by_sigterm(), Display(output, config.training.steps, first) as display:
         for line in data.describe():
             display.say(readable(line))
         with clock.phase("compile"):
@@ -122,7 +122,7 @@ def train(
         settings = config.evaluation
         intermediate = data.questions("validation", settings.intermediate_examples, settings.seed)
         with watch_signals() as stop:
-            state, exact = _run(config, state, programs, intermediate, writes, display, clock, stop, on_checkpoint)
+            state, exact = _run(config, state, programs, intermediate, output, display, clock, stop, on_checkpoint)
     with clock.phase("evaluate"):
         questions = data.questions("test", settings.examples, settings.seed)
         evaluated = programs.evaluate(state.kept, questions)
@@ -130,15 +130,15 @@ def train(
     return Outcome(state, questions, evaluated, beam, exact)
 
 
-def _restored(config: Config, data: Generated | Stored, folder: Folder, writes: Folder | None) -> State | None:
-    """Return the newest saved state that verifies; the host that writes sets damaged ones aside and says so."""
+def _restore(config: Config, data: Generated | Stored, folder: Folder, output: Folder | None) -> State | None:
+    """Return the newest saved state that verifies; the host that writes renames and reports damaged checkpoints."""
     like = jax.eval_shape(lambda: initial_state(config, data.vocabulary))
 
     def say(line: str):
-        if writes:
+        if output:
             print(readable(line), file=sys.stderr, flush=True)
 
-    return checkpoints.restore_newest(folder.checkpoints, like, digest_of(config), say, set_aside=writes is not None)
+    return checkpoints.restore_newest(folder.checkpoints, like, digest_of(config), say, set_aside=output is not None)
 
 
 def _run(config, state, programs, intermediate, folder, display, clock, stop, on_checkpoint) -> tuple[State, bool]:
@@ -147,7 +147,7 @@ def _run(config, state, programs, intermediate, folder, display, clock, stop, on
     rate = learning_rate(config.optimizer, training.steps)
     step = int(state.step)
     display.begin()
-    # A resumed run may have been killed after the evaluation that found it exact, before it could stop.
+    # A resumed run may have been killed between the evaluation that found it exact and its end.
     evaluated_before = programs.exactness is not None and step > 0 and step % training.evaluate_every == 0
     exact = evaluated_before and _evaluate(programs, state, intermediate, clock)[1]
     while step < training.steps and not exact:
@@ -157,17 +157,17 @@ def _run(config, state, programs, intermediate, folder, display, clock, stop, on
         with clock.phase("train"):
             state, report = programs.advance(state, step, until)
         step, loss = until, float(report.loss.value())
-        # The last update of a call comes after its last loss.
+        # The parameters are checked too: the last update of a call comes after its last loss.
         finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))
         if not math.isfinite(loss) or not finite:
             saved = folder and folder.newest_step()
-            what = f"the loss is {loss}" if finite else f"parameters are not finite (the loss is {loss})"
+            problem = f"the loss is {loss}" if finite else f"parameters are not finite (the loss is {loss})"
             raise TrainingError(
-                f"{what} at step {step:,}: stopped"
+                f"{problem} at step {step:,}: stopped"
                 + (f"; the newest checkpoint is of step {saved:,}" if saved else "")
                 + "; a lower config.optimizer.learning_rate or config.optimizer.clip_norm may help"
             )
-        # `rate(k)` is that of the update that leads from step k to k + 1.
+        # `rate(k)` is the learning rate of the update from step k to k + 1.
         row = Row(step, loss, float(report.tokens) / (clock.seconds["train"] - before), float(rate(step - 1)))
         if step % training.evaluate_every == 0 and step < training.steps:
             values, exact = _evaluate(programs, state, intermediate, clock)
@@ -178,17 +178,17 @@ def _run(config, state, programs, intermediate, folder, display, clock, stop, on
             if on_checkpoint is not None:
                 on_checkpoint(state)
             checkpoints.save(folder.checkpoints, state, digest_of(config))
-            stopping = stop.is_set()  # also while it was saved
+            stopping = stop.is_set()  # a signal may have come while the state was saved
         if stopping:
             raise Interrupted(f"stopped at step {step:,}, which is saved")
     if programs.exactness is not None:
-        on = f"exact on {programs.exactness.count:,} validation sources"
-        display.say(f"{on} at step {step:,}: stopped" if exact else f"not yet {on} at step {step:,}, the last one")
+        goal = f"exact on {programs.exactness.count:,} validation sources"
+        display.say(f"{goal} at step {step:,}: stopped" if exact else f"not yet {goal} at step {step:,}, the last one")
     return state, exact
 
 
 def _evaluate(programs: Programs, state: State, questions: Questions, clock: Clock) -> tuple[dict[str, float], bool]:
-    """Return the metrics by name, none without questions; and whether training is to stop, being exact."""
+    """Return the metrics by name, which is empty without questions; and whether training may stop, being exact."""
     if not len(questions.lengths):
         return {}, False
     with clock.phase("evaluate"):
@@ -199,32 +199,32 @@ def _evaluate(programs: Programs, state: State, questions: Questions, clock: Clo
 
 def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Programs:
     """Compile the programs of a run, several at a time, since compiling one program keeps one core busy."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
 
     def initial() -> State:
         return initial_state(config, data.vocabulary)
 
-    def start() -> State:
-        return compiled(jax.jit(initial, out_shardings=everywhere), mesh=mesh, level=0)()
+    def compute_initial() -> State:
+        return compiled(jax.jit(initial, out_shardings=replicated), mesh=mesh, level=0)()
 
     shapes = jax.eval_shape(initial)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes)
     beams = [1] if config.evaluation.beam_width == 1 else [1, config.evaluation.beam_width]
 
     with compiling() as pool:
         advance = pool.submit(compile_steps, config, data, mesh, shapes)
-        state = pool.submit(start)
-        stops = config.training.stop_when_exact > 0
-        exactness = pool.submit(compile_exactness, config, data, mesh, shapes.params) if stops else None
+        state = pool.submit(compute_initial)
+        stops_early = config.training.stop_when_exact > 0
+        exactness = pool.submit(compile_exactness, config, data, mesh, shapes.params) if stops_early else None
         evaluations = [pool.submit(compile_evaluate, config, data, mesh, shapes.params, width) for width in beams]
         greedy, *beam = (evaluation.result() for evaluation in evaluations)
         exactness = exactness and exactness.result()
         programs = Programs(state.result(), advance.result(), greedy, beam[0] if beam else None, exactness)
-    _give_memory_back()
+    _release_memory()
     return programs
 
 
-def _give_memory_back():
+def _release_memory():
     """Return freed memory to the system: glibc would keep hundreds of MiB after compiling."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
@@ -237,7 +237,7 @@ def compile_steps(
     count, specs = steps_per_call(config, data), stored_specs(data)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
-    def stored(step: int, until: int) -> StackedBatches | None:
+    def stacked(step: int, until: int) -> StackedBatches | None:
         if isinstance(data, Generated):
             return None
         return data.batches(config.training.batch_size, config.training.seed).stacked(step, until, count, mesh.size)
@@ -255,7 +255,7 @@ def compile_steps(
         reports = []
         for first in range(step, until, count):
             last = min(first + count, until)
-            batches = jax.device_put(stored(first, last), shardings)
+            batches = jax.device_put(stacked(first, last), shardings)
             state, report = programs(state, replicate(np.int32(last), mesh), batches)
             reports.append(jax.device_get(report))
         return state, jax.tree.map(lambda *values: sum(values), *reports)
@@ -271,7 +271,7 @@ def compile_evaluate(
     longest, most = data.longest_question, config.evaluation.batch_size
     sizes = batch_sizes(config, vocabulary, longest, most, mesh, beam_width)
     decode, loss = build_programs(vocabulary, graphdef, mesh, beam_width)
-    of_width = {
+    decode_by_width = {
         width: compiled(decode, params, tokens_like(size, width, mesh), mesh=mesh) for width, size in sizes.items()
     }
     if loss is not None:
@@ -279,7 +279,7 @@ def compile_evaluate(
         batch = tuple(tokens_like(sizes[longest], width, mesh) for width in widths)
         loss = compiled(loss, params, batch, mesh=mesh)
 
-    def decode_width(params, sources):
-        return of_width[sources.shape[1]](params, sources)
+    def decode_batch(params, sources):
+        return decode_by_width[sources.shape[1]](params, sources)
 
-    return Evaluator(vocabulary, mesh, sizes, decode_width, loss).evaluate
+    return Evaluator(vocabulary, mesh, sizes, decode_batch, loss).evaluate

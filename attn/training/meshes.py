@@ -14,28 +14,27 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from attn.functional.cpu import cores
 from attn.startup import STUCK
 
-DATA = "data"  # the mesh axis along which examples are shared out
+DATA = "data"  # the mesh axis along which examples are sharded
 
-
-_PATIENCE, _AT_ONCE = 300, 1  # seconds to wait for other hosts in all, and before saying so
+_PATIENCE, _BEFORE_NOTICE = 300, 1  # seconds to wait for other hosts: in all, and before a message says so
 _ADDRESS = ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST")
 _COUNTS = ("JAX_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 class DistributedError(RuntimeError):
-    """Several hosts were asked for and cannot be had; the message is one line for the user."""
+    """Training on several hosts is not possible as configured; the message is one line for the user."""
 
 
 def largest_divisor(number: int, at_most: int) -> int:
-    """The largest divisor of `number` that is at most `at_most`."""
+    """Return the largest divisor of `number` that is at most `at_most`."""
     return max(n for n in range(1, min(number, at_most) + 1) if number % n == 0)
 
 
 def use_cores(batch_size: int):
-    """Let JAX make one CPU device a core, as many as share the batch evenly.
+    """Let JAX make one CPU device per core, or fewer, so that their number divides the batch size.
 
-    On a CPU two devices with half of the batch each are faster than one device with two threads. Once JAX has
-    computed something, as in a notebook, its devices are settled and stay as they are.
+    On a CPU two devices with half of the batch each are faster than one device with two threads. Once JAX has computed
+    something, as in a notebook, the number of its devices is fixed, and this does nothing.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):
@@ -46,26 +45,27 @@ def start_hosts(mode: str):
     """Join the other hosts of a pod or a cluster, if there are any. Call before JAX's first computation.
 
     Args:
-      mode: "off"; "on", which must find a cluster; or "auto", which goes on alone without one. JAX detects TPU
-        pods, Slurm and others; where it cannot, JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say.
+      mode: "off"; "on", which requires a cluster; or "auto", which continues on one host if there is no cluster. JAX
+        detects TPU pods, Slurm and others; for the rest set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+        JAX_PROCESS_ID.
 
     Raises:
-      DistributedError: "on" and nothing to detect, or a cluster that cannot be joined.
+      DistributedError: "on" without a cluster, or a cluster that cannot be joined.
     """
     if mode == "off":
         return
-    given = {
+    environment = {
         "coordinator_address": os.environ.get("JAX_COORDINATOR_ADDRESS"),
         "num_processes": _environment_integer("JAX_NUM_PROCESSES", least=1),
         "process_id": _environment_integer("JAX_PROCESS_ID"),
     }
     try:
-        _join(given, mode)
-    except ValueError as error:  # what JAX raises when it detects nothing
-        if mode == "on" or any(value is not None for value in given.values()):
-            words = " ".join(str(error).split())
+        _join(environment, mode)
+    except ValueError as error:  # JAX detects no cluster
+        if mode == "on" or any(value is not None for value in environment.values()):
+            message = " ".join(str(error).split())
             raise DistributedError(
-                f"--distributed={mode}: no cluster to join ({words}); set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
+                f"--distributed={mode}: no cluster to join ({message}); set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
                 "and JAX_PROCESS_ID, or use --distributed=off"
             ) from None
     except DistributedError:
@@ -74,37 +74,37 @@ def start_hosts(mode: str):
         raise DistributedError(f"--distributed={mode}: cannot join: {' '.join(str(error).split())}") from None
 
 
-def _join(given: dict, mode: str):
-    """Call `jax.distributed.initialize` so that ^C works, that it says what it waits for, and that it may give up.
+def _join(environment: dict, mode: str):
+    """Call `jax.distributed.initialize` with working ^C, a message while it waits, and a timeout.
 
-    JAX waits inside of C++, where ^C is not seen, and aborts the process when its own timeout is over. So it waits in a
-    thread, for longer than we do.
+    JAX waits in C++, where ^C has no effect, and aborts the process after its own timeout. So it is called in a thread,
+    with a timeout longer than the one here.
 
     Raises:
-      DistributedError: the others have not come.
+      DistributedError: the other processes have not joined in time.
       ValueError, RuntimeError: from JAX.
     """
     raised = []
 
     def initialize():
         try:
-            jax.distributed.initialize(**given, initialization_timeout=2 * _PATIENCE)
+            jax.distributed.initialize(**environment, initialization_timeout=2 * _PATIENCE)
         except Exception as error:
             raised.append(error)
 
     thread = threading.Thread(target=initialize, name=STUCK, daemon=True)
     thread.start()
-    thread.join(_AT_ONCE)
+    thread.join(_BEFORE_NOTICE)
     if thread.is_alive():
-        told = ", ".join(f"{name}={os.environ[name]}" for name in (*_ADDRESS, *_COUNTS) if name in os.environ)
-        who = "the other processes of the cluster" + (f" ({told})" if told else "")
-        alone = "Ctrl-C stops, --distributed=off trains without them"
-        print(f"waiting for {who}, up to {_PATIENCE} s; {alone}", file=sys.stderr, flush=True)
-        thread.join(_PATIENCE - _AT_ONCE)
+        variables = ", ".join(f"{name}={os.environ[name]}" for name in (*_ADDRESS, *_COUNTS) if name in os.environ)
+        others = "the other processes of the cluster" + (f" ({variables})" if variables else "")
+        hint = "Ctrl-C stops, --distributed=off trains without them"
+        print(f"waiting for {others}, up to {_PATIENCE} s; {hint}", file=sys.stderr, flush=True)
+        thread.join(_PATIENCE - _BEFORE_NOTICE)
     if thread.is_alive():
         raise DistributedError(
-            f"--distributed={mode}: not all processes of the cluster came within {_PATIENCE} s; start them all, or use "
-            "--distributed=off to train without them"
+            f"--distributed={mode}: not all processes of the cluster joined within {_PATIENCE} s; start them all, or "
+            "use --distributed=off to train without them"
         )
     if raised:
         raise raised[0]
@@ -115,15 +115,15 @@ def _environment_integer(name: str, least: int = 0) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
-        raise DistributedError(f"{name}: got {text!r}, must be a whole number from {least} on")
+        raise DistributedError(f"{name}: got {text!r}, must be a whole number at least {least}")
     return int(text)
 
 
 def data_mesh(batch_size: int) -> Mesh:
-    """A mesh of one axis over all devices of all hosts, or, on one host, over as many as share the batch evenly.
+    """Make a mesh of one axis over all devices of all hosts; on one host, over as many as divide the batch size.
 
     Raises:
-      DistributedError: several hosts whose devices do not divide the batch.
+      DistributedError: the number of devices of several hosts does not divide the batch size.
     """
     devices = jax.devices()
     if jax.process_count() == 1:
@@ -142,10 +142,10 @@ def replicate(tree, mesh: Mesh):
 
 
 def shard(tree, mesh: Mesh):
-    """Divide values among the devices along their first axis; each host passes the whole."""
+    """Shard values over the devices along their first axis; each host passes the whole arrays."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(DATA)))
 
 
 def tokens_like(batch_size: int, width: int, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    """The shape of a batch of tokens that is shared out, to compile for."""
+    """Return the shape and sharding of a batch of tokens, to compile for."""
     return jax.ShapeDtypeStruct((batch_size, width), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec(DATA)))

@@ -1,7 +1,7 @@
-"""The optimizers by name, for `config.optimizer.name`, and the arrays in which they hold a model's parameters.
+"""The optimizers by name, for `config.optimizer.name`, and the arrays into which they pack a model's parameters.
 
-AdamW holds all parameters as one vector: fewer, larger operations. Muon holds the matrices between hidden layers as
-stacks of one shape, and the other parameters as one vector, which it leaves to AdamW.
+AdamW packs all parameters into one vector, so that there are fewer, larger operations. Muon packs the matrices between
+hidden layers into stacks of one shape, and the other parameters into one vector, which AdamW updates.
 """
 
 import math
@@ -22,7 +22,7 @@ _NEWTON_SCHULZ, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5  # as published
 
 
 class Matrices(NamedTuple):
-    """Parameters as Muon holds them.
+    """Parameters packed for Muon.
 
     Attributes:
       stacks: `[k m n]`, the hidden matrices with m inputs and n outputs, by "m to n".
@@ -43,8 +43,9 @@ class Packing(NamedTuple):
 def learning_rate(settings: AdamW, steps: int) -> optax.Schedule:
     """Return the learning rate by the number of earlier updates: a linear warm-up, then a decay or none.
 
-    A warm-up of w updates has 1/w, 2/w, ..., 1 of the rate, so that the first update is one. After it "cosine" and
-    "linear" fall to zero behind the last step; "inverse" is w/t of the rate at step t, wherever the last step may be.
+    A warm-up of w updates has 1/w, 2/w, ..., 1 of the rate, so that already the first update changes parameters. After
+    it "cosine" and "linear" reach zero one step after the last; "inverse" is w/t of the rate at step t, whatever the
+    number of steps.
     """
     return _schedule(settings.learning_rate, settings, steps)
 
@@ -54,7 +55,7 @@ def _schedule(peak: float, settings: AdamW, steps: int) -> optax.Schedule:
     after = {
         "cosine": optax.cosine_decay_schedule(peak, max(1, steps - warmup)),
         "linear": optax.linear_schedule(peak, 0.0, max(1, steps - warmup)),
-        # It is asked for steps of the warm-up as well, which count as negative, though not for what it answers.
+        # `join_schedules` also calls it for steps of the warm-up, with negative counts, and discards the values.
         "inverse": lambda count: peak * max(1, warmup) / (max(1, warmup) + jnp.maximum(count, 0)),
         "none": optax.constant_schedule(peak),
     }[settings.decay]
@@ -74,7 +75,7 @@ def optimizer(settings: AdamW, steps: int) -> optax.GradientTransformation:
     else:
         update = muon(
             rate,
-            ns_coeffs=(_NEWTON_SCHULZ,) * _ITERATIONS,  # of each: a loop, where one for all would be unrolled
+            ns_coeffs=(_NEWTON_SCHULZ,) * _ITERATIONS,  # one entry per iteration makes a loop; a single one is unrolled
             ns_steps=_ITERATIONS,
             beta=settings.momentum,
             weight_decay=settings.weight_decay,
@@ -87,40 +88,38 @@ def optimizer(settings: AdamW, steps: int) -> optax.GradientTransformation:
 
 
 def packing(settings: AdamW, like: nnx.State) -> Packing:
-    """Return the packing of parameters of this structure and these shapes for an optimizer."""
+    """Return the packing for an optimizer of parameters with the structure and shapes of `like`."""
     if settings.name == "adamw":
         return _as_vector(like)
     leaves, structure = jax.tree.flatten(like)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(like)]
     shapes = [matrix_shape(name, leaf.shape) for name, leaf in zip(names, leaves)]
-    places: dict[str, list[int]] = {}  # of the leaves of each stack
-    for place, shape in enumerate(shapes):
+    stacked: dict[str, list[int]] = {}  # indices of the leaves of each stack
+    for i, shape in enumerate(shapes):
         if shape is not None:
-            places.setdefault("{} to {}".format(*shape), []).append(place)
-    others = [place for place, shape in enumerate(shapes) if shape is None]
-    of_rest = _as_vector([leaves[place] for place in others])
+            stacked.setdefault("{} to {}".format(*shape), []).append(i)
+    rest = [i for i, shape in enumerate(shapes) if shape is None]
+    rest_packing = _as_vector([leaves[i] for i in rest])
 
     def pack(params: nnx.State) -> Matrices:
         arrays = jax.tree.leaves(params)
-        stacks = {
-            name: jnp.stack([arrays[place].reshape(shapes[place]) for place in some]) for name, some in places.items()
-        }
-        return Matrices(stacks, of_rest.pack([arrays[place] for place in others]))
+        stacks = {name: jnp.stack([arrays[i].reshape(shapes[i]) for i in indices]) for name, indices in stacked.items()}
+        return Matrices(stacks, rest_packing.pack([arrays[i] for i in rest]))
 
     def unpack(packed: Matrices) -> nnx.State:
-        arrays = dict(zip(others, of_rest.unpack(packed.rest)))
-        for name, some in places.items():
-            arrays |= {place: packed.stacks[name][k].reshape(leaves[place].shape) for k, place in enumerate(some)}
-        return jax.tree.unflatten(structure, [arrays[place] for place in range(len(leaves))])
+        arrays = dict(zip(rest, rest_packing.unpack(packed.rest)))
+        for name, indices in stacked.items():
+            arrays |= {i: packed.stacks[name][k].reshape(leaves[i].shape) for k, i in enumerate(indices)}
+        return jax.tree.unflatten(structure, [arrays[i] for i in range(len(leaves))])
 
     return Packing(pack, unpack)
 
 
 def matrix_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """Return (inputs, outputs) of a parameter that is a matrix between hidden layers; None for another one.
+    """Return (inputs, outputs) of a parameter that is a matrix between hidden layers; None for other parameters.
 
     These are the kernels and the parameters called W_...; not embeddings, tables, the matrix of the logits, or vectors.
-    Of three axes, as of heads, `[in heads out]`, the first is the input, but of W_O, `[heads in out]`, the first two.
+    With three axes, as for heads, `[in heads out]`, the first is the input; for W_O, `[heads in out]`, the first two.
     """
     inner = "W_" in name or ("kernel" in name and "output" not in name)
     if not inner or len(shape) < 2:
@@ -130,6 +129,7 @@ def matrix_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
 
 
 def _as_vector(like) -> Packing:
+    """Return the packing into one vector."""
     leaves, structure = jax.tree.flatten(like)
     ends = [0]
     for leaf in leaves:

@@ -1,4 +1,4 @@
-"""Compiling programs: several at a time, and each only once on a machine."""
+"""Compiling programs: several at a time, and each only once per machine."""
 
 import contextlib
 import hashlib
@@ -17,18 +17,19 @@ from jax.stages import Compiled, Wrapped
 
 _TRACING = threading.Lock()
 _LIMIT = 1 << 26  # bytes of all programs that are kept
-_ZSTANDARD = b"\x28\xb5\x2f\xfd"  # how its files begin
-_CPU = ("model name", "flags", "Features", "CPU part")  # what /proc/cpuinfo says of a processor, on x86 and on ARM
+_ZSTANDARD = b"\x28\xb5\x2f\xfd"  # first bytes of a Zstandard file
+_CPU = ("model name", "flags", "Features", "CPU part")  # lines of /proc/cpuinfo that identify a CPU, on x86 and ARM
 
 
 def compiled(program: Wrapped, *arguments, mesh: Mesh, level: int = 1) -> Compiled:
-    """Compile a jitted function for arguments, of which only shapes and shardings count.
+    """Compile a jitted function for arguments, of which only shapes and shardings matter.
 
-    On a CPU, thorough optimization of what LLVM sees costs more than it saves. At level 1 a training step compiles in
-    three quarters of the time and is as fast: what takes long are matrix products, which are in a library. At level 0 a
-    program compiles faster still, and takes twice as long: for what runs once.
+    On a CPU, LLVM's full optimization takes longer than it saves. At level 1 a training step compiles in three quarters
+    of the time and is as fast, since most of its time goes into matrix products, which come from a library. At level 0
+    a program compiles faster still, but takes twice as long to run: for programs that run once.
     """
-    # Python traces one program at a time anyway. In turns, the first is traced soonest, and others while it compiles.
+    # Python traces one program at a time anyway. With the lock the first one is traced without pauses, so that it
+    # starts to compile early, while the others are traced.
     with _TRACING:
         lowered = program.lower(*arguments)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -37,9 +38,9 @@ def compiled(program: Wrapped, *arguments, mesh: Mesh, level: int = 1) -> Compil
 
 @contextlib.contextmanager
 def compiling() -> Iterator[ThreadPoolExecutor]:
-    """Threads to compile in, not waited for after an error or an interruption: a compilation cannot be stopped.
+    """Make threads to compile in. After an error or ^C they are not waited for: a compilation cannot be stopped.
 
-    Several hosts must compile in one order; one host may do it all at once.
+    Several hosts must compile in the same order, so each of them uses one thread.
     """
     pool = ThreadPoolExecutor(1 if jax.process_count() > 1 else None)
     try:
@@ -51,18 +52,18 @@ def compiling() -> Iterator[ThreadPoolExecutor]:
 
 
 def keep_programs(folder: pathlib.Path | None = None):
-    """Keep compiled programs in a folder, from where later processes load them; unless they are kept elsewhere.
+    """Keep compiled programs in a folder, from which later processes load them, unless JAX has a cache already.
 
-    JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
+    JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=0 turns the cache off.
 
     Args:
-      folder: the user's own, unless given. Where it cannot be written, none is kept.
+      folder: None for the user's cache folder. If it cannot be written, no programs are kept.
     """
-    # A full disk, or a file that is damaged: the program is compiled again.
+    # With a full disk or a damaged file the program is compiled again, so the warning does not help.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return
-    with contextlib.suppress(OSError, RuntimeError):  # no home is a RuntimeError
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: the user has no home folder
         folder = (_users_folder() if folder is None else folder.resolve()) / _processor()
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
@@ -73,32 +74,32 @@ def keep_programs(folder: pathlib.Path | None = None):
 
 
 def _users_folder() -> pathlib.Path:
-    """The user's folder for programs."""
-    given = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (given if given.is_absolute() else pathlib.Path.home() / ".cache") / "attn" / "programs"
+    """Return the user's folder for programs."""
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (cache if cache.is_absolute() else pathlib.Path.home() / ".cache") / "attn" / "programs"
 
 
 def _processor() -> str:
-    """A name for this kind of processor: others may lack instructions that its programs use."""
-    about = platform.processor() + platform.machine()
+    """Return a name for this kind of CPU: another kind may lack instructions that its programs use."""
+    description = platform.processor() + platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        about = "".join(sorted({line for line in cpuinfo.read_text().splitlines() if line.startswith(_CPU)}))
-    return hashlib.sha256(about.encode()).hexdigest()[:16]
+        description = "".join(sorted({line for line in cpuinfo.read_text().splitlines() if line.startswith(_CPU)}))
+    return hashlib.sha256(description.encode()).hexdigest()[:16]
 
 
 def _sweep(folder: pathlib.Path):
-    """Delete programs that are damaged, which JAX would neither load nor replace, and the oldest beyond a limit."""
-    kept = 0
+    """Delete damaged programs, which JAX would neither load nor replace, and the oldest ones beyond `_LIMIT`."""
+    total = 0  # bytes, from the newest on
     for path in sorted(folder.glob("*-cache"), key=lambda path: path.stat().st_mtime, reverse=True):
-        kept += path.stat().st_size
-        if kept > _LIMIT or not _is_whole(path.read_bytes()):
+        total += path.stat().st_size
+        if total > _LIMIT or not _is_complete(path.read_bytes()):
             path.unlink()
 
 
-def _is_whole(data: bytes) -> bool:
-    """Return whether a program seems to be written to its end."""
-    if data.startswith(_ZSTANDARD):  # which JAX uses where it is installed
+def _is_complete(data: bytes) -> bool:
+    """Return whether the file of a program seems complete; one in Zstandard's format is not checked."""
+    if data.startswith(_ZSTANDARD):  # JAX uses Zstandard if it is installed, zlib otherwise
         return True
     with contextlib.suppress(zlib.error):
         return bool(zlib.decompress(data))

@@ -25,19 +25,19 @@ class Clock:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time spent inside towards a phase."""
+        """Add the time that the block takes to a phase."""
         start = time.time()
         yield
         self.seconds[name] += time.time() - start
 
     def so_far(self) -> dict[str, float]:
-        """Rounded seconds of each phase, and the total until now."""
+        """Return the rounded seconds of each phase, and the total until now."""
         total = time.time() - self.started
         return {name: round(seconds, 3) for name, seconds in (self.seconds | {"total": total}).items()}
 
 
 class Row(NamedTuple):
-    """One row of the metrics; those of answers where the step was evaluated."""
+    """One row of the metrics; those of answers are None unless there was an evaluation at this step."""
 
     step: int
     loss: float
@@ -71,9 +71,9 @@ class Display:
         console = Console(stderr=True)
         if console.is_terminal:
             columns = [TextColumn("{task.completed:,}/{task.total:,} steps"), BarColumn(None)]
-            columns += [TextColumn("{task.fields[shown]}"), TimeRemainingColumn(elapsed_when_finished=True)]
+            columns += [TextColumn("{task.fields[status]}"), TimeRemainingColumn(elapsed_when_finished=True)]
             self._bar = Progress(*columns, console=console, expand=True)
-            self._task = self._bar.add_task("train", total=self._steps, completed=self._first, shown="compiling")
+            self._task = self._bar.add_task("train", total=self._steps, completed=self._first, status="compiling")
             self._bar.start()
         else:
             steps = f"steps {self._first + 1:,} to {self._steps:,}" if self._first < self._steps else "the evaluation"
@@ -87,7 +87,7 @@ class Display:
             self._files.close()
 
     def begin(self):
-        """Training starts now: time left is reckoned from here."""
+        """Start the clock for the estimate of the time left."""
         self._began = time.time()
 
     def show(self, row: Row):
@@ -97,12 +97,12 @@ class Display:
         if row.exact_match is not None:
             self._exact_match = row.exact_match
         self._files.write({name: value for name, value in row._asdict().items() if value is not None})
-        shown = f"loss {row.loss:.4f}  exact match {percent(self._exact_match)}  {row.tokens_per_second:,.0f} tokens/s"
+        status = f"loss {row.loss:.4f}  exact match {percent(self._exact_match)}  {row.tokens_per_second:,.0f} tokens/s"
         if self._bar:
-            self._bar.update(self._task, completed=row.step, shown=shown)
+            self._bar.update(self._task, completed=row.step, status=status)
         else:
-            left = (time.time() - self._began) / (row.step - self._first) * (self._steps - row.step)
-            self.say(f"step {row.step:,}/{self._steps:,}  {shown}  {left:.0f} s left")
+            seconds = (time.time() - self._began) / (row.step - self._first) * (self._steps - row.step)
+            self.say(f"step {row.step:,}/{self._steps:,}  {status}  {seconds:.0f} s left")
 
     def say(self, line: str):
         """Print a line, above the bar if there is one."""
@@ -121,17 +121,17 @@ def waiting(words: str) -> contextlib.AbstractContextManager:
 
 
 def percent(fraction: float | None, *, up: bool = False) -> str:
-    """A fraction as people read it. Rounded down, so that "100.00 %" means all, or up, so that "0.00 %" means none."""
+    """Format a fraction in percent, rounded down, so that "100.00 %" means all, or up, so that "0.00 %" means none."""
     if fraction is None:
         return "    -   "
     return f"{(math.ceil if up else math.floor)(round(fraction * 10_000, 6)) / 100:6.2f} %"
 
 
 def readable(text: str) -> str:
-    """The text with its control characters as escapes, such as \\x1b, so that it cannot steer a terminal."""
-    return "".join(sign.encode("unicode_escape").decode() if category(sign) == "Cc" else sign for sign in text)
+    """Return the text with control characters as escapes, such as \\x1b, so that it cannot control a terminal."""
+    return "".join(c.encode("unicode_escape").decode() if category(c) == "Cc" else c for c in text)
 
 
 def shortened(text: str, most: int) -> str:
-    """The text, cut off with a sign where it is longer than `most` characters."""
+    """Return the text, cut off with an ellipsis if it is longer than `most` characters."""
     return text if len(text) <= most else text[: most - 1] + "…"

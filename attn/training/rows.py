@@ -14,19 +14,19 @@ from tensorboardX.summary import scalar
 
 from attn.training.folders import Folder, RunError, write_whole
 
-_LARGEST = 3.4e38  # that an event file holds, in float32; neither infinity nor NaN is less
+_LARGEST = 3.4e38  # event files have float32; infinity and NaN do not compare as less either
 _EVENTS = "events.out.tfevents.*"
 
 
 class RowFiles:
-    """The metrics of a run, open for more rows. Both files hold the same rows once each, also after a kill.
+    """The metrics of a run, open for more rows. Both files have the same rows, each once, even after a kill.
 
     Rows after step `last` are dropped, and the event file is written again from the rows that are kept, since a killed
     process may have left it with more or fewer rows.
 
     Args:
       folder: of the run.
-      last: the step at which the run goes on.
+      last: the step at which the run resumes; 0 for a new run.
 
     Raises:
       RunError: `metrics.jsonl` is damaged.
@@ -40,7 +40,7 @@ class RowFiles:
         self._metrics = folder.metrics.open("a")
 
     def write(self, row: dict):
-        """Append a row, to be read at once."""
+        """Append a row and flush it, so that readers see it at once."""
         self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
         _append(self._events, _event(row))
@@ -53,7 +53,7 @@ class RowFiles:
 
 
 def read(path: pathlib.Path) -> list[dict]:
-    """Return the rows of `metrics.jsonl`; a killed run may have left half of one at the end, which is left out.
+    """Read the rows of `metrics.jsonl`, without an unfinished last row that a killed run may have left.
 
     Raises:
       RunError: a row is damaged.
@@ -64,20 +64,20 @@ def read(path: pathlib.Path) -> list[dict]:
     try:
         lines = path.read_text().rpartition("\n")[0].splitlines()
     except UnicodeDecodeError:
-        raise RunError(f"{path}: damaged (not a text file); remove it to go on without its rows") from None
+        raise RunError(f"{path}: damaged (not a text file); remove it to resume without its rows") from None
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
         if not _is_row(row) or (rows and rows[-1]["step"] >= row["step"]):
-            raise RunError(f"{path}: line {number} is damaged; remove the file to go on without its rows")
+            raise RunError(f"{path}: line {number} is damaged; remove the file to resume without its rows")
         rows.append(row)
     return rows
 
 
 def _is_row(row: object) -> bool:
-    """Return whether it is a step with the numbers of a row by name."""
+    """Return whether a JSON value is a row: a step, a loss, and possibly other numbers, by name."""
     if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 < row["step"] < 2**31:
         return False
     numbers = [value for name, value in row.items() if name != "step"]
@@ -85,12 +85,12 @@ def _is_row(row: object) -> bool:
 
 
 def _event_file(folder: pathlib.Path, rows: list[dict]) -> IO:
-    """Write rows into a new event file, put it in the place of those that are there, and leave it open."""
+    """Write rows into a new event file that replaces the old ones, and return it open for more."""
     partial = folder / ".events.partial"
     name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
     events = partial.open("wb")
     _append(events, Event(file_version="brain.Event:2"))
-    # A TensorBoard that is running forgets what it has read before.
+    # This record makes a running TensorBoard discard the rows that it has read before.
     _append(events, Event(step=0, session_log=SessionLog(status=SessionLog.START)))
     for row in rows:
         _append(events, _event(row))
@@ -103,7 +103,7 @@ def _event_file(folder: pathlib.Path, rows: list[dict]) -> IO:
 
 
 def _event(row: dict) -> Event:
-    """Return a row as one event, so that a killed process leaves all of its numbers or none."""
+    """Return a row as one event: after a kill the file has all of its numbers or none."""
     numbers = [scalar(name, value).value[0] for name, value in sorted(row.items()) if name != "step"]
     return Event(step=row["step"], summary=Summary(value=numbers))
 

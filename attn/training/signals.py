@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while a run trains: what they do depends on whether there is something to save."""
+"""SIGINT and SIGTERM during a run: they interrupt it at once, or, while it trains, after saving its state."""
 
 import contextlib
 import signal
@@ -15,29 +15,32 @@ def stopped_by_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager
 def watch_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that the loop can save and leave; a second SIGINT acts as usual."""
+    """Yield an event that SIGINT and SIGTERM set, so that the loop can save and stop; a second SIGINT stops at once.
+
+    In other threads than the main one, and on several hosts, the signals are left as they are.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
         yield stop
         return
 
-    def ask(number, frame):
-        print("stopping after the steps under way; Ctrl-C stops at once, without them", file=sys.stderr, flush=True)
+    def request_stop(number, frame):
+        print("stopping after the current steps; Ctrl-C stops at once, without saving", file=sys.stderr, flush=True)
         stop.set()
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        signal.signal(signal.SIGINT, previous[signal.SIGINT])
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

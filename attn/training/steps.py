@@ -1,8 +1,8 @@
 """Training steps: draw the batches, update the parameters.
 
-Several steps are one call of four programs: the first packs the parameters as the optimizer holds them, the second
-draws the batches of all steps, the third takes the steps, the last unpacks the parameters. So the programs compile side
-by side, and the batches of all steps are drawn at once.
+Several steps are one call of four programs: the first packs the parameters for the optimizer, the second draws the
+batches of all steps, the third takes the steps, the last unpacks the parameters. As separate programs they compile in
+parallel, and the batches of all steps are drawn at once.
 """
 
 import functools
@@ -25,10 +25,10 @@ from attn.training.metrics import Mean, cross_entropy
 from attn.training.optimizers import optimizer, packing
 from attn.training.state import State, model_structure
 
-_REPLACED = 2**32 - 1  # what an example's key is folded with for its replaced tokens: the model splits it into fewer
+_REPLACED = 2**32 - 1  # folded into an example's key for its replaced tokens; the model splits the key into fewer
 _LARGEST = 1 << 24  # bytes of the batches of a call; drawing them takes a few times as much
-_EVERYWHERE, _BY_DEVICE = PartitionSpec(), PartitionSpec(None, DATA)
-_STORED = StackedBatches(_EVERYWHERE, Example(_BY_DEVICE, _BY_DEVICE))
+_REPLICATED, _SHARDED = PartitionSpec(), PartitionSpec(None, DATA)  # the second for arrays [step example ...]
+_STORED = StackedBatches(_REPLICATED, Example(_SHARDED, _SHARDED))
 
 
 class Report(NamedTuple):
@@ -39,12 +39,12 @@ class Report(NamedTuple):
 
 
 class Batches(NamedTuple):
-    """The batches of K steps, with all that is random about them but dropout.
+    """The batches of K steps; only dropout is still to be drawn.
 
     Attributes:
-      bucket: the number of each batch's `Bucket`, to which it is cut.
+      bucket: the number of each batch's `Bucket`, to whose shape it is cut.
       examples: padded to the widest bucket.
-      inputs: what the decoder reads to predict the targets.
+      inputs: the tokens that the decoder reads to predict the targets.
     """
 
     bucket: Int[Array, "K"]
@@ -52,17 +52,17 @@ class Batches(NamedTuple):
     inputs: Int[Array, "K B T"]
 
 
-_BATCHES = Batches(_EVERYWHERE, Example(_BY_DEVICE, _BY_DEVICE), _BY_DEVICE)
+_BATCHES = Batches(_REPLICATED, Example(_SHARDED, _SHARDED), _SHARDED)
 
 
 class StepPrograms(NamedTuple):
-    """`(state, until, stored) -> (state, report)`: up to `steps_per_call` steps, none beyond step `until`.
+    """Programs that together compute `(state, until, stored) -> (state, report)`: a call's steps, none beyond `until`.
 
-    `stored` are the stacked batches of `Stored` data, None for a sampler. Each device differentiates the loss of its
-    own examples; gradients are all-reduced in one `psum`.
+    `stored` are the stacked batches of `Stored` data; None for generated data. Each device differentiates the loss of
+    its own examples; gradients are all-reduced in one `psum`.
 
     Attributes:
-      pack: (parameters, their average or None) -> the same as the optimizer holds them.
+      pack: (parameters, their average or None) -> both packed for the optimizer.
       draw: (step, stored) -> the batches of the steps from this one on.
       advance: (packed state, until, batches) -> (packed state, report); the packed state is donated.
       unpack: the inverse of `pack`.
@@ -75,24 +75,25 @@ class StepPrograms(NamedTuple):
 
     def __call__(self, state: State, until: Int[Array, ""], stored: StackedBatches | None = None):
         batches = self.draw(state.step, stored)
-        state, report = self.advance(_changed(state, self.pack), until, batches)
-        return _changed(state, self.unpack), report
+        state, report = self.advance(_with_parameters(state, self.pack), until, batches)
+        return _with_parameters(state, self.unpack), report
 
 
 def build_step_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> StepPrograms:
     """Make the programs, each jitted."""
     pack, unpack = packing(config.optimizer, model_structure(config, data.vocabulary)[1])
     draw = jax.shard_map(
-        _drawing(config, data), mesh=mesh, in_specs=(_EVERYWHERE, stored_specs(data)), out_specs=_BATCHES
+        _make_draw(config, data), mesh=mesh, in_specs=(_REPLICATED, stored_specs(data)), out_specs=_BATCHES
     )
     advance = jax.shard_map(
-        _advancing(config, data, pack, unpack),
+        _make_advance(config, data, pack, unpack),
         mesh=mesh,
-        in_specs=(_EVERYWHERE, _EVERYWHERE, _BATCHES),
-        out_specs=(_EVERYWHERE, _EVERYWHERE),
+        in_specs=(_REPLICATED, _REPLICATED, _BATCHES),
+        out_specs=(_REPLICATED, _REPLICATED),
+        # Kernels in Pallas's interpret mode do not pass the check. Gradients are taken inside, and summed by one psum.
         check_vma=False,
     )
-    return StepPrograms(_of_both(pack), jax.jit(draw), jax.jit(advance, donate_argnums=0), _of_both(unpack))
+    return StepPrograms(_for_both(pack), jax.jit(draw), jax.jit(advance, donate_argnums=0), _for_both(unpack))
 
 
 def arguments_of(
@@ -106,8 +107,8 @@ def arguments_of(
     """
 
     def shapes(tree, spec: PartitionSpec):
-        place = NamedSharding(mesh, spec)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
     count, buckets = steps_per_call(config, data), _buckets(config, data)
     rows = mesh.size * -(-max(bucket.size for bucket in buckets) // mesh.size)
@@ -116,9 +117,9 @@ def arguments_of(
         jax.ShapeDtypeStruct((count, rows, max(widths)), jnp.int32)
         for widths in ((bucket.source for bucket in buckets), (bucket.target for bucket in buckets))
     )
-    number, examples = shapes(number, _EVERYWHERE), shapes(Example(source, target), _BY_DEVICE)
-    state = shapes(state, _EVERYWHERE)
-    packed = shapes(jax.eval_shape(functools.partial(_changed, change=programs.pack), state), _EVERYWHERE)
+    number, examples = shapes(number, _REPLICATED), shapes(Example(source, target), _SHARDED)
+    state = shapes(state, _REPLICATED)
+    packed = shapes(jax.eval_shape(functools.partial(_with_parameters, change=programs.pack), state), _REPLICATED)
     return {
         "pack": (state.params, state.average),
         "draw": (state.step, None if isinstance(data, Generated) else StackedBatches(number, examples)),
@@ -128,31 +129,34 @@ def arguments_of(
 
 
 def steps_per_call(config: Config, data: Generated | Stored) -> int:
-    """Return the largest number of steps of a call.
+    """Return the largest number of steps per call.
 
     A call ends at every evaluation, at every checkpoint and at the last step, and holds all its batches in memory.
     """
     training = config.training
     widest = max(bucket.size * (bucket.source + 2 * bucket.target) for bucket in _buckets(config, data))
     fit = max(1, _LARGEST // (widest * jnp.dtype(jnp.int32).itemsize))
-    most = min(training.steps_per_call, training.evaluate_every, training.checkpoint_every, training.steps)
-    return -(-most // -(-most // fit))  # in as few calls as fit, of equal size
+    wanted = min(training.steps_per_call, training.evaluate_every, training.checkpoint_every, training.steps)
+    calls = -(-wanted // fit)  # as few as memory allows
+    return -(-wanted // calls)  # so that the calls have equal size
 
 
 def stored_specs(data: Generated | Stored) -> StackedBatches | None:
-    """Return how stacked batches are divided among devices: along their examples."""
+    """Return the sharding of stacked batches: by examples."""
     return None if isinstance(data, Generated) else _STORED
 
 
 def example_loss(
     model: nnx.Module, example: Example, inputs: Int[Array, "T"], key: Array | None, *, knows_length: bool = True
 ) -> Report:
-    """Predict each token of a target from those before it and the source.
+    """Compute the loss of predicting each token of a target from the tokens before it and the source.
 
     Args:
-      model, example, key: as of the model's call.
+      model: the model.
+      example: source and target.
+      inputs: the tokens that the decoder reads: begin, then the target without its last; some may be replaced.
+      key: for dropout; None for none.
       knows_length: whether the model may know the length of the answer, as in decoding.
-      inputs: what the decoder reads: the begin token, then the target without its last; or with some replaced.
     """
     length = jnp.sum(example.target != PAD) if knows_length else None
     logits = model(example.source, inputs, answer_length=length, key=key)
@@ -160,13 +164,13 @@ def example_loss(
     return Report(loss, jnp.sum(example.source != PAD) + loss.count)
 
 
-def _of_both(change: Callable) -> Callable:
-    """Apply `change` to parameters and to their average, if there is one."""
+def _for_both(change: Callable) -> Callable:
+    """Make the jitted function that applies `change` to parameters and to their average, if there is one."""
     return jax.jit(lambda params, average: (change(params), None if average is None else change(average)))
 
 
-def _changed(state: State, change: Callable) -> State:
-    """Return the state with its parameters and their average changed."""
+def _with_parameters(state: State, change: Callable) -> State:
+    """Return the state after applying `change` to its parameters and their average."""
     params, average = change(state.params, state.average)
     return state._replace(params=params, average=average)
 
@@ -176,11 +180,11 @@ def _buckets(config: Config, data: Generated | Stored) -> tuple[Bucket, ...]:
     return data.batches(config.training.batch_size, config.training.seed).buckets
 
 
-def _drawing(config: Config, data: Generated | Stored) -> Callable:
+def _make_draw(config: Config, data: Generated | Stored) -> Callable:
     """Make `(step, stored) -> batches`: one device's rows of the batches from a step on."""
     seed, vocabulary = config.training.seed, data.vocabulary
-    of_run = data.batches(config.training.batch_size, seed)
-    buckets = of_run.buckets
+    source = data.batches(config.training.batch_size, seed)
+    buckets = source.buckets
     count, sizes = steps_per_call(config, data), jnp.array([bucket.size for bucket in buckets])
     replace = functools.partial(with_replaced, rate=config.training.replaced_tokens, vocabulary_size=vocabulary.size)
 
@@ -189,10 +193,11 @@ def _drawing(config: Config, data: Generated | Stored) -> Callable:
         return replace(tokens, jax.random.fold_in(key, _REPLACED)) if config.training.replaced_tokens else tokens
 
     def batch(step, stored: StackedBatches | None) -> Batches:
-        bucket, sample = (stored.bucket, None) if stored else of_run.draw(step)
-        each = _rows_per_device(sizes[bucket])
+        bucket, sample = (stored.bucket, None) if stored else source.draw(step)
+        # Every device draws as many rows as the largest bucket needs; only the first `bucket_rows` are used.
+        bucket_rows = _rows_per_device(sizes[bucket])
         rows = _rows_per_device(max(bucket.size for bucket in buckets))
-        numbers = jax.lax.axis_index(DATA) * each + jnp.arange(rows)
+        numbers = jax.lax.axis_index(DATA) * bucket_rows + jnp.arange(rows)
         keys, keys_of_replaced = example_keys(seed, step, numbers)
         examples = stored.examples if stored else jax.vmap(sample)(keys)
         return Batches(bucket, examples, jax.vmap(inputs)(examples.target, keys_of_replaced))
@@ -200,10 +205,10 @@ def _drawing(config: Config, data: Generated | Stored) -> Callable:
     return lambda step, stored: jax.vmap(batch)(step + jnp.arange(count), stored)
 
 
-def _advancing(config: Config, data: Generated | Stored, pack: Callable, unpack: Callable) -> Callable:
+def _make_advance(config: Config, data: Generated | Stored, pack: Callable, unpack: Callable) -> Callable:
     """Make `(packed state, until, batches) -> (packed state, report)` on one device's rows of the batches."""
-    differentiate = _differentiating(config, data)
-    optimise, averaging = optimizer(config.optimizer, config.training.steps), config.optimizer.averaging
+    differentiate = _make_differentiate(config, data)
+    update_rule, averaging = optimizer(config.optimizer, config.training.steps), config.optimizer.averaging
 
     def advance(state: State, batch: Batches) -> tuple[State, Report]:
         # Marked as differing by device, the parameters' gradients stay local until the one sum below.
@@ -211,20 +216,20 @@ def _advancing(config: Config, data: Generated | Stored, pack: Callable, unpack:
         gradients, report = differentiate(params, state.step, batch)
         gradients, report = jax.lax.psum((pack(gradients), report), DATA)
         gradients = jax.tree.map(lambda x: x / report.loss.count, gradients)
-        updates, optimizer_state = optimise.update(gradients, state.optimizer, state.params)
+        updates, optimizer_state = update_rule.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         return State(params, optimizer_state, state.step + 1, averaged(state, params)), report
 
     def averaged(state: State, new):
-        # At step t the newest counts 1 / (1 + a t): the average spans a part of the steps so far.
+        # At step t the newest parameters have weight 1 / (1 + a t): the average spans a fraction of the steps so far.
         weight = 1 / (1 + averaging * state.step)
         return jax.tree.map(lambda mean, new: mean + (new - mean) * weight, state.average, new) if averaging else None
 
     def call(state: State, until: Int[Array, ""], batches: Batches) -> tuple[State, Report]:
-        nothing = Report(Mean(jnp.zeros(()), jnp.zeros(())), jnp.zeros(()))
+        empty = Report(Mean(jnp.zeros(()), jnp.zeros(())), jnp.zeros(()))
 
         def step(state, batch):
-            return jax.lax.cond(state.step < until, advance, lambda state, _: (state, nothing), state, batch)
+            return jax.lax.cond(state.step < until, advance, lambda state, _: (state, empty), state, batch)
 
         state, reports = jax.lax.scan(step, state, batches)
         return state, jax.tree.map(jnp.sum, reports)
@@ -232,7 +237,7 @@ def _advancing(config: Config, data: Generated | Stored, pack: Callable, unpack:
     return call
 
 
-def _differentiating(config: Config, data: Generated | Stored) -> Callable:
+def _make_differentiate(config: Config, data: Generated | Stored) -> Callable:
     """Make `(params, step, batch) -> (gradients, report)` on one device's rows of a batch, cut to its bucket."""
     graphdef, _ = model_structure(config, data.vocabulary)
     knows_length = data.vocabulary.answer_length(1) is not None
@@ -255,5 +260,5 @@ def _differentiating(config: Config, data: Generated | Stored) -> Callable:
 
 
 def _rows_per_device(size):
-    """Return how many examples of a batch each device has; the last may have fewer."""
+    """Return the number of examples of a batch per device; the last device may have fewer."""
     return -(-size // jax.lax.axis_size(DATA))

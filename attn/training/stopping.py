@@ -1,4 +1,4 @@
-"""The end of training as soon as its answers are exact, with a margin."""
+"""Early stopping: training ends as soon as its answers are exact, with a margin."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,8 +17,8 @@ from attn.training.meshes import tokens_like
 from attn.training.programs import compiled
 from attn.training.state import model_structure
 
-# How far the logit of every right token must be above all others, on every validation source. That answers are right
-# would not do: with 0 errors in 10,000, one or two of 10,000 others were still wrong, and the least margins of two such
+# The logit of every right token must lead all others by this much, on every validation source. Right answers alone are
+# not enough: with 0 errors in 10,000, one or two of 10,000 others were still wrong, and the least margins of two such
 # sets, mostly alike, were once 2.2 apart.
 _MARGIN = 3.0
 
@@ -33,12 +33,12 @@ class Exactness(NamedTuple):
 def compile_exactness(config: Config, data: Generated | Stored, mesh: Mesh, params: nnx.State) -> Exactness:
     """Make the condition that up to `stop_when_exact` validation sources are all answered right, with a margin.
 
-    It hangs on the parameters alone, so that a run that resumes stops where an unbroken one does.
+    It depends only on the parameters, so a run that resumes stops at the same step as one that was not interrupted.
 
     Args:
       config: of the run.
-      data: for its validation part, of which no source is in the test.
-      mesh: over which batches are shared out.
+      data: gives the validation part, of which no source is in the test part.
+      mesh: over which batches are sharded.
       params: shapes of the parameters.
     """
     vocabulary, graphdef = data.vocabulary, model_structure(config, data.vocabulary)[0]
@@ -49,14 +49,14 @@ def compile_exactness(config: Config, data: Generated | Stored, mesh: Mesh, para
     program = compiled(program, params, tuple(tokens_like(size, width, mesh) for width in widths), mesh=mesh)
 
     def lowest(params: nnx.State, part: Questions) -> float:
-        """The lowest margin of some sources; of one that has several accepted answers, the surest counts."""
+        """Return the lowest margin of some sources. A source has the largest margin of its accepted answers."""
         arrays = part.sources[part.source_rows], part.targets
-        found = in_batches(lambda batch: program(params, batch), arrays, widths, size, mesh)
-        best = np.full(len(part.lengths), -np.inf)
-        np.maximum.at(best, part.source_rows, found)
-        return float(best.min())
+        answer_margins = in_batches(lambda batch: program(params, batch), arrays, widths, size, mesh)
+        source_margins = np.full(len(part.lengths), -np.inf)
+        np.maximum.at(source_margins, part.source_rows, answer_margins)
+        return float(source_margins.min())
 
-    # Sources come in ascending order of length: every part has them of all lengths, and the first low one ends it.
+    # Sources are sorted by length. A part takes every k-th, so it has all lengths, and a low margin is found early.
     total = len(questions.lengths)
     parts = [questions.chosen(np.arange(k, total, -(-total // size))) for k in range(-(-total // size))]
     return Exactness(total, lambda params: all(lowest(params, part) >= _MARGIN for part in parts))

@@ -93,7 +93,7 @@ def test_a_batch_that_hosts_cannot_share_is_refused(command, tmp_path):
 )
 def test_what_is_no_count_is_named(monkeypatch, name, text):
     monkeypatch.setenv(name, text)
-    with pytest.raises(meshes.DistributedError, match=f"^{name}: got {text!r}, must be a whole number from"):
+    with pytest.raises(meshes.DistributedError, match=f"^{name}: got {text!r}, must be a whole number at least"):
         meshes.start_hosts("auto")
 
 
@@ -114,7 +114,7 @@ def test_a_process_whose_others_do_not_come_says_so_and_leaves(command, tmp_path
     assert (process.returncode, out) == (2, "")
     assert waiting.startswith("waiting for the other processes of the cluster (") and "SLURM_NTASKS=2" in waiting
     assert "Ctrl-C stops, --distributed=off trains without them" in waiting
-    assert failed.startswith("error: --distributed=auto: not all processes of the cluster came within 2 s")
+    assert failed.startswith("error: --distributed=auto: not all processes of the cluster joined within 2 s")
     assert not (tmp_path / "run").exists()
 
 

@@ -282,7 +282,7 @@ def test_stopped_at_its_last_step_it_is_evaluated_when_it_resumes(repository, ti
 
     monkeypatch.setattr(Display, "show", show_and_interrupt)
     assert experiment.run(request(repository, tiny, tmp_path / "run")) == 130
-    assert "stopped at step 60, which is saved; go on with: python train.py --resume" in capsys.readouterr().err
+    assert "stopped at step 60, which is saved; resume with: python train.py --resume" in capsys.readouterr().err
     assert Folder(tmp_path / "run").summary() is None
     monkeypatch.setattr(Display, "show", show)
     assert experiment.run(request(repository, tiny, tmp_path / "run", resume=True)) == 0
@@ -359,9 +359,7 @@ def test_a_checkpoint_of_another_shape_or_config_is_named(copy_run, repository, 
     other = load_config(str(repository / "configs/copy.py"), tiny | {"model.width": "16"})
     step = folder.newest_step()
     like = jax.eval_shape(lambda: initial_state(other, other.task.vocabulary))
-    with pytest.raises(
-        checkpoints.CheckpointError, match=r"is float32\[[\d, ]+\], the config makes it float32\[[\d, ]+\]"
-    ):
+    with pytest.raises(checkpoints.CheckpointError, match=r"is float32\[[\d, ]+\], must be float32\[[\d, ]+\]"):
         checkpoints.restore(folder.checkpoints, step, like, digest_of(folder.config()))
     with pytest.raises(checkpoints.CheckpointError, match="written with other settings"):
         checkpoints.restore(folder.checkpoints, step, like, digest_of(other))

@@ -166,7 +166,7 @@ def test_an_end_that_was_added_to_a_row_is_evaluated_on_existing_models(done, tm
     ("arguments", "message"),
     [
         (["--only", "pointr"], "--only: got 'pointr', must be one of pointer, lstm (did you mean 'pointer'?)"),
-        (["--config", "no.py"], "--config=no.py: no such file"),
+        (["--config", "no.py"], "--config=no.py: does not exist"),
         (["--seeds", "0"], "'0' must be a whole number from 1 to 1,000"),
         (["--page", "README.md"], "has no lines"),
         (["--page", "no/such/page.md"], "--page=no/such/page.md: folder no/such does not exist"),
