@@ -1,4 +1,4 @@
-"""An encoder-only Transformer: it writes the answer in one pass, each token where one of the source stands.
+"""An encoder-only Transformer: it predicts the whole answer in one pass, token t at token t of the source.
 
 Source: the encoder of Vaswani et al. 2017, section 3.1; an output per token of the source: Devlin et al. 2019.
 """
@@ -17,8 +17,7 @@ from attn.nn.one_stack import OneStack
 class EncoderOnly(OneStack):
     """An encoder-only Transformer, for answers that are no longer than their sources.
 
-    Token t of the answer is predicted at token t of the source, all of them at once: none depends on another. Its
-    arguments are those of `OneStack`.
+    All tokens of the answer are predicted at once, so none depends on another. The arguments are those of `OneStack`.
     """
 
     kind = "encoder"
