@@ -180,7 +180,7 @@ def at_positions(inner, table):
 
 def test_randomized_refuses_what_cannot_be_drawn():
     for settings, message in [
-        (dict(inner=mechanisms.learned(9)), "learned.* tells 9 positions apart, must tell range = 2048 apart"),
+        (dict(inner=mechanisms.learned(9)), "learned.* distinguishes 9 positions, must distinguish range = 2048"),
         (dict(inner=mechanisms.rotary(), range=1), "range must lie in"),
         (dict(inner=mechanisms.rotary(), range=50_000), "range must lie in"),
         (dict(inner=mechanisms.rotary(), at_test="even"), "at_test must be 'spaced' or 'random', got 'even'"),
