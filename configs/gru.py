@@ -2,7 +2,7 @@
 
 python train.py --config=configs/gru.py
 
-With width 82 it has within 1 % as many parameters as the model of configs/reverse.py (86,018 to 86,848).
+Width 82 gives it the parameter count of configs/reverse.py to within 1 % (86,018 and 86,848).
 
 On two CPU cores: 18 seconds from start to final line, exact match 19.43 % of 10,000 held-out strings (seed 0).
 """

@@ -12,7 +12,7 @@ from configs import reverse
 
 
 def get_config() -> ConfigDict:
-    """Return the config: two layers per stack, some dropout, a fixed number of steps, evaluated with a beam as well."""
+    """Return the config: two layers per stack, dropout, a fixed number of steps, evaluated greedily and with a beam."""
     config = reverse.with_fixed_steps(reverse.get_config(), 10_000, learning_rate=2e-3, weight_decay=0.01)
     del config.task
     config.data = dict(

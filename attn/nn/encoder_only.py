@@ -37,14 +37,15 @@ class EncoderOnly(OneStack):
         """Compute the logits of all tokens of the answer; the cache holds them."""
         length = jnp.sum(source != PAD)
         example = Example(length, answer_length, length, key)
-        own = rows(len(source), total=length, example=example)
-        x, weights = self.run(source, own, length, shift, return_weights)
+        source_rows = rows(len(source), total=length, example=example)
+        x, weights = self.run(source, source_rows, length, shift, return_weights)
         return Cache(0, self.logits(x), (), example), {"encoder": weights} if return_weights else None
 
-    def run(self, tokens: Int[Array, "S"], own: Rows, length: Count, shift, return_weights: bool):
+    def run(self, tokens: Int[Array, "S"], token_rows: Rows, length: Count, shift, return_weights: bool):
         """Run the stack on tokens of which the first `length` are visible; return its output and the weights."""
-        x, sides = self.embed(tokens, own, own.example.key, shift), Sides(own, own, masks.padding(length))
-        x, _, (weights, _) = self.stack(x, sides, key=own.example.key, return_weights=return_weights)
+        key, sides = token_rows.example.key, Sides(token_rows, token_rows, masks.padding(length))
+        x = self.embed(tokens, token_rows, key, shift)
+        x, _, (weights, _) = self.stack(x, sides, key=key, return_weights=return_weights)
         return x, weights
 
     def extend(

@@ -1,6 +1,6 @@
 """Write the results of a study: JSON, and tables and figures in Markdown or HTML. Files are written atomically.
 
-Reports are made from the numbers alone, so that they can be written again from the JSON files.
+Reports are made only from the numbers, so that they can be written again from the JSON files.
 """
 
 import base64

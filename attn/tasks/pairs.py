@@ -187,7 +187,7 @@ def _split(by_file: dict[str, list[Pair]], join: Callable) -> tuple[dict[str, li
 
 
 def _hash_fraction(source: str) -> float:
-    """Return a number in [0, 1) that depends on the source alone and is uniform over sources."""
+    """Return a number in [0, 1) that depends only on the source and is uniform over sources."""
     return int.from_bytes(hashlib.blake2b(source.encode(), digest_size=8).digest()) / 2**64
 
 

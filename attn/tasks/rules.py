@@ -119,7 +119,7 @@ def register(name: str, rule: Rule | None = None, **settings) -> Callable | None
     if name in (*RULES, "pairs"):
         raise ValueError(f"name: got {name!r}, which is taken; choose another one than {', '.join(RULES)}, pairs")
     if not isinstance(rule, Rule) or settings:
-        raise ValueError(f"rule: got {rule!r}, must be a Rule alone; settings belong to it or to a decorated function")
+        raise ValueError(f"rule: got {rule!r}, must be a Rule; settings are only for a decorated function")
     _check(name, rule)
     RULES[name] = rule
 

@@ -102,7 +102,7 @@ class Symbols(Vocabulary):
         if not words:
             raise InputError(f"empty input; give symbols 1..{self.count} separated by spaces")
         for word in words:
-            # ASCII digits alone: `int` would also take "1_0" and digits of other scripts.
+            # Only ASCII digits: `int` also accepts "1_0" and digits of other scripts.
             if not (word.isascii() and word.isdigit() and len(word) < 10 and 1 <= int(word) <= self.count):
                 shown = word if len(word) <= 20 else word[:20] + "..."
                 raise InputError(f"unknown symbol {shown!r}; symbols are whole numbers 1..{self.count}")
@@ -236,10 +236,10 @@ class Pieces(Vocabulary):
 
     def describe(self) -> str:
         """Return a line about the vocabulary, with its first 200 pieces."""
-        some = " ".join(map(_visible, self.pieces[:200]))
+        shown = " ".join(map(_visible, self.pieces[:200]))
         rest = f" ... and {self.count - 200:,} more" if self.count > 200 else ""
         tokens = " to ".join(dict.fromkeys((self.source, self.target)))
-        return f"{self.count:,} {tokens}, {self.size:,} tokens with padding, begin, end and unknown: {some}{rest}"
+        return f"{self.count:,} {tokens}, {self.size:,} tokens with padding, begin, end and unknown: {shown}{rest}"
 
     @functools.cached_property
     def _tokens(self) -> dict[str, int]:
