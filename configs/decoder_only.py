@@ -1,4 +1,4 @@
-"""A decoder-only Transformer: the source is the beginning of the text, its reverse the continuation.
+"""A decoder-only Transformer: the source is a prefix, and its reverse is the continuation.
 
 python train.py --config=configs/decoder_only.py
 python train.py --config=configs/decoder_only.py --config.model.prefix=visible
@@ -12,7 +12,7 @@ from configs import reverse
 
 
 def get_config() -> ConfigDict:
-    """Task, optimizer and evaluation are those of reverse.py."""
+    """Return the config; task, optimizer and evaluation are those of reverse.py."""
     config = reverse.get_config()
     del config.model["num_encoder_layers"], config.model["num_decoder_layers"]
     config.model.update(

@@ -1,11 +1,11 @@
-"""Far past the training length: trained on strings of 1 to 40 symbols, evaluated on up to 1,000 and 10,000.
+"""A study of lengths: models are trained on strings of 1 to 40 symbols and evaluated on up to 1,000 and 10,000.
 
 attn lengths --config=configs/lengths.py
 attn lengths --config=configs/lengths.py --only anchored,rotary
 
-Every row is an encoder-decoder with one layer per stack, width 64 and four heads, or a recurrent network of its size,
-trained with the same settings. A row of your own is one line in `rows`. On one core it mostly takes two to four
-minutes to train and evaluate a model.
+Every row is an encoder-decoder with one layer per stack, width 64 and four heads, or a recurrent network of about as
+many parameters, trained with the same settings. To add a row, add one line to `rows`. Most models take two to four
+minutes on one core to train and evaluate.
 `anchored` is exact at every evaluated length; the results of all rows are in docs/lengths.md.
 """
 
@@ -34,25 +34,25 @@ _FAR = ("copy", "reverse")
 
 
 def _with(mechanism: str) -> Row:
-    """Return a row with one mechanism in all attention, or at the bottom of both stacks."""
+    """Return a row with one mechanism for all attention."""
     return Row(_TRANSFORMER | {"mechanism": mechanism})
 
 
 def _pointing(cross: str, self_attention: str = _ONCE, **settings) -> Row:
     """Return a row with one mechanism in the cross-attention and another in self-attention."""
-    own = "; self-attention looks at its own place" if self_attention != "none" else ""
+    self_prior = "; self-attention looks at its own place" if self_attention != "none" else ""
     model = _TRANSFORMER | {"mechanism": {"encoder": self_attention, "decoder": self_attention, "cross": cross}}
-    return Row(model, prior=prior(cross) + own, **settings)
+    return Row(model, prior=prior(cross) + self_prior, **settings)
 
 
 def _group(group: str, **rows: Row) -> dict[str, Row]:
-    """Return rows that share a plot."""
+    """Return rows as one group, which share a plot."""
     return {name: dataclasses.replace(row, group=group) for name, row in rows.items()}
 
 
 def get_study() -> Study:
-    """Return the rows, and how all of them are trained."""
-    given = dict(ends=("given",))  # these count from the answer's end, so its length must be given
+    """Return the rows and the settings of their training."""
+    given = dict(ends=("given",))  # for mechanisms that count from the answer's end: its length must be given
     rows = {
         **_group(
             "anchored",

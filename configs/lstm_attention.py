@@ -3,7 +3,7 @@
 python train.py --config=configs/lstm_attention.py
 python train.py --config=configs/lstm_attention.py --config.model.attention=multiplicative --config.model.width=66
 
-Width 59 gives it as many parameters as configs/reverse.py has, to 1 % (87,556 to 86,848), and so does 66 with
+Width 59 gives it the parameter count of configs/reverse.py to within 1 % (87,556 and 86,848), and so does width 66 with
 multiplicative attention (87,120).
 
 On two CPU cores: 27 seconds from start to final line, exact match 99.96 % of 10,000 held-out strings; multiplicative 18
@@ -16,7 +16,7 @@ from configs import lstm
 
 
 def get_config() -> ConfigDict:
-    """The settings of lstm.py with attention, and as many parameters."""
+    """Return the config of lstm.py with attention and equally many parameters."""
     config = lstm.get_config()
     config.model.update(attention="additive", width=59)
     return config

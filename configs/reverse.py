@@ -2,18 +2,18 @@
 
 python train.py --config=configs/reverse.py
 
-Training ends once the answers to 10,000 validation strings are exact with a margin, after some hundred steps.
-How many of 10,000 other held-out strings are then right: benchmarks/results/default_run.json.
+Training ends once the answers to 10,000 validation strings are exact with a margin, after a few hundred steps.
+Exact match on 10,000 other held-out strings: benchmarks/results/default_run.json.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """One layer per stack, sinusoidal positions at the bottom of both, Muon, until the answers are exact."""
+    """Return the config: one layer per stack, sinusoidal positions in both, Muon, until the answers are exact."""
     config = ConfigDict()
     config.task = dict(name="reverse", symbols=16, min_length=1, max_length=32)
-    config.data = dict(source="generated", folder=None)  # source="tfds": the data set, in TFDS's folder or in `folder`
+    config.data = dict(source="generated", folder=None)  # or source="tfds": read from TFDS's folder, or from `folder`
     config.model = dict(
         name="transformer",
         width=64,
@@ -30,22 +30,22 @@ def get_config() -> ConfigDict:
     )
     config.optimizer = dict(
         name="muon",
-        learning_rate=0.035,  # of the matrices between hidden layers
+        learning_rate=0.035,  # of the hidden weight matrices
         rest_learning_rate=0.02,  # of embeddings, norms, biases and logits
         momentum=0.95,
-        warmup_fraction=0.05,  # of the most steps; then the rates fall as 1 / step
+        warmup_fraction=0.05,  # of `training.steps`; then the rates fall as 1 / step
         decay="inverse",
         beta1=0.9,
         beta2=0.95,
         weight_decay=0.15,
         clip_norm=10.0,
-        averaging=0.2,  # evaluated and kept is an average over about the last fifth of the steps
+        averaging=0.2,  # the evaluated and saved parameters are an average over about the last fifth of the steps
     )
     config.training = dict(
         seed=0,
         steps=2_000,  # at most
-        stop_when_exact=10_000,  # validation strings, answered right with a margin
-        replaced_tokens=0.2,  # of those that the decoder reads: it learns to look at the source instead
+        stop_when_exact=10_000,  # number of validation strings that must be exact with a margin; 0 never stops early
+        replaced_tokens=0.2,  # fraction of the decoder's input, so that the model learns to read the source instead
         batch_size=32,
         steps_per_call=100,
         evaluate_every=100,
@@ -56,8 +56,8 @@ def get_config() -> ConfigDict:
 
 
 def with_fixed_steps(config: ConfigDict, steps: int, **optimizer) -> ConfigDict:
-    """Change it to AdamW and a cosine over a fixed number of steps, for what does not become exact."""
-    plain = dict(learning_rate=3e-3, warmup_fraction=0.1, decay="cosine", beta1=0.9, beta2=0.95, weight_decay=0.0)
-    config.optimizer = dict(name="adamw", **(plain | optimizer), clip_norm=10.0)
+    """Change a config to AdamW, cosine decay and a fixed number of steps, for models that do not become exact."""
+    defaults = dict(learning_rate=3e-3, warmup_fraction=0.1, decay="cosine", beta1=0.9, beta2=0.95, weight_decay=0.0)
+    config.optimizer = dict(name="adamw", **(defaults | optimizer), clip_norm=10.0)
     config.training.update(steps=steps, stop_when_exact=0, replaced_tokens=0.0, evaluate_every=steps // 4)
     return config

@@ -1,12 +1,12 @@
-"""The published encoders: the source on a tape with an empty cell for each symbol of the answer, one pass, no decoder.
+"""The published encoders: a tape holds the source and one empty cell per symbol of the answer; one pass, no decoder.
 
 python train.py --config=configs/tape.py --config.task.name=duplicate --config.model.mechanism="randomized(rotary)"
 attn lengths --config=configs/tape.py --only relative
 
 Sizes, batches and optimizer are those of Deletang et al. 2023 and Ruoss et al. 2023: 5 layers, width 64, 8 heads,
-post-norm, dropout 0.1, 128 strings per step of one length from 1 to 40, Adam, gradients clipped at 1; here at one
-learning rate. On one core a model takes a quarter of an hour to an hour to train, and up to half an hour to evaluate.
-Results: docs/tape.md.
+post-norm, dropout 0.1, 128 strings per step of one length from 1 to 40, Adam, gradients clipped at 1; here with
+one learning rate. On one core a model takes 15 to 60 minutes to train, and up to 30 minutes to evaluate. Results:
+docs/tape.md.
 """
 
 from ml_collections import ConfigDict
@@ -31,7 +31,7 @@ PUBLISHED = {
     "relative": "transformer_xl",
     "alibi": "alibi",
     "rotary": "rotary",
-    # Drawn positions are drawn at test as well, as in print.
+    # As published, positions are drawn at random at test as well.
     "randomized_sinusoidal": "randomized(sinusoidal, at_test='random')",
     "randomized_relative": "randomized(transformer_xl, at_test='random')",
     "randomized_alibi": "randomized(alibi, at_test='random')",
@@ -44,14 +44,14 @@ _DATA = dict(source="one_length")
 
 
 def get_config() -> ConfigDict:
-    """Return the config of one of them, on reverse."""
+    """Return the config of one of these encoders, trained on reverse."""
     task = dict(name="reverse", symbols=2, min_length=1, max_length=40)
     groups = dict(task=task, model=_MODEL, data=_DATA, optimizer=_OPTIMIZER, training=_TRAINING)
     return ConfigDict(to_mapping(from_mapping(dict(imports=_IMPORTS, **groups))))
 
 
 def get_study() -> Study:
-    """Return the published mechanisms, and two that count source and cells each from both of its ends."""
+    """Return the published mechanisms, and two that count the source and the cells from both of their ends."""
     rows = {name: row(mechanism, group="published") for name, mechanism in PUBLISHED.items()}
     for name in ("anchored_t5", "anchored_rotary"):
         mechanism = f"{name} + log_length"
@@ -66,7 +66,7 @@ def row(mechanism: str, **settings) -> Row:
 
 
 def study(rows: dict[str, Row], steps: int = _TRAINING["steps"], **grid) -> Study:
-    """Return a study of rows trained for so many steps, on a grid of a dozen lengths unless `grid` says otherwise."""
+    """Return a study of rows trained for `steps`, evaluated at a dozen lengths unless `grid` changes that."""
     default = dict(beyond=tuple(range(41, 501, 41)), each=128, exact=(500,), strings=128, structured=500)
     return Study(
         rows,

@@ -8,5 +8,5 @@ from configs.tape import PUBLISHED, row, study
 
 
 def get_study() -> Study:
-    """Return every published encoding, one rate and one seed."""
+    """Return every published encoding, with one learning rate and one seed."""
     return study({name: row(mechanism, group="published") for name, mechanism in PUBLISHED.items()}, steps=60_000)

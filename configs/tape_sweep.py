@@ -2,8 +2,8 @@
 
 attn lengths --config=configs/tape_sweep.py --output=runs/tape_sweep
 
-For an accelerator: 540 models of 100,000 steps. Rates and steps are ours, those of print are not in its code. Of a
-row's seeds the tables show the best; rows differ by rate.
+For an accelerator: 540 models of 100,000 steps. Rates and steps are ours, since the published code does not have them.
+A row has one rate; the tables show the best of its seeds.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ _RATES = (1e-4, 3e-4, 1e-3)
 
 
 def get_study() -> Study:
-    """Return every published encoding at every rate."""
+    """Return every published encoding with every learning rate."""
     rows = {
         f"{name}_{rate:g}": dataclasses.replace(row(mechanism, seeds=10), config={"optimizer": {"learning_rate": rate}})
         for name, mechanism in PUBLISHED.items()

@@ -1,4 +1,4 @@
-"""Attention weights or influence while a trained model answers, with the tokens that they belong to."""
+"""Attention maps, or influence, of an answer of a trained model, with the tokens of their rows and columns."""
 
 from typing import NamedTuple
 
@@ -19,12 +19,12 @@ class Maps(NamedTuple):
     """Attention weights of one answer, cut to its length, with names for the rows and columns.
 
     Attributes:
-      weights: `[L N rows columns]` by the names of the model's maps.
-      influence: `[T S]`, of a model without attention instead: see `attn.inspection.influence`.
-      axes: for each map what its rows and columns stand for: "source", "answer" or "both".
+      weights: `[L N rows columns]`, by the names of the model's maps.
+      influence: `[T S]`, only of a model without attention; see `attn.inspection.influence`.
+      axes: for each map, the text of its rows and of its columns: "source", "answer" or "both".
       source: names of the S source tokens.
       read: names of the T tokens that the decoder read, the begin token first.
-      written: names of the T tokens that it wrote after each.
+      written: names of the T tokens that it wrote, one after each token read.
     """
 
     weights: Weights
@@ -35,11 +35,11 @@ class Maps(NamedTuple):
     written: list[str]
 
     def rows(self, name: str) -> tuple[str, list[str]]:
-        """Return what the rows of a map are, in words, and their names."""
+        """Return a label for the rows of a map, and the name of each row."""
         return ("source", self.source) if self.axes[name][0] == "source" else ("written", self.written)
 
     def columns(self, name: str) -> tuple[str, list[str]]:
-        """Return what the columns of a map are, in words, and their names."""
+        """Return a label for the columns of a map, and the name of each column."""
         return {
             "source": ("source", self.source),
             "answer": ("read so far", self.read),
@@ -48,11 +48,11 @@ class Maps(NamedTuple):
 
 
 def capture(model: Model, vocabulary: Vocabulary, source: Tokens, answer: Int[Array | np.ndarray, "T"]) -> Maps:
-    """Compute the attention weights of an answer.
+    """Compute the attention weights of an answer, or its influence if the model has no attention.
 
     Args:
       model: a trained model.
-      vocabulary: for the tokens' meaning.
+      vocabulary: names the tokens.
       source: `[n]` tokens, without an end token.
       answer: `[T]` tokens that the model wrote, its end token included; padding is cut off.
     """
@@ -62,11 +62,11 @@ def capture(model: Model, vocabulary: Vocabulary, source: Tokens, answer: Int[Ar
     graphdef, params = nnx.split(model, nnx.Param)
 
     @jax.jit
-    def look(params):
+    def compute(params):
         model = nnx.merge(graphdef, params)
         weights = model(source, read, answer_length=vocabulary.answer_length(len(source) - 1), return_weights=True)[1]
         return weights, None if weights else influence(model, source, read, jnp.arange(len(read)))
 
     names = (vocabulary.names(tokens) for tokens in (source, read, answer))
     axes = {name: axes for name, *axes in model.maps}
-    return Maps(*jax.device_get(look(params)), axes, *names)
+    return Maps(*jax.device_get(compute(params)), axes, *names)

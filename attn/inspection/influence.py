@@ -1,4 +1,4 @@
-"""Influence of each source token on the answer, by gradients: for models with or without attention."""
+"""The influence of each source token on the answer, by gradients: for models with or without attention."""
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +9,15 @@ from jaxtyping import Array, Float, Int
 def influence(
     model: nnx.Module, source: Int[Array, "S"], read: Int[Array, "T"], steps: Int[Array, "R"]
 ) -> Float[Array, "R S"]:
-    """The norm of d(logits of step t) / d(embedding of source token j): of the Jacobian `[V D]`, its Frobenius norm.
+    """Compute the Frobenius norm of the Jacobian `[V D]` d(logits of step t) / d(embedding of source token j).
 
     Args:
-      model: any.
+      model: any `attn.nn.model.Model`.
       source: `[S]` tokens.
       read: `[T]` tokens that the decoder reads, the begin token first.
-      steps: `[R]`, the steps t of the decoder to look at.
+      steps: `[R]`, the steps t of the decoder.
 
-    Source: the gradient of an output at some distance as a measure of memory: Bengio et al. 1994; Pascanu et al. 2013.
+    Source: gradients over a distance as a measure of memory: Bengio et al. 1994; Pascanu et al. 2013.
     """
     shift = jnp.zeros((len(source), model.source_embed.features))
 

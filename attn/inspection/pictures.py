@@ -16,9 +16,9 @@ _TITLES = {"cross": "cross-attention", "decoder": "decoder self-attention", "enc
 def draw_maps(maps: Maps, title: str) -> Figure:
     """Draw the attention of every layer and head, one row per layer of each of the model's maps.
 
-    Dark is 1, white is 0. Each row of a map shows what the model attended to when it wrote (or, in an encoder,
-    represented) the token at its left; the columns are the tokens that it could attend to. For a model without
-    attention it shows how much each source token moves what is written, relative to the one that moves it most.
+    Dark is 1, white is 0. A row is the token that the model wrote (in an encoder: represented), a column a token that
+    it could attend to. For a model without attention the map is the influence of each source token, relative to the
+    greatest in the row.
     """
     rows = [
         (f"{_TITLES.get(name, name)}\nlayer {layer}", heads, *maps.rows(name), *maps.columns(name))
@@ -26,8 +26,8 @@ def draw_maps(maps: Maps, title: str) -> Figure:
         for layer, heads in enumerate(maps.weights.get(name, ()), start=1)
     ]
     if maps.influence is not None:
-        shares = maps.influence / np.maximum(maps.influence.max(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
-        rows.append(("influence", shares[None], "written", maps.written, "source", maps.source))
+        relative = maps.influence / np.maximum(maps.influence.max(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+        rows.append(("influence", relative[None], "written", maps.written, "source", maps.source))
     num_heads = len(rows[0][1])
     side = min(6.0, max(2.4, 0.16 * max(len(maps.source), len(maps.written))))
     figure = Figure(figsize=(max(4.8, side * num_heads + 0.6), side * len(rows) + 0.8), layout="constrained")
@@ -45,7 +45,7 @@ def draw_maps(maps: Maps, title: str) -> Figure:
 
 def _draw_map(ax: Axes, weights: np.ndarray, down: list[str], across: list[str]):
     ax.imshow(weights, vmin=0, vmax=1, cmap="Blues", aspect="auto", interpolation="nearest")
-    # Beyond some forty labels they would overlap: name every k-th.
+    # More than 40 labels would overlap, so only every k-th is shown.
     for axis, labels in ((ax.xaxis, across), (ax.yaxis, down)):
         every = -(-len(labels) // 40)
         size = 6 if every == 1 else 5
@@ -56,7 +56,7 @@ def _draw_map(ax: Axes, weights: np.ndarray, down: list[str], across: list[str])
 
 
 def draw_lengths(metrics: Metrics, trained: tuple[int, int], title: str) -> Figure:
-    """Exact match and token accuracy against length, the lengths of training shaded."""
+    """Draw exact match and token accuracy against length, with the lengths of training shaded."""
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     ax = figure.subplots()
     rows = list(metrics.by_length())
@@ -71,7 +71,8 @@ def draw_lengths(metrics: Metrics, trained: tuple[int, int], title: str) -> Figu
 
 
 def save(figure: Figure, path: pathlib.Path):
-    """Write a figure as the kind of file that the path's ending names; a sign that no font has becomes a box."""
+    """Write a figure in the format that the path's suffix names."""
     with warnings.catch_warnings():
+        # A character that no font has is drawn as a box.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(path, dpi=120)

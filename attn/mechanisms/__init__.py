@@ -1,4 +1,4 @@
-"""Mechanisms: how one attention layer departs from softmax(Q K^T / sqrt(H)) V; see `Mechanism`.
+"""Mechanisms, the departures of an attention layer from softmax(Q K^T / sqrt(H)) V; see `Mechanism`.
 
 from attn import mechanisms
 

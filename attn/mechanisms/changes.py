@@ -1,4 +1,4 @@
-"""Mechanisms that tell no positions, and mechanisms made of functions of positions."""
+"""Mechanisms without positions, and mechanisms made of functions of positions."""
 
 import functools
 import operator
@@ -19,7 +19,7 @@ class none(Mechanism):
 
 
 class scaled(Mechanism):
-    """Scores are multiplied by `scale` in place of 1 / sqrt(H)."""
+    """Scores are multiplied by `scale` instead of 1 / sqrt(H)."""
 
     scale: float
 
@@ -52,7 +52,7 @@ class window(Mechanism):
 class qk_norm(Mechanism):
     """Queries and keys are divided by their root mean square, and multiplied by a learned gain per feature.
 
-    Source: Henry et al. 2020, with a gain per feature for one per layer, as in Dehghani et al. 2023, section 2.1.
+    Source: Henry et al. 2020, with one gain per feature, not per layer, as in Dehghani et al. 2023, section 2.1.
     """
 
     def setup(self, layer: Layer, rngs: nnx.Rngs):
@@ -60,21 +60,21 @@ class qk_norm(Mechanism):
         self.key_gain = nnx.Param(jnp.ones(layer.head_width))
 
     def query(self, x: Float[Array, "T H"], q: Rows) -> Float[Array, "T H"]:
-        return _normalised(x) * self.query_gain[...].astype(x.dtype)
+        return _divide_by_rms(x) * self.query_gain[...].astype(x.dtype)
 
     def key(self, x: Float[Array, "S H"], k: Rows) -> Float[Array, "S H"]:
-        return _normalised(x) * self.key_gain[...].astype(x.dtype)
+        return _divide_by_rms(x) * self.key_gain[...].astype(x.dtype)
 
 
-def _normalised(x: Float[Array, "T H"]) -> Float[Array, "T H"]:
-    wide = x.astype(jnp.float32)
-    return (wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)
+def _divide_by_rms(x: Float[Array, "T H"]) -> Float[Array, "T H"]:
+    x32 = x.astype(jnp.float32)
+    return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
 class _Score(Mechanism):
     """A score of `attn.scores`, or a function `(s, i, j) -> s` of positions; see `of`."""
 
-    function: Callable[[], scores.Score]  # NNX would take the arrays of a score itself for parameters
+    function: Callable[[], scores.Score]  # a function, since NNX would treat the arrays of a score as parameters
 
     def setup(self, layer: Layer, rngs: nnx.Rngs):
         self.num_heads = layer.num_heads
@@ -98,17 +98,16 @@ def of(*, score=None, mask=None, scale: float | None = None) -> Mechanism | Chai
 
     Args:
       score: a score of `attn.scores`, which may be marked by `attn.per_head`, or a function `(s, i, j) -> s`.
-      mask: a mask of `attn.masks`, or a function `(i, j) -> bool`: who may be attended to, besides padding and
-        causality.
+      mask: a mask of `attn.masks`, or a function `(i, j) -> bool`, in addition to padding and causality.
       scale: of the scores; None for 1 / sqrt(H).
 
     `i` and `j` are positions of query and key, counted from the first token of their texts.
 
     Raises:
-      TypeError: not such functions.
+      TypeError: the score or the mask is not such a function.
     """
     score, mask = scores.as_score(score), masks.as_mask(mask)
-    given = [] if score is None else [_Score(lambda: score)]
-    given += [] if mask is None else [_Mask(lambda: mask)]
-    given += [] if scale is None else [scaled(scale)]
-    return functools.reduce(operator.add, given, none()) if len(given) != 1 else given[0]
+    changes = [] if score is None else [_Score(lambda: score)]
+    changes += [] if mask is None else [_Mask(lambda: mask)]
+    changes += [] if scale is None else [scaled(scale)]
+    return functools.reduce(operator.add, changes, none()) if len(changes) != 1 else changes[0]

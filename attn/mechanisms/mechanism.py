@@ -1,4 +1,4 @@
-"""A mechanism: how an attention layer departs from softmax(Q K^T / sqrt(H)) V.
+"""A mechanism, the departure of an attention layer from softmax(Q K^T / sqrt(H)) V.
 
 A mechanism is a class with settings, parameters and any of the functions below. They are written for one head of one
 example; the layer maps them over heads. Mechanisms compose: `rotary() + softcap(20.0)`.
@@ -10,8 +10,8 @@ example; the layer maps them over heads. Mechanisms compose: `rotary() + softcap
         def score(self, q, k):
             return lambda s, q, k: s * jnp.exp(self.log[...])
 
-Settings are annotated fields, as of a dataclass. What `setup` makes belongs to one layer; a mechanism with `embedding`
-is one object for a whole model.
+Settings are annotated fields, as of a dataclass. Parameters that `setup` makes belong to one layer; a mechanism with
+`embedding` is one object for the whole model.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ class Mechanism(nnx.Module):
     """Base of the mechanisms. A function that is not overridden leaves attention as it is.
 
     Attributes:
-      scale: of the scores; None to leave it.
+      scale: replaces 1 / sqrt(H); None to keep that.
     """
 
     scale = None
@@ -69,20 +69,20 @@ class Mechanism(nnx.Module):
 
     @property
     def max_positions(self) -> int | None:
-        """Number of positions that it can tell apart; None for any number."""
+        """Number of positions that it can distinguish; None for any number."""
         return None
 
     def has(self, name: str) -> bool:
-        """Return whether it has a function of this name of its own."""
+        """Return whether it overrides the function of this name."""
         return getattr(type(self), name) is not getattr(Mechanism, name)
 
     def setup(self, layer: Layer, rngs: nnx.Rngs):
         """Make the parameters."""
 
     def embedding(self, rows: Rows) -> Float[Array, "T D"]:
-        """Compute what is added to the embeddings at the bottom of a stack.
+        """Compute the vectors that are added to the embeddings at the bottom of a stack.
 
-        In cross-attention it is added to the inputs of W_Q and W_K.
+        In cross-attention they are added to the inputs of W_Q and W_K.
         """
         raise NotImplementedError
 
@@ -99,9 +99,9 @@ class Mechanism(nnx.Module):
         raise NotImplementedError
 
     def score(self, q: Rows, k: Rows) -> Score | Callable | None:
-        """Return what changes the scaled scores of a head.
+        """Return the change of the scaled scores of a head.
 
-        It is called once per head with all rows, so that what depends on queries or keys alone is computed once.
+        It is called once per head with all rows, so that terms of queries or keys alone are computed once.
 
         Args:
           q, k: the rows of queries and keys; `q.vectors` and `k.vectors` are the head's queries and keys.
@@ -113,25 +113,25 @@ class Mechanism(nnx.Module):
         raise NotImplementedError
 
     def mask(self, q: Rows, k: Rows) -> Mask | Callable | None:
-        """Return who may be attended to, besides padding and causality; the same for all heads.
+        """Return a mask in addition to padding and causality, the same for all heads.
 
         Returns:
-          A mask of `attn.masks`, a function of positions, of which hidden blocks are skipped; a function
+          A mask of `attn.masks`, a function of positions, whose hidden blocks are skipped; a function
           `(q, k) -> bool` of the rows of a tile; or None.
         """
         raise NotImplementedError
 
     def expression(self) -> str:
-        """Return how it is written."""
+        """Return the text from which `attn.mechanisms.parse` makes it."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        given = [f"{name}={_written(value)}" for name, value in values.items() if value != defaults[name]]
-        return f"{type(self).__name__}({', '.join(given)})" if given else type(self).__name__
+        settings = [f"{name}={_as_text(value)}" for name, value in values.items() if value != defaults[name]]
+        return f"{type(self).__name__}({', '.join(settings)})" if settings else type(self).__name__
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """Mechanisms one after another; written `first + second`."""
+    """A sequence of mechanisms, written `first + second`."""
 
     parts: tuple[Mechanism, ...]
 
@@ -139,7 +139,7 @@ class Chain:
         return Chain((*self.parts, *parts(other)))
 
 
-def _written(value) -> str:
+def _as_text(value) -> str:
     return value.expression() if isinstance(value, Mechanism) else repr(value)
 
 
@@ -149,22 +149,22 @@ def parts(mechanism: Mechanism | Chain) -> tuple[Mechanism, ...]:
 
 
 def having(mechanisms: Iterable[Mechanism], name: str) -> Iterator[Mechanism]:
-    """Return those of some mechanisms that have a function of this name of their own."""
-    return (each for each in mechanisms if each.has(name))
+    """Return the mechanisms that override the function of this name."""
+    return (mechanism for mechanism in mechanisms if mechanism.has(name))
 
 
 def build(mechanism: Mechanism | Chain, layer: Layer, rngs: nnx.Rngs, shared: dict[str, Mechanism]) -> list[Mechanism]:
-    """Make the parts of a mechanism for a layer, with parameters of their own.
+    """Make the parts of a mechanism for a layer, with new parameters.
 
     Args:
-      mechanism: as written, without parameters.
-      layer: that it is for.
+      mechanism: as parsed, without parameters.
+      layer: the layer that it is for.
       rngs: keys for the initial parameters.
-      shared: parts that a model has once, by how they are written; those with `embedding` are looked up in it.
+      shared: the parts that a model has once, those with `embedding`, by their expressions; missing ones are added.
     """
 
-    def fresh(part: Mechanism) -> Mechanism:
-        part = dataclasses.replace(part)  # of the same settings
+    def with_parameters(part: Mechanism) -> Mechanism:
+        part = dataclasses.replace(part)  # a copy, since every layer has its own parameters
         part.setup(layer, rngs)
         return part
 
@@ -172,13 +172,13 @@ def build(mechanism: Mechanism | Chain, layer: Layer, rngs: nnx.Rngs, shared: di
     for part in parts(mechanism):
         name = part.expression()
         if part.has("embedding"):
-            shared[name] = shared.get(name) or fresh(part)
-        built.append(shared.get(name) or fresh(part))
+            shared[name] = shared.get(name) or with_parameters(part)
+        built.append(shared.get(name) or with_parameters(part))
     return built
 
 
 def build_shared(mechanisms: Iterable[Mechanism | Chain], layer: Layer, rngs: nnx.Rngs) -> dict[str, Mechanism]:
-    """Make those parts of some mechanisms that a model has once, by how they are written."""
+    """Make the parts that a model has once, those with `embedding`, by their expressions."""
     shared = {}
     for mechanism in mechanisms:
         for part in having(parts(mechanism), "embedding"):
@@ -187,7 +187,7 @@ def build_shared(mechanisms: Iterable[Mechanism | Chain], layer: Layer, rngs: nn
 
 
 def max_positions(mechanisms: Iterable[Mechanism | Chain]) -> int | None:
-    """Return how many positions some mechanisms can tell apart; None for any number."""
+    """Return the number of positions that all these mechanisms can distinguish; None for any number."""
     bounds = [part.max_positions for mechanism in mechanisms for part in parts(mechanism)]
     return min((bound for bound in bounds if bound is not None), default=None)
 

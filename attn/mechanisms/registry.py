@@ -1,6 +1,6 @@
-"""The mechanisms by name, and how they are written: "rotary + softcap(20)".
+"""The mechanisms by name, and their parser, which reads texts such as "rotary + softcap(20)".
 
-A new mechanism is one class and one line here; outside of the package, one class under `@register`.
+A new mechanism is one class and one line here; outside of the package, one class with the decorator `@register`.
 """
 
 import ast
@@ -22,7 +22,7 @@ MECHANISMS: dict[str, type[Mechanism] | Mechanism | Chain] = {
 
 
 def register(mechanism: type[Mechanism] | Mechanism | Chain, name: str | None = None):
-    """Make a mechanism known by its name, as a decorator of its class or by `register(of(mask=...), "lean")`.
+    """Register a mechanism under its name, as a decorator of its class or by `register(of(mask=...), "lean")`.
 
     Raises:
       ValueError: another mechanism has the name, or it is not a Python name.
@@ -36,24 +36,24 @@ def register(mechanism: type[Mechanism] | Mechanism | Chain, name: str | None = 
 
 
 def parse(text: str) -> Mechanism | Chain:
-    """Read a mechanism: names of `MECHANISMS` joined by +, with settings in parentheses where they have any.
+    """Read a mechanism: names of `MECHANISMS` joined by +, with settings in parentheses if they have any.
 
     Raises:
-      ValueError: it cannot be read, or a name or a setting is unknown or wrong.
+      ValueError: the text is not a mechanism, or a name or a setting is unknown or wrong.
     """
     try:
-        return _built(ast.parse(text.strip(), mode="eval").body, text)
+        return _build(ast.parse(text.strip(), mode="eval").body, text)
     except SyntaxError:
         raise ValueError(f"got {text!r}, must be names joined by +, such as 'rotary + softcap(20)'") from None
 
 
 def terms(text: str) -> list[str]:
-    """Return what is joined by + in a text that `parse` reads."""
+    """Return the terms that are joined by + in a text that `parse` reads."""
 
-    def of(node: ast.expr) -> list[str]:
-        return [*of(node.left), *of(node.right)] if isinstance(node, ast.BinOp) else [ast.unparse(node)]
+    def terms_of(node: ast.expr) -> list[str]:
+        return [*terms_of(node.left), *terms_of(node.right)] if isinstance(node, ast.BinOp) else [ast.unparse(node)]
 
-    return of(ast.parse(text.strip(), mode="eval").body)
+    return terms_of(ast.parse(text.strip(), mode="eval").body)
 
 
 def _is_mechanism(text: str) -> bool:
@@ -63,36 +63,36 @@ def _is_mechanism(text: str) -> bool:
 TEXT = Constraint("a mechanism such as 'rotary + softcap(20)', of ", _is_mechanism, MECHANISMS)  # as a setting
 
 
-def _built(node: ast.expr, text: str) -> Mechanism | Chain:
+def _build(node: ast.expr, text: str) -> Mechanism | Chain:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _built(node.left, text) + _built(node.right, text)
+        return _build(node.left, text) + _build(node.right, text)
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if not isinstance(call.func, ast.Name):
         raise SyntaxError
     name = call.func.id
     if name not in MECHANISMS:
         raise ValueError(f"unknown mechanism {name!r}{nearest(name, MECHANISMS)}; known: {', '.join(MECHANISMS)}")
-    known = MECHANISMS[name]
-    if not isinstance(known, type):
+    mechanism = MECHANISMS[name]
+    if not isinstance(mechanism, type):  # registered as an object, made by `of`
         if node is call:
             raise ValueError(f"mechanism {name!r}: has no settings; leave the parentheses out")
-        return known
-    settings = [_value(each, text) for each in call.args]
-    named = {each.arg: _value(each.value, text) for each in call.keywords}
+        return mechanism
+    settings = [_value(argument, text) for argument in call.args]
+    named = {argument.arg: _value(argument.value, text) for argument in call.keywords}
     try:
-        given = inspect.signature(known.__init__).bind(None, *settings, **named).arguments
+        arguments = inspect.signature(mechanism.__init__).bind(None, *settings, **named).arguments
     except TypeError as error:  # an argument too many, too few or unknown
         raise ValueError(f"mechanism {name!r}: {error}") from None
-    hints = typing.get_type_hints(known)
-    for setting, value in list(given.items())[1:]:  # after self
+    hints = typing.get_type_hints(mechanism)
+    for setting, value in list(arguments.items())[1:]:  # after self
         if message := error_message(hints[setting], value):
             raise ValueError(f"mechanism {name!r}: {setting}: {message}")
-    return known(*settings, **named)
+    return mechanism(*settings, **named)
 
 
 def _value(node: ast.expr, text: str):
-    """A setting: a number, text or a mechanism."""
+    """Return a setting: a number, text or a mechanism."""
     try:
         return ast.literal_eval(node)
     except ValueError:
-        return _built(node, text)
+        return _build(node, text)

@@ -11,10 +11,10 @@ from attn.mechanisms.rows import Rows
 
 
 def distance(q: Rows, k: Rows) -> Int[Array, "..."]:
-    """Return the distances j - i of keys behind queries.
+    """Return the distances j - i from queries to keys.
 
-    Where positions are drawn, a distance of d tokens is the d-th of them and its sign: all pairs that are as far apart
-    stay alike (Ruoss et al. 2023, section 3.2).
+    With randomized positions, a distance of d tokens is 1 + the d-th drawn position, with the sign of d, so that all
+    pairs d tokens apart have the same distance (Ruoss et al. 2023, section 3.2).
     """
     steps = k.token - q.token
     return steps if k.table is None else jnp.sign(steps) * jnp.where(steps == 0, 0, 1 + k.table[jnp.abs(steps) - 1])
@@ -25,10 +25,10 @@ class rotary(Mechanism):
 
     Args:
       base: the longest wavelength is 2 pi base tokens.
-      fraction: of the features that are rotated.
+      fraction: fraction of the features that are rotated.
       factor: positions are divided by it.
 
-    Source: Su et al. 2021, section 3.2; `attn.positions.rotary` names those of the settings.
+    Source: Su et al. 2021, section 3.2; those of the settings are in `attn.positions.rotary`.
     """
 
     base: float = 10_000.0
@@ -42,7 +42,7 @@ class rotary(Mechanism):
 
 
 class alibi(Mechanism):
-    """s - slope |j - i + 1/4|, with one slope per head; the quarter tells both directions apart.
+    """s - slope |j - i + 1/4|, with one slope per head; the 1/4 distinguishes the two directions.
 
     Source: Press et al. 2022, section 3; both directions: Ruoss et al. 2023.
     """
@@ -59,8 +59,8 @@ class t5(Mechanism):
     """s + b(j - i), with b learned: one number per head and bucket of distances.
 
     Args:
-      num_buckets: how many.
-      max_distance: farther keys share the last bucket.
+      num_buckets: number of buckets.
+      max_distance: keys that are farther share the last bucket.
 
     Source: Raffel et al. 2020, section 2.1.
     """
@@ -81,7 +81,7 @@ class shaw(Mechanism):
     """s + scale q_i r(j - i), with one learned row r `[H]` per distance, shared by all heads. Values stay as they are.
 
     Args:
-      clip: longest distance with a row of its own.
+      clip: the longest distance with its own row; longer ones share the last row.
 
     Source: Shaw et al. 2018, section 3.2.
     """
@@ -118,11 +118,11 @@ class transformer_xl(Mechanism):
 
     def score(self, q: Rows, k: Rows):
         first = k.token[0] - q.token[-1]
-        steps = first + jnp.arange(len(q.row) + len(k.row) - 1)  # every j - i, in order
-        far = distance(Rows(jnp.zeros(1, int)), Rows(steps, table=k.table))
-        relative = positions.sinusoidal(far, self.width) @ self.relative[...]
+        steps = first + jnp.arange(len(q.row) + len(k.row) - 1)  # every j - i, ascending: [T+S-1]
+        distances = distance(Rows(jnp.zeros(1, int)), Rows(steps, table=k.table))
+        relative = positions.sinusoidal(distances, self.width) @ self.relative[...]
         terms = self.layer_scale * (q.vectors + self.v[...]) @ relative.T  # [T T+S-1]
-        content = self.layer_scale * k.vectors @ self.u[...]
+        content = self.layer_scale * k.vectors @ self.u[...]  # [S]
 
         def added(s, q, k):
             return s + content[k.row] + terms[q.row, k.token - q.token - first]

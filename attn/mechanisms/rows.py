@@ -1,4 +1,4 @@
-"""The rows that an attention layer reads: its queries and its keys, and where each of them stands in its text."""
+"""The rows of an attention layer, its queries and its keys, and their positions in the texts."""
 
 import dataclasses
 
@@ -6,22 +6,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Count = int | Int[Array, "..."]  # with a batch axis where a batch is handed around
+Count = int | Int[Array, "..."]  # has a batch axis outside of `jax.vmap`
 
 
 class LengthUnknown(ValueError):
-    """A mechanism reads the length of the answer, which is not known before the answer is written."""
+    """A mechanism needs the length of the answer, which is not known before the answer is written."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """Lengths and random key of one example, known to all layers of a model.
+    """The lengths and the random key of one example, which all layers of a model get.
 
     Attributes:
       source_length: number of tokens of the source, its end token included.
       answer_length: number of tokens of the answer, its end token included; None if it is not known.
-      num_positions: how many positions source and answer take; None if it is not known.
+      num_positions: number of positions of source and answer; None if it is not known.
       key: random key, the same in all layers; None outside of training.
     """
 
@@ -34,20 +34,20 @@ class Example:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows of one side of an attention layer: its queries, or its keys.
+    """The queries of an attention layer, or its keys, as rows.
 
-    Two numbers tell a row. `row` counts the rows of the array. `position` counts the tokens of the text from its first
-    one, which stands at 0, whatever part of the text the array holds: it is the same in training, in decoding token by
-    token, and in a padded prompt, whose padding stands before 0.
+    A row has two numbers. `row` counts the rows of the array. `position` counts the tokens of the text from its first
+    one, which is at 0. It does not depend on the part of the text that the array holds: it is the same in training, in
+    decoding token by token, and in a padded prompt, whose padding has negative positions.
 
     Attributes:
       row: `[T]`, or the shape of a tile.
-      start: the number in the text of the token in row 0.
-      table: `[R]` positions by the number of the token, ascending; None where the position is that number.
+      start: number, in the text, of the token in row 0.
+      table: `[R]` ascending positions, by the number of the token; None if the position is that number.
       total: number of tokens of the whole text, its end token included; None if it is not known.
-      example: what all layers know of the example.
-      vectors: `[T H]`, the queries or keys of one head; given to `Mechanism.score` alone.
-      head: number of the head, where a mechanism is asked for one head.
+      example: lengths and random key of the example.
+      vectors: `[T H]`, the queries or keys of one head; only given to `Mechanism.score`.
+      head: number of the head; None for functions that are not per head.
     """
 
     row: Int[Array, "..."]
@@ -70,7 +70,7 @@ class Rows:
 
     @property
     def placement(self) -> Count | Int[Array, "T"]:
-        """The position of row 0 if positions count up by one; else those of all rows."""
+        """The position of row 0 if positions are consecutive, else the positions of all rows."""
         return self.start if self.table is None else self.position
 
     @property
@@ -78,20 +78,20 @@ class Rows:
         """Number of tokens of the whole text, its end token included.
 
         Raises:
-          LengthUnknown: the text is an answer that is still to be written.
+          LengthUnknown: the text is an answer that is not written yet.
         """
         return known(self.total)
 
     def tile(self, row: Int[Array, "..."]) -> "Rows":
-        """Return some of these rows, by their numbers."""
+        """Return the rows with these numbers."""
         return dataclasses.replace(self, row=row)
 
 
 def known(length: Count | None, error: type[LengthUnknown] = LengthUnknown) -> Count:
-    """Return a length.
+    """Return a length that must be known.
 
     Raises:
-      LengthUnknown: it is None.
+      LengthUnknown: the length is None.
     """
     if length is None:
         raise error("a mechanism reads the length of the answer, which is not known before it is written")

@@ -24,7 +24,7 @@ class KeysValues(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """The rows of queries and keys, and who may be attended to, by rows."""
+    """The rows of queries and keys, and the mask of padding and causality, a function of row numbers."""
 
     q: Rows
     k: Rows
@@ -37,7 +37,7 @@ class Attention(nnx.Module):
     Keys and values are computed apart from the queries, so that decoding can keep them. There are no biases.
 
     Args:
-      mechanism: how it departs from the formula.
+      mechanism: its departures from the formula.
       layer: its kind and sizes.
       implementation: of `attn.multi_head_attention`.
       shared: mechanisms that the model has once; see `attn.mechanisms.mechanism.build`.
@@ -55,22 +55,23 @@ class Attention(nnx.Module):
         shared: dict[str, Mechanism],
         rngs: nnx.Rngs,
     ):
-        into = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=(1, 2))
-        out_of = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1), out_axis=2)
+        input_init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=(1, 2))
+        output_init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1), out_axis=2)
         heads = layer.num_heads, layer.head_width
-        self.W_Q = nnx.Param(into(rngs.params(), (layer.width, *heads)))
-        self.W_K = nnx.Param(into(rngs.params(), (layer.width, *heads)))
-        self.W_V = nnx.Param(into(rngs.params(), (layer.width, *heads)))
-        self.W_O = nnx.Param(out_of(rngs.params(), (*heads, layer.width)))
+        self.W_Q = nnx.Param(input_init(rngs.params(), (layer.width, *heads)))
+        self.W_K = nnx.Param(input_init(rngs.params(), (layer.width, *heads)))
+        self.W_V = nnx.Param(input_init(rngs.params(), (layer.width, *heads)))
+        self.W_O = nnx.Param(output_init(rngs.params(), (*heads, layer.width)))
         self.scale, self.dtype = scale(mechanism, layer.head_width), layer.dtype
         self.implementation, self.num_heads = implementation, layer.num_heads
         layer = dataclasses.replace(layer, scale=self.scale)
         self.mechanism = nnx.List(build(mechanism, layer, rngs, shared))
 
     def keys_values(self, memory: Float[Array, "S D"], k: Rows, added: Float[Array, "S D"] | float = 0.0) -> KeysValues:
-        """Compute the keys and values of a memory with rows `k`; `added` goes into the keys alone."""
+        """Compute the keys and values of a memory with rows `k`; `added` is added to the keys' inputs only."""
         key = self._project((memory + added).astype(self.dtype), self.W_K)
-        return KeysValues(self._changed("key", key, k), self._changed("value", self._project(memory, self.W_V), k))
+        value = self._project(memory, self.W_V)
+        return KeysValues(self._apply_mechanism("key", key, k), self._apply_mechanism("value", value, k))
 
     def __call__(
         self,
@@ -82,17 +83,17 @@ class Attention(nnx.Module):
         dropout: Dropout | None = None,
         return_weights: bool = False,
     ) -> tuple[Float[Array, "T D"], Float[Array, "N T S"] | None]:
-        """Read from the memory.
+        """Attend from `x` to the memory.
 
         Args:
           x: inputs of the queries.
           memory: from `keys_values`.
           sides: rows of queries and keys, and the mask.
-          added: to the inputs of the queries.
-          dropout: of weights.
-          return_weights: also return the weights.
+          added: is added to the inputs of the queries.
+          dropout: of the attention weights.
+          return_weights: also return the attention weights.
         """
-        query = self._changed("query", self._project((x + added).astype(self.dtype), self.W_Q), sides.q)
+        query = self._apply_mechanism("query", self._project((x + added).astype(self.dtype), self.W_Q), sides.q)
         options = dict(mask=self._mask(sides), score=self._score(sides), scale=self.scale)
         heads = multi_head_attention(query, *memory, **options, dropout=dropout, implementation=self.implementation)
         out = jnp.einsum("tnh,nhd->td", heads, self.W_O[...].astype(self.dtype))
@@ -101,11 +102,12 @@ class Attention(nnx.Module):
     def _project(self, x: Float[Array, "T D"], W: nnx.Param) -> Float[Array, "T N H"]:
         return jnp.einsum("td,dnh->tnh", x, W[...].astype(self.dtype))
 
-    def _changed(self, name: str, x: Float[Array, "T N H"], rows: Rows) -> Float[Array, "T N H"]:
-        """Queries, keys or values after the mechanism's function of this name, mapped over heads."""
+    def _apply_mechanism(self, name: str, x: Float[Array, "T N H"], rows: Rows) -> Float[Array, "T N H"]:
+        """Apply the mechanism's function `name` ("query", "key" or "value") to these vectors, mapped over heads."""
         for part in having(self.mechanism, name):
             of_head, per_heads = _by_head(part, self.num_heads)
 
+            # of_head is bound now, since the loop reassigns it.
             def change(per_heads, x, of_head=of_head):
                 part, head = of_head(*per_heads)
                 return getattr(part, name)(x, dataclasses.replace(rows, head=head))
@@ -114,44 +116,50 @@ class Attention(nnx.Module):
         return x
 
     def _mask(self, sides: Sides) -> masks.Mask | None:
-        """The mask of rows: padding and causality, and that of the mechanism."""
+        """Return the mask by row numbers: padding and causality, combined with the mechanism's masks."""
         q, k, mask = sides
         for part in having(self.mechanism, "mask"):
             visible = part.mask(q, k)
             if isinstance(visible, masks.Mask):
                 visible = masks.placed(visible, q.placement, k.placement)
             elif visible is not None:
-                visible = masks.as_mask(_of_rows(visible, q, k))
+                visible = masks.as_mask(_by_row_numbers(visible, q, k))
             mask = visible if mask is None else mask if visible is None else mask & visible
         return mask
 
     def _score(self, sides: Sides) -> scores.Score | None:
-        """The score of rows, by the mechanism; None if it changes none."""
+        """Return the mechanism's score by row numbers; None if it changes no scores."""
         score = None
         for part in having(self.mechanism, "score"):
             of_head, per_heads = _by_head(part, self.num_heads)
+            # Partials are pytrees, so the arrays that they hold get gradients; `per_head` marks one slice per head.
             arguments = per_head(Partial(lambda *x: x, *per_heads)), sides.q, sides.k
-            changed = scores.from_vectors(Partial(functools.partial(_score_of_head, of_head), *arguments))
-            score = changed if score is None else score >> changed
+            change = scores.from_vectors(Partial(functools.partial(_score_of_head, of_head), *arguments))
+            score = change if score is None else score >> change
         return score
 
 
 def _by_head(part: Mechanism, num_heads: int) -> tuple[Callable, tuple]:
-    """Return `(parameters of a head, its number) -> (part, number)`, and both for all heads."""
+    """Return `(parameters of one head, its number) -> (part, number)`, and these two arguments for all heads."""
     graphdef, of_heads, rest = nnx.split(part, HeadParam, ...)
-    return (lambda own, head: (nnx.merge(graphdef, own, rest), head)), (of_heads, jnp.arange(num_heads))
+    return (lambda params, head: (nnx.merge(graphdef, params, rest), head)), (of_heads, jnp.arange(num_heads))
 
 
 def _score_of_head(of_head: Callable, per_heads: Callable, q: Rows, k: Rows, query, key) -> scores.Score | None:
-    """The score of rows of one head, made of its queries `[T H]` and keys `[S H]`."""
+    """Return the score of one head by row numbers, given its queries `[T H]` and keys `[S H]`."""
     part, head = of_head(*per_heads())
     q, k = (dataclasses.replace(rows, head=head, vectors=x) for rows, x in ((q, query), (k, key)))
     score = part.score(q, k)
     if isinstance(score, scores.Score):
         return scores.placed(score, q.placement, k.placement)
-    return None if score is None else scores.as_score(_of_rows(score, q, k))
+    return None if score is None else scores.as_score(_by_row_numbers(score, q, k))
 
 
-def _of_rows(function: Callable, q: Rows, k: Rows) -> Callable:
-    """A mask or score of the rows of a tile as one of their numbers."""
-    return lambda *given: function(*given[:-2], q.tile(given[-2]), k.tile(given[-1]))
+def _by_row_numbers(function: Callable, q: Rows, k: Rows) -> Callable:
+    """Turn a mask or score of the rows of a tile into one of their numbers."""
+
+    def call(*arguments):  # (i, j) of a mask, (s, i, j) of a score
+        *s, i, j = arguments
+        return function(*s, q.tile(i), k.tile(j))
+
+    return call

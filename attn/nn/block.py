@@ -1,7 +1,7 @@
 """One block of a Transformer, and a stack of them, written for one example.
 
-A block is attention, cross-attention if it has a memory, and feed-forward. A stack that decodes has a cache of keys and
-values with a capacity: a prompt of many tokens, one token and all tokens at once are the same call.
+A block is self-attention, cross-attention if it has a memory, and feed-forward. A stack that decodes has a key/value
+cache with a capacity, so that a prompt, one token and all tokens at once are the same call.
 
 Source: Vaswani et al. 2017, section 3.1.
 """
@@ -24,14 +24,14 @@ from attn.settings import between, one_of, setting
 
 @dataclasses.dataclass(frozen=True)
 class BlockSettings(ModelSettings):
-    """Settings of models that are made of blocks; dropout is on embeddings, weights and the output of a block's parts.
+    """Settings of models that are made of blocks; dropout is on embeddings, weights and the output of each sublayer.
 
     Attributes:
-      num_heads: N, in every attention layer.
-      head_width: H; None for width / num_heads, which must then be whole.
+      num_heads: N, the same in every attention layer.
+      head_width: H; None for width / num_heads, which must then be an integer.
       feed_forward_width: F.
       norm: "pre" or "post".
-      implementation: of attention, as of `attn.attention`.
+      implementation: of attention; see `attn.attention`.
     """
 
     num_heads: int = setting(4, between(1, 65_536))
@@ -42,7 +42,7 @@ class BlockSettings(ModelSettings):
 
 
 class FeedForward(nnx.Module):
-    """FFN(x) = max(0, x W_1 + b_1) W_2 + b_2, for each position alone.
+    """FFN(x) = max(0, x W_1 + b_1) W_2 + b_2, applied to each position separately.
 
     Args:
       width, hidden: D and F.
@@ -60,10 +60,10 @@ class FeedForward(nnx.Module):
 
 
 class Residual(nnx.Module):
-    """The connection around a part of a block: x + f(norm(x)) ("pre"), or norm(x + f(x)) ("post").
+    """The residual connection around a sublayer f: x + f(norm(x)) ("pre"), or norm(x + f(x)) ("post").
 
     Args:
-      settings: width D, place of the norm, and dropout of the part's output.
+      settings: width D, position of the norm, and dropout of the sublayer's output.
 
     Source: post: Vaswani et al. 2017, section 3.1; pre: Xiong et al. 2020.
     """
@@ -73,22 +73,22 @@ class Residual(nnx.Module):
         self.pre, self.rate = settings.norm == "pre", settings.dropout
 
     def enter(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
-        """Return the input of the part."""
+        """Return the input of the sublayer."""
         return self.norm(x) if self.pre else x
 
     def leave(self, x: Float[Array, "T D"], out: Float[Array, "T D"], key: Array | None) -> Float[Array, "T D"]:
-        """Return the stream after the output of the part."""
+        """Return the residual stream after the sublayer, whose output is `out`."""
         x = x + dropout(out, self.rate, key)
         return x if self.pre else self.norm(x)
 
 
 class Memory(NamedTuple):
-    """Another text that a block attends to.
+    """The other text, which cross-attention attends to.
 
     Attributes:
-      keys_values: those of the block; for a stack, of each of its blocks.
-      sides: rows of the own text and of the other.
-      added: to the inputs of the queries, `[T D]`.
+      keys_values: the block's keys and values; for a stack, those of each block.
+      sides: rows of the queries and of the other text, and the mask.
+      added: `[T D]`, added to the inputs of the queries.
     """
 
     keys_values: KeysValues | tuple[KeysValues, ...]
@@ -97,12 +97,12 @@ class Memory(NamedTuple):
 
 
 class Block(nnx.Module):
-    """Attention to the own text, cross-attention to a memory if it has one, and feed-forward.
+    """Self-attention, cross-attention to a memory if there is one, and feed-forward.
 
     Args:
       settings: of all blocks.
-      attention: mechanism and layer of the attention to the own text.
-      cross: the same of the cross-attention; None for none.
+      attention: mechanism and layer of the self-attention.
+      cross: mechanism and layer of the cross-attention; None for a block without it.
       shared: mechanisms that the model has once.
       rngs: keys for the initial parameters.
     """
@@ -136,47 +136,48 @@ class Block(nnx.Module):
         """Compute `x` after the block.
 
         Args:
-          x: before it.
-          sides: rows and mask of the attention to the own text.
-          cache: keys and values of the own text with a capacity, and the row at which the new ones begin; None to
-            attend to the rows of `x` alone.
+          x: before the block.
+          sides: rows and mask of the self-attention.
+          cache: keys and values of the self-attention, and the row at which the new ones are written; None to attend
+            to the rows of `x` only.
           memory: for the cross-attention.
           key: for dropout.
           return_weights: also return the attention weights.
 
         Returns:
-          (x, the cache's keys and values with the new ones, weights `[N T R]` and `[N T S]` or None).
+          (x, the self-attention's keys and values, (weights `[N T R]`, cross-attention weights `[N T S]`), None if not
+          returned). R is the number of keys: the cache's capacity, or T.
         """
         rate, keys = self.attention_residual.rate, iter(split(key, 3 if memory is None else 5))
 
-        seen = self.attention_residual.enter(x)
-        own = self.attention.keys_values(seen, sides.q)
+        entered = self.attention_residual.enter(x)
+        self_kv = self.attention.keys_values(entered, sides.q)
         if cache is not None:
-            kept, index = cache
-            own = jax.tree.map(lambda kept, new: jax.lax.dynamic_update_slice(kept, new, (index, 0, 0)), kept, own)
+            cached, index = cache
+            start = index, 0, 0
+            self_kv = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice(old, new, start), cached, self_kv)
         options = dict(dropout=weights_dropout(rate, next(keys)), return_weights=return_weights)
-        read, weights = self.attention(seen, own, sides, **options)
-        x = self.attention_residual.leave(x, read, next(keys))
+        out, weights = self.attention(entered, self_kv, sides, **options)
+        x = self.attention_residual.leave(x, out, next(keys))
 
         cross_weights = None
         if memory is not None:
             options = dict(dropout=weights_dropout(rate, next(keys)), return_weights=return_weights)
-            seen = self.cross_residual.enter(x)
-            read, cross_weights = self.cross(seen, *memory, **options)
-            x = self.cross_residual.leave(x, read, next(keys))
+            out, cross_weights = self.cross(self.cross_residual.enter(x), *memory, **options)
+            x = self.cross_residual.leave(x, out, next(keys))
 
         out = self.feed_forward(self.feed_forward_residual.enter(x))
-        return self.feed_forward_residual.leave(x, out, next(keys)), own, (weights, cross_weights)
+        return self.feed_forward_residual.leave(x, out, next(keys)), self_kv, (weights, cross_weights)
 
 
 class Stack(nnx.Module):
-    """Blocks one after another.
+    """A sequence of blocks.
 
     Args:
       settings: of all blocks.
       num_layers: L.
-      attention: mechanism of the attention to the own text, and its kind; see `attn.mechanisms.mechanism.Layer`.
-      cross: mechanism of the cross-attention; None for none.
+      attention: mechanism of the self-attention, and its kind; see `attn.mechanisms.mechanism.Layer`.
+      cross: mechanism of the cross-attention; None for blocks without it.
       shared: mechanisms that the model has once.
       rngs: keys for the initial parameters.
     """
@@ -192,26 +193,26 @@ class Stack(nnx.Module):
         rngs: nnx.Rngs,
     ):
         (mechanism, kind), options = attention, dict(shared=shared, rngs=rngs)
-        both = (mechanism, layer(settings, kind)), None if cross is None else (cross, layer(settings, "cross"))
-        self.blocks = nnx.List([Block(settings, *both, **options) for _ in range(num_layers)])
+        layers = (mechanism, layer(settings, kind)), None if cross is None else (cross, layer(settings, "cross"))
+        self.blocks = nnx.List([Block(settings, *layers, **options) for _ in range(num_layers)])
         self.cache_shape, self.dtype = (settings.num_heads, layer(settings, kind).head_width), jnp.dtype(settings.dtype)
 
     def add_norm(self, settings: BlockSettings, rngs: nnx.Rngs):
-        """Make the norm after the last block, if the blocks have theirs before their parts."""
+        """Make the norm after the last block, which only pre-norm blocks need."""
         is_pre = settings.norm == "pre"
         self.norm = nnx.LayerNorm(settings.width, dtype=self.dtype, rngs=rngs) if is_pre else None
 
     def cache(self, capacity: int) -> tuple[KeysValues, ...]:
-        """Make an empty cache of keys and values of every layer."""
+        """Make an empty key/value cache of every layer."""
         empty = jnp.zeros((capacity, *self.cache_shape), self.dtype)
         return tuple(KeysValues(empty, empty) for _ in self.blocks)
 
     def added(self, rows: Rows) -> Float[Array, "T D"] | float:
-        """Compute what the mechanism adds to the embeddings."""
+        """Compute the sum that the self-attention's mechanism adds to the embeddings."""
         return sum_of_embeddings(self.blocks[0].attention.mechanism, rows)
 
     def cross_added(self, rows: Rows) -> Float[Array, "T D"] | float:
-        """Compute what the cross-attention's mechanism adds to the inputs of queries and keys."""
+        """Compute the sum that the cross-attention's mechanism adds to the inputs of queries and keys."""
         return sum_of_embeddings(self.blocks[0].cross.mechanism, rows)
 
     def memory(self, encoded: Float[Array, "S D"], k: Rows) -> tuple[KeysValues, ...]:
@@ -232,38 +233,39 @@ class Stack(nnx.Module):
         """Compute `x` after the last block and norm.
 
         Args:
-          x: embeddings with all that is added to them.
-          sides: rows and mask of the attention to the own text.
-          cache: keys and values of each layer, and the row at which the new ones begin; None to attend to the rows of
-            `x` alone.
-          memory: of the cross-attention.
+          x: embeddings, with everything that mechanisms add to them.
+          sides: rows and mask of the self-attention.
+          cache: keys and values of each layer, and the row at which the new ones are written; None to attend to the
+            rows of `x` only.
+          memory: for the cross-attention.
           key: for dropout.
           return_weights: also return the attention weights.
 
         Returns:
-          (x, the layers' keys and values, weights `[L N T R]` and `[L N T S]`, or None each).
+          As of `Block`, of all layers: (x, keys and values of each layer, (weights `[L N T R]`, `[L N T S]`)).
         """
         caches, index = (None, None) if cache is None else cache
-        own, weights = [], []
+        all_keys_values, all_weights = [], []
+        # One key more than blocks: the last one is for the dropout of the embeddings.
         for number, (block, block_key) in enumerate(zip(self.blocks, split(key, len(self.blocks) + 1))):
-            kept = None if cache is None else (caches[number], index)
-            cross = memory and memory._replace(keys_values=memory.keys_values[number])
-            x, keys_values, block_weights = block(x, sides, kept, cross, block_key, return_weights)
-            own.append(keys_values)
-            weights.append(block_weights)
+            block_cache = None if cache is None else (caches[number], index)
+            block_memory = memory and memory._replace(keys_values=memory.keys_values[number])
+            x, keys_values, weights = block(x, sides, block_cache, block_memory, block_key, return_weights)
+            all_keys_values.append(keys_values)
+            all_weights.append(weights)
         x = x if self.norm is None else self.norm(x)
-        return x, tuple(own), jax.tree.map(lambda *each: jnp.stack(each), *weights)
+        return x, tuple(all_keys_values), jax.tree.map(lambda *layers: jnp.stack(layers), *all_weights)
 
 
 def layer(settings: BlockSettings, kind: str) -> Layer:
-    """Describe an attention layer of some kind."""
+    """Describe an attention layer of a kind: "encoder", "decoder" or "cross"."""
     head_width = settings.head_width or settings.width // settings.num_heads
     return Layer(kind, settings.width, settings.num_heads, head_width, head_width**-0.5, jnp.dtype(settings.dtype))
 
 
 def sum_of_embeddings(mechanisms, rows: Rows) -> Float[Array, "T D"] | float:
-    """Add up what mechanisms add to the embeddings of some rows."""
-    return sum(each.embedding(rows) for each in having(mechanisms, "embedding"))
+    """Compute the sum of all that mechanisms add to the embeddings of these rows."""
+    return sum(part.embedding(rows) for part in having(mechanisms, "embedding"))
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Array, "..."]:
@@ -277,5 +279,5 @@ def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Arr
 
 
 def weights_dropout(rate: float, key: Array | None) -> Dropout | None:
-    """Make the dropout of attention weights; without a key or a rate, None."""
+    """Make the dropout of attention weights; None without a key or a rate."""
     return None if key is None or rate == 0 else Dropout(rate, key)

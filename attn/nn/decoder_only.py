@@ -1,4 +1,4 @@
-"""A decoder-only Transformer: the source is the beginning of the text that it continues with the answer.
+"""A decoder-only Transformer: the source is a prefix, which the model continues with the answer.
 
 Source: Liu et al. 2018; with a fully visible prefix: Raffel et al. 2020, section 3.2.1.
 """
@@ -22,7 +22,7 @@ class DecoderOnlySettings(OneStackSettings):
     """Settings of the decoder-only Transformer.
 
     Attributes:
-      prefix: whether a token of the source attends to those before it ("causal") or to the whole source ("visible").
+      prefix: "causal" if a token of the source attends only to those before it, "visible" if to the whole source.
     """
 
     prefix: str = setting("causal", one_of(("causal", "visible")))
@@ -53,19 +53,19 @@ class DecoderOnly(OneStack):
         return_weights: bool = False,
         shift: Float[Array, "S D"] | None = None,
     ) -> tuple[Cache, Weights | None]:
-        """Read the source into the cache, its padding first, so that positions have no gap where the answer begins."""
+        """Read the source into the cache; its padding moves to the front, so that the answer follows without a gap."""
         length, size = jnp.sum(source != PAD), len(source)
-        moved = size - length  # rows of padding
+        padding = size - length
         total = None if answer_length is None else length + answer_length
-        cache = Cache(0, self.stack.cache(size + capacity), moved, Example(length, answer_length, total, key))
-        shift = None if shift is None else jnp.roll(shift, moved, axis=0)
-        _, cache, _ = self._read(jnp.roll(source, moved), cache, key, shift=shift)
+        cache = Cache(0, self.stack.cache(size + capacity), padding, Example(length, answer_length, total, key))
+        shift = None if shift is None else jnp.roll(shift, padding, axis=0)
+        _, cache, _ = self._read(jnp.roll(source, padding), cache, key, shift=shift)
         return cache, {} if return_weights else None
 
     def extend(
         self, tokens: Int[Array, "T"], cache: Cache, *, key: Array | None = None, return_weights: bool = False
     ) -> tuple[Float[Array, "T V"], Cache, Weights | None]:
-        """Read the next T tokens of the answer and predict what comes after each."""
+        """Read the next T tokens of the answer and predict the token after each."""
         x, cache, weights = self._read(tokens, cache, key, return_weights=return_weights)
         return self.logits(x), cache, {"decoder": weights} if return_weights else None
 
@@ -75,6 +75,7 @@ class DecoderOnly(OneStack):
         total = example.num_positions
         q = rows(len(tokens), start=index - padding, total=total, example=example)
         k = rows(len(cache.own[0].key), start=-padding, total=total, example=example)
+        # Masks take row numbers of the cache, where the padding comes first; positions count from the first symbol.
         visible = masks.causal(offset=index)
         if self.prefix == "visible":
             visible = visible | masks.prefix(padding + example.source_length)

@@ -1,4 +1,4 @@
-"""An encoder-only Transformer: it writes the answer in one pass, each token where one of the source stands.
+"""An encoder-only Transformer: it predicts the whole answer in one pass, token t at token t of the source.
 
 Source: the encoder of Vaswani et al. 2017, section 3.1; an output per token of the source: Devlin et al. 2019.
 """
@@ -17,8 +17,7 @@ from attn.nn.one_stack import OneStack
 class EncoderOnly(OneStack):
     """An encoder-only Transformer, for answers that are no longer than their sources.
 
-    Token t of the answer is predicted at token t of the source, all of them at once: none depends on another. Its
-    arguments are those of `OneStack`.
+    All tokens of the answer are predicted at once, so none depends on another. The arguments are those of `OneStack`.
     """
 
     kind = "encoder"
@@ -38,14 +37,15 @@ class EncoderOnly(OneStack):
         """Compute the logits of all tokens of the answer; the cache holds them."""
         length = jnp.sum(source != PAD)
         example = Example(length, answer_length, length, key)
-        own = rows(len(source), total=length, example=example)
-        x, weights = self.run(source, own, length, shift, return_weights)
+        source_rows = rows(len(source), total=length, example=example)
+        x, weights = self.run(source, source_rows, length, shift, return_weights)
         return Cache(0, self.logits(x), (), example), {"encoder": weights} if return_weights else None
 
-    def run(self, tokens: Int[Array, "S"], own: Rows, length: Count, shift, return_weights: bool):
+    def run(self, tokens: Int[Array, "S"], token_rows: Rows, length: Count, shift, return_weights: bool):
         """Run the stack on tokens of which the first `length` are visible; return its output and the weights."""
-        x, sides = self.embed(tokens, own, own.example.key, shift), Sides(own, own, masks.padding(length))
-        x, _, (weights, _) = self.stack(x, sides, key=own.example.key, return_weights=return_weights)
+        key, sides = token_rows.example.key, Sides(token_rows, token_rows, masks.padding(length))
+        x = self.embed(tokens, token_rows, key, shift)
+        x, _, (weights, _) = self.stack(x, sides, key=key, return_weights=return_weights)
         return x, weights
 
     def extend(

@@ -1,4 +1,4 @@
-"""The contract of a model, so that training, decoding and inspection need not know which one it is.
+"""The interface of models, so that training, decoding and inspection work with all of them.
 
 Source: Sutskever et al. 2014, section 2; Cho et al. 2014, section 2.2.
 """
@@ -21,13 +21,13 @@ Weights = dict[str, Float[Array, "_ _ _ _"]]  # [L N rows columns], by the names
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """Base of the settings of models: the model's name in `attn.nn.models.MODELS`, and what all of them have.
+    """Base of the settings of models.
 
     Attributes:
-      name: of the model.
+      name: a key of `attn.nn.models.MODELS`.
       width: D.
-      dropout: rate.
-      tied_embeddings: one matrix for all embeddings and the output.
+      dropout: its rate.
+      tied_embeddings: use one matrix for all embeddings and the output.
       dtype: of the computation; parameters are float32.
     """
 
@@ -42,10 +42,10 @@ class Cache(NamedTuple):
     """The state of a model between calls.
 
     Attributes:
-      index: the number of tokens read so far, of the prompt too if it shares the cache; the same for all examples.
-      own: of the text so far: keys and values with a capacity, or states.
-      memory: of the encoded source.
-      example: lengths, and the random key.
+      index: number of tokens read so far, with those of the prompt if it is in the cache; the same for all examples.
+      own: the text so far: self-attention keys and values with a capacity, or recurrent states.
+      memory: the encoded source.
+      example: its lengths and random key.
     """
 
     index: int | Int[Array, ""]
@@ -63,17 +63,17 @@ class Model(nnx.Module):
         extend(tokens [T], cache, key=, return_weights=) -> (logits [T V], Cache, weights or None)
 
     `start` makes a cache for an answer of up to `capacity` tokens. `extend` reads the next T tokens of the answer and
-    predicts what comes after each. `shift` `[S D]`, added to the embeddings of the source, is something to
-    differentiate by.
+    predicts the token after each. `shift` `[S D]` is added to the embeddings of the source: differentiate with respect
+    to it to get gradients by source token.
 
     Its `__init__(vocabulary, settings, rngs)` calls `add_embeddings` and `add_output`; with tied embeddings one matrix
     serves source, answer and output.
 
     Attributes:
       settings: the class of its settings.
-      reads_answer: whether what it predicts depends on the tokens of the answer.
-      one_text: whether source and answer are one text for it, so that it can learn a text without a source.
-      maps: names of its attention maps, and what their rows and columns stand for: "source", "answer" or "both".
+      reads_answer: whether its predictions depend on the tokens of the answer.
+      one_text: whether it reads source and answer as one text, so that it can learn a text without a source.
+      maps: names of its attention maps, and the text of their rows and of their columns: "source", "answer" or "both".
     """
 
     settings: ClassVar[type]
@@ -83,12 +83,12 @@ class Model(nnx.Module):
 
     @classmethod
     def max_positions(cls, settings) -> int | None:
-        """Return how many positions its mechanisms can tell apart; None for any number."""
+        """Return the number of positions that its mechanisms can distinguish; None for any number."""
         return None
 
     @classmethod
     def num_positions(cls, source: int, answer: int) -> int:
-        """Return how many positions a source and an answer of so many tokens need, end tokens included."""
+        """Return the number of positions that a source and an answer of these many tokens need, end tokens included."""
         return max(source, answer)
 
     def add_embeddings(self, vocabulary: int, width: int, *, tied: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -123,23 +123,24 @@ class Model(nnx.Module):
         return_weights: bool = False,
         shift: Float[Array, "S D"] | None = None,
     ) -> Float[Array, "T V"] | tuple[Float[Array, "T V"], Weights]:
-        """Compute the logits of the token after each token of the answer, given the source and the answer up to there.
+        """Compute the logits of the token after each token of the answer, given the source and the answer so far.
 
         Args:
           source: `[S]` tokens, padded at the end.
           inputs: `[T]` tokens of the answer, the begin token first.
-          answer_length: tokens of the whole answer, its end token included, for mechanisms that count from there.
-          key: random key for dropout and for drawn positions; None outside of training.
+          answer_length: number of tokens of the whole answer, its end token included, for mechanisms that count from
+            the end.
+          key: random key for dropout and randomized positions; None outside of training.
           return_weights: also return the attention weights of every layer and head.
           shift: `[S D]`, added to the embeddings of the source.
         """
         keys = split(key, 2)
         options = dict(key=keys[0], return_weights=return_weights, shift=shift)
-        cache, of_source = self.start(source, len(inputs), answer_length=answer_length, **options)
-        logits, _, of_answer = self.extend(inputs, cache, key=keys[1], return_weights=return_weights)
-        return (logits, of_source | of_answer) if return_weights else logits
+        cache, source_weights = self.start(source, len(inputs), answer_length=answer_length, **options)
+        logits, _, answer_weights = self.extend(inputs, cache, key=keys[1], return_weights=return_weights)
+        return (logits, source_weights | answer_weights) if return_weights else logits
 
 
 def split(key: Array | None, num: int) -> list[Array | None]:
-    """Make `num` keys from one, or as many Nones from None."""
+    """Split a key into `num`; without a key, return `num` times None."""
     return [None] * num if key is None else list(jax.random.split(key, num))

@@ -1,7 +1,7 @@
 """The models by name, for `config.model.name`.
 
-A new model is one class, a `Model` with a record of settings, and one line here; outside of the package, one class
-under `@register("name")`.
+A new model is one class, a `Model` with a dataclass of settings, and one line here; outside of the package, one class
+with the decorator `@register("name")`.
 """
 
 from collections.abc import Callable
@@ -22,15 +22,15 @@ MODELS: dict[str, type[Model]] = {
 
 
 def register(name: str) -> Callable[[type[Model]], type[Model]]:
-    """Make a model known by a name; a decorator of its class.
+    """Register a model under a name; a decorator of its class.
 
     Raises:
       ValueError: another model has the name.
     """
 
-    def known(model: type[Model]) -> type[Model]:
+    def add(model: type[Model]) -> type[Model]:
         if MODELS.setdefault(name, model) is not model:
             raise ValueError(f"model {name!r}: is known already; choose another name")
         return model
 
-    return known
+    return add

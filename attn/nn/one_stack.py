@@ -21,7 +21,7 @@ class OneStackSettings(BlockSettings):
 
     Attributes:
       num_layers: L.
-      mechanism: of its attention.
+      mechanism: of the attention.
     """
 
     num_layers: int = setting(2, between(1, 1_000))
@@ -37,7 +37,7 @@ class OneStack(Model):
       rngs: keys for the initial parameters.
 
     Attributes:
-      kind: of the attention, for its mechanism: "encoder" or "decoder".
+      kind: of the attention: "encoder" or "decoder"; see `attn.mechanisms.mechanism.Layer`.
     """
 
     settings = OneStackSettings
@@ -59,7 +59,7 @@ class OneStack(Model):
     def embed(
         self, tokens: Int[Array, "T"], rows: Rows, key: Array | None, shift: Float[Array, "T D"] | None
     ) -> Float[Array, "T D"]:
-        """Compute the input of the stack; `key` is that of the stack's dropout."""
+        """Compute the input of the stack; `key` is the stack's, of which the last part is for the dropout here."""
         *_, key = split(key, len(self.stack.blocks) + 1)
         x = (self.source_embed(tokens) + self.stack.added(rows)).astype(self.dtype)
         x = dropout(x, self.rate, key)

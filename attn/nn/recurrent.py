@@ -1,9 +1,9 @@
 """Recurrent encoder-decoders: an LSTM or a GRU reads the source into a state, and another one writes from there.
 
-Without attention that one state must carry the whole source. With it, the decoder weighs all states of the encoder at
-every step: additive attention (Bahdanau) before it goes on, multiplicative attention (Luong) after.
+Without attention this one state must carry the whole source. With attention, the decoder weighs all states of the
+encoder at every step: before the cells with additive attention (Bahdanau), after them with multiplicative (Luong).
 
-Reading order: a cell is one step of time; `unroll` is a sequence of them; a decoder tells how the source is read.
+Reading order: a cell is one time step; `unroll` runs a cell over a sequence; a decoder reads the encoded source.
 """
 
 import dataclasses
@@ -19,33 +19,33 @@ from attn.nn.block import dropout
 from attn.nn.model import PAD, Cache, Model, ModelSettings, Weights, split
 from attn.settings import between, one_of, setting
 
-State = tuple[Float[Array, "D"], ...]  # what a cell carries from step to step; its output, the hidden state, first
+State = tuple[Float[Array, "D"], ...]  # carried from step to step; the hidden state, which is the output, comes first
 
 
 class Cell(nnx.Module):
-    """One step of time: from what the input contributes to the gates, and a state, to the next state.
+    """One time step: the next state, from the input's part of the gates and a state.
 
     Args:
       width: D of input and hidden state.
       dtype: of the computation; parameters are float32.
     """
 
-    gates: int  # G
+    gates: int  # G, the number of gates
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        # Not the usual orthogonal W_h: its QR stands still where JAX has two devices on one CPU (jaxlib 0.10).
-        into = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=(1, 2))
-        self.W_x = nnx.Param(into(rngs.params(), (width, self.gates, width)))
-        self.W_h = nnx.Param(into(rngs.params(), (width, self.gates, width)))
+        # Not the usual orthogonal W_h: its QR decomposition hangs with two JAX devices on one CPU (jaxlib 0.10).
+        init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=(1, 2))
+        self.W_x = nnx.Param(init(rngs.params(), (width, self.gates, width)))
+        self.W_h = nnx.Param(init(rngs.params(), (width, self.gates, width)))
         self.b = nnx.Param(jnp.zeros((self.gates, width)))
         self.dtype = dtype
 
     def start(self, x: Float[Array, "T D"]) -> State:
-        """Return the state before the first of these inputs."""
+        """Return the state before the first input."""
         raise NotImplementedError
 
     def project(self, x: Float[Array, "T D"]) -> Float[Array, "T G D"]:
-        """Compute the inputs' part of the gates, x W_x + b, which needs no state, for all steps at once."""
+        """Compute the inputs' part of the gates, x W_x + b, for all steps at once, since it needs no state."""
         return jnp.einsum("td,dge->tge", x, self.W_x[...].astype(self.dtype)) + self.b[...].astype(self.dtype)
 
     def __call__(self, inputs: Float[Array, "G D"], state: State) -> State:
@@ -63,7 +63,7 @@ class LSTM(Cell):
         c' = sigmoid(f) c + sigmoid(i) tanh(g)
         h' = sigmoid(o) tanh(c')
 
-    Source: Hochreiter and Schmidhuber 1997; the forget gate f: Gers et al. 2000, begun at sigmoid(1): Jozefowicz et
+    Source: Hochreiter and Schmidhuber 1997; the forget gate f: Gers et al. 2000, with bias 1 at first: Jozefowicz et
     al. 2015, section 2.2.
     """
 
@@ -75,7 +75,7 @@ class LSTM(Cell):
 
     def start(self, x: Float[Array, "T D"]) -> State:
         """Return zeros."""
-        return jnp.zeros_like(x[0]), jnp.zeros_like(x[0])  # like x also in the mesh axes that it differs over
+        return jnp.zeros_like(x[0]), jnp.zeros_like(x[0])  # zeros_like also copies the mesh axes over which x varies
 
     def __call__(self, inputs: Float[Array, "G D"], state: State) -> State:
         """Return h' and c'."""
@@ -118,13 +118,12 @@ class GRU(Cell):
 def unroll(
     cell: Cell, x: Float[Array, "T D"], state: State, real: Bool[Array, "T"] | None = None
 ) -> tuple[Float[Array, "T D"], State]:
-    """Return the hidden state after each step, and the last state; where `real` is False the state does not change."""
+    """Return the hidden state after each step, and the last state; the state does not change where `real` is False."""
     real = jnp.ones(len(x), bool) if real is None else real
 
-    def step(state, now):
-        inputs, is_real = now
-        moved = cell(inputs, state)
-        state = jax.tree.map(lambda new, old: jnp.where(is_real, new, old), moved, state)
+    def step(state, step_inputs):
+        inputs, is_real = step_inputs
+        state = jax.tree.map(lambda new, old: jnp.where(is_real, new, old), cell(inputs, state), state)
         return state, state[0]
 
     state, hidden = jax.lax.scan(step, state, (cell.project(x), real))
@@ -132,11 +131,11 @@ def unroll(
 
 
 class PlainDecoder(nnx.Module):
-    """Cells on top of each other, which know of the source what their first states hold.
+    """A stack of cells without attention: all that they know of the source is in their first states.
 
     Args:
       make_cell: `() -> cell`.
-      num_layers: L.
+      num_layers: L, the number of cells.
       width: D.
       dtype: of the computation; parameters are float32.
 
@@ -147,24 +146,21 @@ class PlainDecoder(nnx.Module):
         self.cells = nnx.List([make_cell() for _ in range(num_layers)])
 
     def read(self, memory: Float[Array, "S D"]) -> None:
-        """Compute what is needed of the encoder's states once, before the first token: here nothing."""
+        """Prepare the encoder's states for `__call__`, once per source; nothing to prepare without attention."""
 
     def __call__(self, x: Float[Array, "T D"], states: tuple[State, ...], memory: None, length, return_weights: bool):
         """Return the output `[T D]` at each step, the states after the last, and the weights `[T S]` or None."""
-        after = []
+        last_states = []
         for cell, state in zip(self.cells, states):
             x, state = unroll(cell, x, state)
-            after.append(state)
-        return x, tuple(after), None
+            last_states.append(state)
+        return x, tuple(last_states), None
 
 
 class MultiplicativeDecoder(PlainDecoder):
-    """Attention after the cells: a = softmax(h W_a m_s), and tanh((a m, h) W_c + b_c) goes out. Without input feeding.
+    """Attention after the cells: a = softmax(h W_a m_s); the output is tanh((a m, h) W_c + b_c). No input feeding.
 
-    No step needs what an earlier one has read, so that all of them attend at once.
-
-    Args:
-      as of `PlainDecoder`.
+    The cells do not read the context, so all steps attend at once. The arguments are those of `PlainDecoder`.
 
     Source: Luong et al. 2015, sections 3 and 3.1, the score "general".
     """
@@ -179,24 +175,22 @@ class MultiplicativeDecoder(PlainDecoder):
         return self.W_a(memory), memory
 
     def __call__(self, x: Float[Array, "T D"], states: tuple[State, ...], memory, length, return_weights: bool):
-        """Run as `PlainDecoder` does."""
+        """Return output, states and weights as `PlainDecoder` does."""
         hidden, states, _ = super().__call__(x, states, None, length, False)
         key, value = memory
-        look = dict(mask=masks.padding(length), scale=1.0)
-        context = attention(hidden, key, value, **look, implementation="fastest")
-        weights = attention_weights(hidden, key, **look) if return_weights else None
+        options = dict(mask=masks.padding(length), scale=1.0)
+        context = attention(hidden, key, value, **options, implementation="fastest")
+        weights = attention_weights(hidden, key, **options) if return_weights else None
         return jnp.tanh(self.W_c(jnp.concatenate([context, hidden], axis=-1))), states, weights
 
 
 class AdditiveDecoder(PlainDecoder):
-    """Attention before the cells: a = softmax(v tanh(h W_a + m_s U_a + b_a)) of the last state h; x and a m C go in.
+    """Attention before the cells: a = softmax(v tanh(h W_a + m_s U_a + b_a)), with the last state h.
 
-    What goes out is tanh((a m, h') W_c + b_c), of the new state h'.
+    The cells read x and a m C. The output is tanh((a m, h') W_c + b_c), with the new state h'. The arguments are those
+    of `PlainDecoder`.
 
-    Args:
-      as of `PlainDecoder`.
-
-    Source: Bahdanau et al. 2015, sections 3.1 and A.1.2, over an encoder of one direction and without maxout.
+    Source: Bahdanau et al. 2015, sections 3.1 and A.1.2, with a one-directional encoder and without maxout.
     """
 
     def __init__(self, make_cell, num_layers: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -212,28 +206,28 @@ class AdditiveDecoder(PlainDecoder):
         return self.U_a(memory), memory
 
     def __call__(self, x: Float[Array, "T D"], states: tuple[State, ...], memory, length, return_weights: bool):
-        """Run as `PlainDecoder` does."""
+        """Return output, states and weights as `PlainDecoder` does."""
         key, value = memory
 
         def step(states, inputs):
-            *_, (query, *_) = states
+            *_, (query, *_) = states  # the hidden state of the last layer
             weights = self._weights(query, key, length)
             context = weights @ value
             inputs += self.C(context).reshape(inputs.shape)
-            after = []
+            new_states = []
             for layer, (cell, state) in enumerate(zip(self.cells, states)):
-                state = cell(inputs if layer == 0 else cell.project(after[-1][0][None])[0], state)
-                after.append(state)
-            return tuple(after), (state[0], context, weights)
+                state = cell(inputs if layer == 0 else cell.project(new_states[-1][0][None])[0], state)
+                new_states.append(state)
+            return tuple(new_states), (state[0], context, weights)
 
         states, (hidden, context, weights) = jax.lax.scan(step, states, self.cells[0].project(x))
         return jnp.tanh(self.W_c(jnp.concatenate([context, hidden], axis=-1))), states, weights
 
     def _weights(self, query: Float[Array, "D"], key: Float[Array, "S D"], length) -> Float[Array, "S"]:
         score = self.v(jnp.tanh(self.W_a(query) + key))[:, 0]
-        # A score that is no product of query and key is one that is added to a product of zeros.
-        nothing = jnp.zeros((len(key), 1), key.dtype)
-        [weights] = attention_weights(nothing[:1], nothing, mask=masks.padding(length), score=scores.dense(score[None]))
+        # `attention_weights` adds the score to the product of query and key, so that product must be 0.
+        zeros = jnp.zeros((len(key), 1), key.dtype)
+        [weights] = attention_weights(zeros[:1], zeros, mask=masks.padding(length), score=scores.dense(score[None]))
         return weights.astype(key.dtype)
 
 
@@ -246,8 +240,8 @@ class RecurrentSettings(ModelSettings):
     """Settings of the recurrent models; dropout is on embeddings and on the decoder's output.
 
     Attributes:
-      num_layers: L, of cells on top of each other, in encoder and decoder alike.
-      attention: a name in `DECODERS`.
+      num_layers: L, the number of stacked cells in the encoder, and in the decoder.
+      attention: a key of `DECODERS`.
     """
 
     num_layers: int = setting(1, between(1, 1_000))
@@ -257,10 +251,10 @@ class RecurrentSettings(ModelSettings):
 class Recurrent(Model):
     """A recurrent encoder-decoder, with or without attention.
 
-    The decoder's cells start from the last states of the encoder's. Padding does not change a state.
+    The decoder's cells start from the last states of the encoder's cells. Padding does not change a state.
 
     Attributes:
-      cell: the kind of its cells.
+      cell: the class of its cells.
 
     Args:
       vocabulary: V, the number of tokens; token 0 is padding.
@@ -277,15 +271,15 @@ class Recurrent(Model):
     def __init__(self, vocabulary: int, settings: RecurrentSettings, rngs: nnx.Rngs):
         dtype, width, num_layers = jnp.dtype(settings.dtype), settings.width, settings.num_layers
         self.rate = settings.dropout
-        ends = dict(tied=settings.tied_embeddings, dtype=dtype, rngs=rngs)
+        options = dict(tied=settings.tied_embeddings, dtype=dtype, rngs=rngs)
 
         def make_cell():
             return self.cell(width, dtype=dtype, rngs=rngs)
 
-        self.add_embeddings(vocabulary, width, **ends)
+        self.add_embeddings(vocabulary, width, **options)
         self.encoder = nnx.List([make_cell() for _ in range(num_layers)])
         self.decoder = DECODERS[settings.attention](make_cell, num_layers, width, dtype=dtype, rngs=rngs)
-        self.add_output(vocabulary, width, **ends)
+        self.add_output(vocabulary, width, **options)
 
     def start(
         self,
@@ -297,7 +291,7 @@ class Recurrent(Model):
         return_weights: bool = False,
         shift: Float[Array, "S D"] | None = None,
     ) -> tuple[Cache, Weights | None]:
-        """Encode the source; states need no capacity."""
+        """Encode the source; `capacity` is not used, since a state has a fixed size."""
         x = dropout(self.source_embed(source), self.rate, key)
         x = x if shift is None else x + shift
         states = []
@@ -310,7 +304,7 @@ class Recurrent(Model):
     def extend(
         self, tokens: Int[Array, "T"], cache: Cache, *, key: Array | None = None, return_weights: bool = False
     ) -> tuple[Float[Array, "T V"], Cache, Weights | None]:
-        """Read the next T tokens of the answer and predict what comes after each.
+        """Read the next T tokens of the answer and predict the token after each.
 
         The weights are those of the cross-attention, `[1 1 T S]`, if there is one.
         """

@@ -26,7 +26,7 @@ class Mechanisms:
     """The mechanism of each kind of attention, as `attn.mechanisms.parse` reads it.
 
     Attributes:
-      encoder, decoder: of the attention to the own text.
+      encoder, decoder: of the self-attention.
       cross: of the attention from the answer to the source.
     """
 
@@ -36,10 +36,13 @@ class Mechanisms:
 
     @classmethod
     def named(cls, text: str) -> "Mechanisms":
-        """Use one mechanism for all attention; what is added to embeddings is added at the bottom of both stacks."""
-        parse(text)  # so that a wrong one is reported as a whole
-        inside = [term for term in terms(text) if not any(having(parts(parse(term)), "embedding"))]
-        return cls(text, text, " + ".join(inside) or "none")
+        """Use one mechanism for all attention, but its parts that change the embeddings only for self-attention.
+
+        Those are added at the bottom of both stacks already.
+        """
+        parse(text)  # so that an error message shows the whole text, not one term
+        cross = [term for term in terms(text) if not any(having(parts(parse(term)), "embedding"))]
+        return cls(text, text, " + ".join(cross) or "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,7 @@ class TransformerSettings(BlockSettings):
 
     @property
     def mechanisms(self):
-        """Those of the encoder, of the decoder's own attention and of the cross-attention."""
+        """The mechanisms of the encoder, of the decoder's self-attention and of the cross-attention."""
         return tuple(map(parse, dataclasses.astuple(self.mechanism)))
 
 
@@ -77,15 +80,15 @@ class Transformer(Model):
 
     def __init__(self, vocabulary: int, settings: TransformerSettings, rngs: nnx.Rngs):
         self.rate, self.dtype = settings.dropout, jnp.dtype(settings.dtype)
-        ends = dict(tied=settings.tied_embeddings, dtype=self.dtype, rngs=rngs)
-        self.add_embeddings(vocabulary, settings.width, **ends)
+        vocabulary_options = dict(tied=settings.tied_embeddings, dtype=self.dtype, rngs=rngs)
+        self.add_embeddings(vocabulary, settings.width, **vocabulary_options)
         encoder, decoder, cross = settings.mechanisms
         options = dict(shared=build_shared(settings.mechanisms, layer(settings, "encoder"), rngs), rngs=rngs)
         self.encoder = Stack(settings, settings.num_encoder_layers, (encoder, "encoder"), **options)
         self.decoder = Stack(settings, settings.num_decoder_layers, (decoder, "decoder"), cross, **options)
         self.encoder.add_norm(settings, rngs)
         self.decoder.add_norm(settings, rngs)
-        self.add_output(vocabulary, settings.width, **ends)
+        self.add_output(vocabulary, settings.width, **vocabulary_options)
 
     @classmethod
     def max_positions(cls, settings: TransformerSettings) -> int | None:
@@ -99,12 +102,12 @@ class Transformer(Model):
         return_weights: bool = False,
         shift: Float[Array, "S D"] | None = None,
     ) -> tuple[Float[Array, "S D"], Float[Array, "L N S S"] | None]:
-        """Encode the source; also return the encoder's attention weights if asked for."""
+        """Encode the source; also return the encoder's attention weights if `return_weights`."""
         *_, key = split(example.key, len(self.encoder.blocks) + 1)
-        own = _source_rows(len(source), example)
-        x = self._embed(self.source_embed, source, self.encoder.added(own), key)
+        source_rows = _source_rows(len(source), example)
+        x = self._embed(self.source_embed, source, self.encoder.added(source_rows), key)
         x = x if shift is None else x + shift
-        sides = Sides(own, own, masks.padding(example.source_length))
+        sides = Sides(source_rows, source_rows, masks.padding(example.source_length))
         x, _, (weights, _) = self.encoder(x, sides, key=example.key, return_weights=return_weights)
         return x, weights
 
@@ -130,7 +133,7 @@ class Transformer(Model):
     def extend(
         self, tokens: Int[Array, "T"], cache: Cache, *, key: Array | None = None, return_weights: bool = False
     ) -> tuple[Float[Array, "T V"], Cache, Weights | None]:
-        """Read the next T tokens of the answer and predict what comes after each."""
+        """Read the next T tokens of the answer and predict the token after each."""
         *_, dropout_key = split(key, len(self.decoder.blocks) + 1)
         index, example, (capacity, *_) = cache.index, cache.example, cache.own[0].key.shape
         q = rows(len(tokens), start=index, total=example.answer_length, example=example)
@@ -138,7 +141,7 @@ class Transformer(Model):
         source = _source_rows(len(cache.memory[0].key), example)
         to_source = Sides(q, source, masks.padding(example.source_length))
         x = self._embed(self.embedding_of_answer(), tokens, self.decoder.added(q), dropout_key)
-        x, own, (weights, cross) = self.decoder(
+        x, self_kv, (weights, cross) = self.decoder(
             x,
             Sides(q, k, masks.causal(offset=index)),
             cache=(cache.own, index),
@@ -146,11 +149,11 @@ class Transformer(Model):
             key=key,
             return_weights=return_weights,
         )
-        cache = cache._replace(index=index + len(tokens), own=own)
+        cache = cache._replace(index=index + len(tokens), own=self_kv)
         return self.logits(x), cache, {"decoder": weights, "cross": cross} if return_weights else None
 
     def _embed(self, embed: nnx.Embed, tokens, added, key) -> Float[Array, "T D"]:
-        # Not multiplied by sqrt(D), unlike section 3.4 of the source: next to small embeddings positions stand out.
+        # Not multiplied by sqrt(D), unlike in section 3.4: positions stand out next to small embeddings.
         return dropout((embed(tokens) + added).astype(self.dtype), self.rate, key)
 
 

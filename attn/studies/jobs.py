@@ -1,7 +1,7 @@
-"""Train every model of a study once, resume what was interrupted, and run a study job by job.
+"""Train every model of a study once, resume interrupted trainings, and run a study job by job.
 
 The folder of a study holds its results as JSON, its models under `runs/`, which `attn.load` opens, and compiled
-programs under `programs/`. What is there is not computed again.
+programs under `programs/`. Existing results and models are not computed again.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ from attn.training.state import State, model_structure
 Settings = dict[str, Any]  # of a run, by section, and its imports, as `attn.training.config.from_mapping` takes them
 
 _STEPS_PER_CALL = 250  # at most, so that Ctrl-C is noticed soon
-_WATCHED = "watched/{:08d}.json"  # by step
-_EXAMPLES = 200  # of the evaluation that ends a training; studies evaluate for themselves
+_WATCHED = "watched/{:08d}.json"  # one file per step
+_EXAMPLES = 200  # of the evaluation at the end of a training; few, since studies do their own evaluations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Trainer:
 
     Attributes:
       folder: holds one folder per run.
-      say: shows a line.
+      say: prints a line.
     """
 
     folder: pathlib.Path
@@ -56,7 +56,7 @@ class Trainer:
         """Return the run with these settings, trained to its end.
 
         Args:
-          settings: by section; what they leave out has the default of `attn.training.config`.
+          settings: by section; missing ones have the defaults of `attn.training.config`.
           watch: called with the run at every checkpoint; `watched` returns its results, which must be plain values.
 
         Raises:
@@ -81,7 +81,7 @@ class Trainer:
             return run
 
     def watched(self, run: Run) -> list[dict]:
-        """Return what `watch` returned at every checkpoint of a run: `{"step", "seen"}`, by step."""
+        """Return the results of `watch` at every checkpoint of a run, by step: `{"step", "seen"}`."""
         steps, every = run.config.training.steps, run.config.training.checkpoint_every
         paths = [run.folder / _WATCHED.format(step) for step in [*range(every, steps, every), steps]]
         with _delete_to_repair(run.folder, OSError, ValueError):
@@ -91,7 +91,8 @@ class Trainer:
 def run_jobs(noun: str, jobs: Mapping[str, Callable[[Trainer], None]], folder: pathlib.Path):
     """Run the jobs of a study, by name, one after another in the study's folder.
 
-    A job trains what it needs and saves its result before it returns. `noun` names it on the screen, such as "claim".
+    A job trains the models that it needs and saves its result before it returns. `noun` names it in progress lines,
+    such as "claim".
     """
     folder.mkdir(parents=True, exist_ok=True)
     keep_programs(folder / "programs")
@@ -108,7 +109,7 @@ def settings_of(task: str, max_length: int, steps: int, seed: int = 0, /, **mode
 
 
 def configured(settings: Settings) -> Config:
-    """Return the config of a run: ten checkpoints, one evaluation, at the end, and Ctrl-C noticed soon."""
+    """Return the config of a run: ten checkpoints, and one evaluation at the end."""
     steps = settings.get("training", {}).get("steps", 2_000)
     defaults = {
         "training": {
@@ -135,7 +136,7 @@ def losses(run: Run) -> list[tuple[int, float]]:
 
 
 def machine() -> dict[str, Any]:
-    """Return the devices, cores and versions that a result was measured with."""
+    """Return the devices, cores and versions of this machine, to be saved with a result."""
     return {
         "devices": [device.device_kind for device in jax.devices()],
         "cores": meshes.cores(),
@@ -146,7 +147,7 @@ def machine() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _delete_to_repair(folder: pathlib.Path, *errors: type[Exception]) -> Iterator[None]:
-    """Turn errors about damaged files into one that names the run's folder and says what to do."""
+    """Turn errors about damaged files into a RunError that names the run's folder and says what to do."""
     try:
         yield
     except errors as error:
@@ -154,7 +155,7 @@ def _delete_to_repair(folder: pathlib.Path, *errors: type[Exception]) -> Iterato
 
 
 def _watcher(config: Config, folder: Folder, watch: Callable[[Run], Any]) -> Callable[[State], None]:
-    """Make `state -> None`, which saves what `watch` returns for the run at that state."""
+    """Make `state -> None`, which saves the result of `watch` for the run at that state."""
     graphdef, _ = model_structure(config, config.task.vocabulary)
 
     def save(state: State):

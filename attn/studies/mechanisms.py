@@ -1,4 +1,4 @@
-"""Mechanisms that the studies of lengths compare: heads that count from either end, lines, and drawn positions."""
+"""Mechanisms that the studies of lengths compare: heads that count from either end, lines, randomized positions."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,51 +14,51 @@ from attn.mechanisms.mechanism import HeadParam, Layer, Mechanism, build
 from attn.mechanisms.registry import register
 from attn.mechanisms.rows import Count, Example, LengthUnknown, Rows, known
 
-_DRAW = 1 << 16  # folded into a key to draw positions: no layer has such a number
-NEAR = 14  # T5's buckets, made to end at two more, hold one distance each up to here; all farther ones share one
-_PACE = 4.0  # the parameters of a line have farther to go than others
+_DRAW = 1 << 16  # folded into a key to draw positions; a number that no layer has
+NEAR = 14  # with max_distance = NEAR + 2, T5's buckets have one distance each up to here; farther ones share one
+_LINE_RATE = 4.0  # multiplies the parameters of a line, which must change more in training than others
 
 
 class PositionsUnknown(LengthUnknown):
-    """The length of the answer is read, but only for how many positions to draw, not for where the answer ends."""
+    """The length of the answer is needed, but only for the number of positions to draw, not for the answer's end."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TapeExample(Example):
-    """An example on a tape: its symbols, and after them as many cells as its answer has symbols."""
+    """An example on a tape: its symbols, then one cell per symbol of its answer."""
 
     symbols: Count = 0
     cells: Count = 0
 
 
 def _from_start(rows: Rows) -> Int[Array, "T"]:
-    """Positions counted from the first token."""
-    return _looked_up(rows, _place(rows))
+    """Return positions counted from the first token."""
+    return _lookup(rows, _number_in_text(rows))
 
 
 def _from_end(rows: Rows, symbols: bool = False) -> Int[Array, "T"]:
-    """Positions counted from the last token, or from the last symbol, which stands at 0; what follows it, before 0."""
-    if isinstance(rows.example, TapeExample):  # which has no end tokens
+    """Return positions counted back from the last token, or from the last symbol, which is at 0; later ones are < 0."""
+    if isinstance(rows.example, TapeExample):  # a tape has no end tokens
         length = jnp.where(rows.token < rows.example.symbols, rows.example.symbols, rows.example.cells)
     else:
         length = rows.length - symbols
-    return _looked_up(rows, length - 1 - _place(rows))
+    return _lookup(rows, length - 1 - _number_in_text(rows))
 
 
-def _place(rows: Rows) -> Int[Array, "T"]:
-    """The number of each token in its text; on a tape symbols and cells are two texts."""
+def _number_in_text(rows: Rows) -> Int[Array, "T"]:
+    """Return the number of each token in its text; the symbols and the cells of a tape are two texts."""
     if not isinstance(rows.example, TapeExample):
         return rows.token
     return rows.token - rows.example.symbols * (rows.token >= rows.example.symbols)
 
 
-def _looked_up(rows: Rows, place: Int[Array, "T"]) -> Int[Array, "T"]:
-    return place if rows.table is None else rows.table[jnp.clip(place, 0, len(rows.table) - 1)]
+def _lookup(rows: Rows, number: Int[Array, "T"]) -> Int[Array, "T"]:
+    return number if rows.table is None else rows.table[jnp.clip(number, 0, len(rows.table) - 1)]
 
 
 def counted(q: Rows, k: Rows, *, keys: bool = True, queries: bool = True) -> tuple[Int[Array, "S"], Int[Array, "T"]]:
-    """Positions idx of keys and tau of queries for a head: from the start or from the end, all four kinds in turn.
+    """Return positions idx of keys and tau of queries for a head; the heads take all four kinds of counting in turn.
 
     Args:
       q, k: rows of the head.
@@ -76,13 +76,13 @@ class anchored(Mechanism):
 
     idx counts the keys from the start or from the end, tau the queries from the start or from the end; slope, which a
     softplus keeps positive, and c are learned, one per head. A cross-attention head is then a pointer that moves by one
-    position per step, forwards or backwards. All four kinds of heads are there if the layer has four.
+    position per step, forwards or backwards. A layer with four heads has all four kinds.
 
     Args:
       keys, queries: as of `counted`.
-      soft: whether the slopes start as those of ALiBi; otherwise at 3.
-      frozen: whether the slopes stay as they are.
-      shift: whether c, 0 at first, is learned.
+      soft: whether the initial slopes are those of ALiBi; otherwise they are 3.
+      frozen: whether the slopes stay at their initial values.
+      shift: whether c, initially 0, is learned.
     """
 
     keys: bool = True
@@ -94,7 +94,7 @@ class anchored(Mechanism):
     def setup(self, layer: Layer, rngs: nnx.Rngs):
         self.num_heads = layer.num_heads
         if self.shift or not self.frozen:
-            rngs.params()  # unused; the layers after this one were initialised after it in the recorded results
+            rngs.params()  # unused, but later layers must get the same keys as in the recorded results
         if not self.frozen:
             self.slope = HeadParam(_inverse_softplus(self._first_slopes()))
         if self.shift:
@@ -114,7 +114,7 @@ class anchored(Mechanism):
 class anchored_t5(Mechanism):
     """s + b(idx - tau), as T5, with idx and tau counted from the start by some heads and from the end by others.
 
-    b has a number for each distance up to `NEAR`, either way; all that are farther share one.
+    b has one number per distance up to `NEAR` in each direction; all farther ones share one.
     """
 
     def setup(self, layer: Layer, rngs: nnx.Rngs):
@@ -134,9 +134,9 @@ class anchored_t5(Mechanism):
 class anchored_rotary(Mechanism):
     """Rotary positions, counted from the start by some heads and from the last symbol by others.
 
-    Not from the end token: a source's symbol j is the j-th of its reverse counted back from the last symbol, but the
-    (j + 1)-th counted back from the end token. Heads can learn to look one position aside, but how far aside that is
-    depends on the length where positions are drawn.
+    Not from the end token: symbol j of a source is the j-th of its reverse counted back from the last symbol, but the
+    (j + 1)-th counted back from the end token. Heads can learn a shift by one position, but with randomized positions
+    the size of that shift depends on the length.
     """
 
     def query(self, x: Float[Array, "T H"], q: Rows) -> Float[Array, "T H"]:
@@ -157,25 +157,25 @@ class line(Mechanism):
 
     def setup(self, layer: Layer, rngs: nnx.Rngs):
         rngs.params()  # as in `anchored`
-        # At first the lines stand still, spread over the keys, with slopes so soft that most keys are seen.
+        # At first the lines do not move with t and are spread over the keys; soft slopes let a head see most keys.
         spread = (jnp.arange(layer.num_heads) + 0.5) / layer.num_heads
-        self.line = HeadParam(jnp.stack([0 * spread, spread, 0 * spread], axis=-1) / _PACE)
-        self.slope = HeadParam(jnp.full(layer.num_heads, _inverse_softplus(0.3) / _PACE))
+        self.line = HeadParam(jnp.stack([0 * spread, spread, 0 * spread], axis=-1) / _LINE_RATE)
+        self.slope = HeadParam(jnp.full(layer.num_heads, _inverse_softplus(0.3) / _LINE_RATE))
 
     def score(self, q: Rows, k: Rows):
         tau = q.position
-        features = jnp.stack(jnp.broadcast_arrays(tau, k.length, 1), axis=-1)
+        features = jnp.stack(jnp.broadcast_arrays(tau, k.length, 1), axis=-1)  # [T 3]
         # In float32, since bfloat16 rounds positions above 256.
-        target = features.astype(jnp.float32) @ (_PACE * self.line[...])
-        slope, idx = jax.nn.softplus(_PACE * self.slope[...]), k.position
+        target = features.astype(jnp.float32) @ (_LINE_RATE * self.line[...])
+        slope, idx = jax.nn.softplus(_LINE_RATE * self.slope[...]), k.position
         return lambda s, q, k: s - slope * jnp.abs(idx[k.row] - target[q.row])
 
 
 @register
 class log_length(Mechanism):
-    """s ln(1 + n), with n the number of keys that a query may attend to: weights over many keys can be as sharp.
+    """s ln(1 + n), with n the number of keys that a query may attend to: weights over many keys can be equally sharp.
 
-    Source: Chiang and Cholak 2022, section 5.3, with 1 + n for n, so that the score of a single key still counts.
+    Source: Chiang and Cholak 2022, section 5.3, with 1 + n instead of n, so that the score of a single key is not 0.
     """
 
     def setup(self, layer: Layer, rngs: nnx.Rngs):
@@ -189,12 +189,12 @@ class log_length(Mechanism):
 
 @register
 class randomized(Mechanism):
-    """Another mechanism over positions that are drawn, in order, from a range far beyond the training lengths.
+    """Another mechanism over positions that are drawn, ascending, from a range far beyond the training lengths.
 
     Args:
       inner: the other mechanism.
       range: positions are drawn from 0..range-1.
-      at_test: "spaced", evenly over the range, or "random", drawn as in training but the same every time.
+      at_test: "spaced": evenly over the range; "random": drawn as in training, but with a fixed key.
 
     Source: Ruoss et al. 2023, section 3.
     """
@@ -209,8 +209,8 @@ class randomized(Mechanism):
         if self.at_test not in ("spaced", "random"):
             raise ValueError(f"randomized: at_test must be 'spaced' or 'random', got {self.at_test!r}")
         if (self.inner.max_positions or self.range) < self.range:
-            told = f"{self.inner.expression()} tells {self.inner.max_positions} positions apart"
-            raise ValueError(f"randomized: {told}, must tell range = {self.range} apart")
+            reason = f"{self.inner.expression()} distinguishes {self.inner.max_positions} positions"
+            raise ValueError(f"randomized: {reason}, must distinguish range = {self.range}")
 
     @property
     def max_positions(self) -> int:
@@ -222,50 +222,51 @@ class randomized(Mechanism):
     def setup(self, layer: Layer, rngs: nnx.Rngs):
         (self.inner,) = build(self.inner, layer, rngs, {})
 
-    def _drawn(self, rows: Rows) -> Rows:
+    def _randomized_rows(self, rows: Rows) -> Rows:
         count = known(rows.example.num_positions, PositionsUnknown)
         table = draw(self.range, count, rows.example.key, at_test=self.at_test)
         return dataclasses.replace(rows, table=table)
 
     def embedding(self, rows: Rows) -> Float[Array, "T D"]:
-        return self.inner.embedding(self._drawn(rows))
+        return self.inner.embedding(self._randomized_rows(rows))
 
     def query(self, x: Float[Array, "T H"], q: Rows) -> Float[Array, "T H"]:
-        return self.inner.query(x, self._drawn(q))
+        return self.inner.query(x, self._randomized_rows(q))
 
     def key(self, x: Float[Array, "S H"], k: Rows) -> Float[Array, "S H"]:
-        return self.inner.key(x, self._drawn(k))
+        return self.inner.key(x, self._randomized_rows(k))
 
     def value(self, x: Float[Array, "S H"], k: Rows) -> Float[Array, "S H"]:
-        return self.inner.value(x, self._drawn(k))
+        return self.inner.value(x, self._randomized_rows(k))
 
     def score(self, q: Rows, k: Rows):
-        q, k = self._drawn(q), self._drawn(k)
-        return _of_drawn(self.inner.score(q, k), q, k)
+        q, k = self._randomized_rows(q), self._randomized_rows(k)
+        return _by_tile(self.inner.score(q, k), q, k)
 
     def mask(self, q: Rows, k: Rows):
-        q, k = self._drawn(q), self._drawn(k)
-        return _of_drawn(self.inner.mask(q, k), q, k)
+        q, k = self._randomized_rows(q), self._randomized_rows(k)
+        return _by_tile(self.inner.mask(q, k), q, k)
 
 
-def _of_drawn(change: Callable | None, q: Rows, k: Rows) -> Callable | None:
-    """A score or mask of drawn rows, or of drawn positions, as a function of the rows of a tile."""
+def _by_tile(change: Callable | None, q: Rows, k: Rows) -> Callable | None:
+    """Turn a score or mask of randomized rows, or of their positions, into a function of the rows of a tile."""
 
-    def call(*given):
-        tiles = q.tile(given[-2].row), k.tile(given[-1].row)
-        return change(*given[:-2], *([tile.position for tile in tiles] if isinstance(change, Mod) else tiles))
+    def call(*arguments):  # (q, k) of a mask, (s, q, k) of a score
+        *s, q_tile, k_tile = arguments
+        tiles = q.tile(q_tile.row), k.tile(k_tile.row)
+        return change(*s, *([tile.position for tile in tiles] if isinstance(change, Mod) else tiles))
 
     return None if change is None else call
 
 
 def draw(range: int, count: Count, key: Array | None, *, at_test: str) -> Int[Array, "range"]:
-    """Draw the positions of the first `count` tokens, ascending; those after are filled.
+    """Draw the positions of the first `count` tokens, ascending; the values after them are not used.
 
-    Evenly spaced, token t stands at the mean of what is drawn for it, (t + 1) (range + 1) / (count + 1) - 1, rounded
+    The evenly spaced position of token t is the mean of its drawn one, (t + 1) (range + 1) / (count + 1) - 1, rounded
     down.
 
     Args:
-      range: positions are of 0..range-1.
+      range: positions are in 0..range-1.
       count: number of tokens.
       key: of an example in training; None at test.
       at_test: see `randomized`.
@@ -280,5 +281,5 @@ def draw(range: int, count: Count, key: Array | None, *, at_test: str) -> Int[Ar
 
 
 def _inverse_softplus(x):
-    """ln(e^x - 1), whose softplus is x."""
+    """Return ln(e^x - 1), whose softplus is x."""
     return jnp.log(jnp.expm1(x))

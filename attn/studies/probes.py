@@ -1,4 +1,4 @@
-"""Measure and change trained models. All that the studies know of a model's insides is in this file."""
+"""Measure and change trained models. Only this file of the studies depends on the inside of models."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ def untrained(settings: Settings) -> Run:
 
 
 def exact_match(run: Run, lengths: Collection[int], each: int) -> list[float]:
-    """Return the fraction of exact answers to `each` held-out strings of each length, in ascending order of length."""
+    """Return the fraction of exact answers to `each` held-out strings per length, in ascending order of length."""
     metrics = run.evaluate(sorted(lengths), each).exact_match
     return [float(metrics.sum[length] / metrics.count[length]) for length in sorted(lengths)]
 
@@ -42,18 +42,18 @@ def count_parameters(settings: Settings) -> int:
 
 
 def match_width(settings: Settings, count: int) -> Settings:
-    """Return the settings with the greatest width at which the model has at most `count` parameters."""
+    """Return the settings with the greatest width for which the model has at most `count` parameters."""
 
-    def of_width(width: int) -> Settings:
+    def with_width(width: int) -> Settings:
         return {**settings, "model": {**settings["model"], "width": width}}
 
     fits, exceeds = 1, 2
-    while count_parameters(of_width(exceeds)) <= count:
+    while count_parameters(with_width(exceeds)) <= count:
         fits, exceeds = exceeds, 2 * exceeds
     while exceeds - fits > 1:
         middle = (fits + exceeds) // 2
-        fits, exceeds = (middle, exceeds) if count_parameters(of_width(middle)) <= count else (fits, middle)
-    return of_width(fits)
+        fits, exceeds = (middle, exceeds) if count_parameters(with_width(middle)) <= count else (fits, middle)
+    return with_width(fits)
 
 
 def held_out(run: Run, length: int, strings: int) -> Questions:
@@ -64,7 +64,7 @@ def held_out(run: Run, length: int, strings: int) -> Questions:
 def true_sources(run: Run, length: int) -> Int[np.ndarray, "n"]:
     """Return the source position of each symbol of an answer, for a rule that only moves symbols.
 
-    It is the answer to the positions themselves, as symbols.
+    It is the answer to a source whose symbols are its positions.
     """
     task = dataclasses.replace(run.config.task, symbols=max(2, length))
     return task.questions(np.arange(1, length + 1)[None], np.array([length])).targets[0, :length] - 1
@@ -86,17 +86,17 @@ def position_table(run: Run) -> Float[np.ndarray, "P D"]:
 
 
 def without(run: Run, *, inside: str, matrix: str, head: int | None = None) -> Run:
-    """Return the run with a matrix of its attention layers set to zero, or one head's part of it.
+    """Return the run with a matrix of its attention layers, or one head's part of it, set to zero.
 
     Without W_O an attention layer adds nothing; without W_Q all scores are zero, so all weights are equal.
 
     Args:
-      run: of a Transformer.
+      run: a run of a Transformer.
       inside: part of the matrix's path, such as "decoder.blocks.0.cross".
       matrix: "W_Q", "W_K", "W_V" or "W_O".
-      head: whose part; None for all.
+      head: the head whose part is set to zero; None for all heads.
     """
-    axis = 0 if matrix == "W_O" else 1  # of the heads: W_O is [N H D], the others are [D N H]
+    axis = 0 if matrix == "W_O" else 1  # axis of the heads: W_O is [N H D], the others are [D N H]
     index = (slice(None),) * axis + (slice(None) if head is None else head,)
     return _replace(run, inside, matrix, lambda path, value: value.at[index].set(0.0))
 
@@ -119,7 +119,7 @@ def _replace(run: Run, inside: str, matrix: str, change: Callable) -> Run:
 
 
 def teacher_forced(function: Callable, run: Run, questions: Questions) -> PyTree:
-    """Apply `function(model, source, read)`, such as those below, to every string.
+    """Apply `function(model, source, read)`, such as the functions below, to every string.
 
     `read` is the decoder's input: the begin token, then the correct tokens.
     """
@@ -127,7 +127,7 @@ def teacher_forced(function: Callable, run: Run, questions: Questions) -> PyTree
     return jax.tree.map(np.asarray, _map_strings(function, run.graphdef, begin, run.params, sources, targets))
 
 
-# The parameters are an argument, so that runs of one structure share a program.
+# The parameters are an argument, so that runs of equal structure share a compiled program.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _map_strings(function: Callable, graphdef: nnx.GraphDef, begin: int, params: nnx.State, sources, targets) -> PyTree:
     model = nnx.merge(graphdef, params)
@@ -152,7 +152,7 @@ def answers_without(
 ) -> tuple[Float[Array, "L N T S"], Int[Array, "T"], Int[Array, "S T"]]:
     """Return cross-attention weights, the answer, and the answer without source token j, for each j.
 
-    A token is hidden from the cross-attention alone, as if it was masked.
+    A token is hidden only from the cross-attention, as if it were masked.
     """
     cache, _ = model.start(source, len(read))
     logits, _, weights = model.extend(read, cache, return_weights=True)
@@ -161,7 +161,7 @@ def answers_without(
 
 
 def hide(cache: Cache, j: int | Int[Array, ""]) -> Cache:
-    """Remove the keys and values of source token j from a cache; those after it move up."""
+    """Return a cache without the keys and values of source token j; later ones move to the front by one row."""
 
     def remove(rows):
         index = jnp.arange(len(rows))

@@ -1,6 +1,6 @@
-"""Write what a study measured: JSON, tables and figures in Markdown or HTML, each file whole or not at all.
+"""Write the results of a study: JSON, and tables and figures in Markdown or HTML. Files are written atomically.
 
-Reports are made from the numbers alone, so that they can be written again from the JSON files.
+Reports are made only from the numbers, so that they can be written again from the JSON files.
 """
 
 import base64
@@ -34,7 +34,7 @@ small { color: #555 } .reduced { background: #fff4d6; padding: 0.5rem 1rem }
 
 
 class Table(NamedTuple):
-    """A table: its caption, the names of its columns or none, and its rows."""
+    """A table: its caption, the names of its columns (may be empty), and its rows."""
 
     caption: str
     header: Sequence[str]
@@ -62,7 +62,7 @@ def escape(text: str) -> str:
 
 
 def html_page(title: str, body: str) -> str:
-    """Return an HTML page that loads nothing from elsewhere."""
+    """Return an HTML page that loads no other files."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width"><title>{escape(title)}</title>'
@@ -71,7 +71,7 @@ def html_page(title: str, body: str) -> str:
 
 
 def html_figure(figure: Figure, words: str) -> str:
-    """Return a figure as an image inside of an HTML page; `words` stand for it where it cannot be seen."""
+    """Return a figure as an image inside of an HTML page; `words` are its alternative text."""
     file = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "attn"}):  # so that equal numbers give equal pages
         figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
@@ -87,20 +87,20 @@ def html_equation(tex: str) -> str:
 
 
 def panels(columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """Return a figure, of a size in inches, and its axes, `[columns]`, side by side."""
+    """Return a figure of a size in inches, and its axes side by side, `[columns]`."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, columns)
 
 
 def tick_lengths(ax: Axes, lengths: Sequence[int]):
-    """Give an axes a logarithmic axis of lengths that are named as they are."""
+    """Make the x-axis logarithmic, with a tick and a plain number at each length."""
     ax.set_xscale("log")
     ax.set_xticks(lengths, lengths)
     ax.minorticks_off()
 
 
 def save_json(path: pathlib.Path, values: Any, indent: int | None = None):
-    """Write plain values."""
+    """Write plain values as JSON."""
     write_whole(path, json.dumps(values, indent=indent) + "\n")
 
 
@@ -120,12 +120,12 @@ def load_json(path: pathlib.Path, parse: Callable[[Any], T]) -> T | None:
 
 
 def other_settings(path: pathlib.Path, hint: str = "") -> RunError:
-    """Return the error for a result that was measured with other settings than those of now."""
+    """Return the error for a result that was measured with different settings."""
     return RunError(f"{path}: was produced with different settings{hint}; delete it or choose another --output")
 
 
 def save_markdown(path: pathlib.Path, part: str, figure: Figure):
-    """Write a part between the marks of a Markdown page, or a new page, and the figure beside it, as PNG.
+    """Write a part between the marks of a Markdown page, or into a new page, and the figure next to it as PNG.
 
     Raises:
       ValueError: the page exists and has no marks.
@@ -141,17 +141,17 @@ def save_markdown(path: pathlib.Path, part: str, figure: Figure):
 
 
 def replace_part(text: str, part: str) -> str | None:
-    """Return a page with another part between its marks; None if it has no marks."""
+    """Return a page with a new part between its marks; None if it has no marks."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     return f"{before}{BEGIN}\n{part}{END}{after}" if begin and end else None
 
 
 def check_page(path: pathlib.Path):
-    """Check before the work that `save_markdown` will find marks in a page, if it exists.
+    """Check, before a study runs, that `save_markdown` can write a page: it does not exist yet or has marks.
 
     Raises:
-      InputError: it will not.
+      InputError: it cannot.
     """
     if path.suffix != ".md":
         raise InputError(f"--page={path}: must end in .md; the figure beside it will end in .png")
@@ -163,10 +163,10 @@ def check_page(path: pathlib.Path):
 
 
 def check_writable(path: pathlib.Path, option: str = "--output"):
-    """Check before the work that a file can be written.
+    """Check, before a study runs, that a file can be written.
 
     Raises:
-      InputError: it cannot; `option` names where its path was given.
+      InputError: it cannot; the message names `option`.
     """
     if path.is_dir():
         raise InputError(f"{option}={path}: is a folder, must be a file")

@@ -1,6 +1,6 @@
-"""An encoder that writes its answer in one pass: the source on a tape, empty cells after it, no decoder.
+"""An encoder that predicts its answer in one pass: the source on a tape, empty cells after it, no decoder.
 
-It is trained on batches of one length, which `config.data.source = "one_length"` draws.
+Its training batches have one length each, drawn by `config.data.source = "one_length"`.
 
 Source: Deletang et al. 2023, section 4; Ruoss et al. 2023, section 4.
 """
@@ -23,16 +23,16 @@ from attn.studies.mechanisms import TapeExample
 from attn.tasks.examples import Bucket, Example
 from attn.tasks.generated import DrawnBatches, Generated, bucket_of
 
-_LENGTHS = 2  # the number that a run's key is folded with for the lengths of batches
-_WIDTHS = 4  # that batches are padded to
-_SURE = 30.0  # logit of the end token where the answer's length says that it comes
+_LENGTHS = 2  # folded into a run's key to draw the lengths of batches
+_WIDTHS = 4  # number of widths that batches are padded to
+_END_LOGIT = 30.0  # logit of the end token after the last cell, whose position is given
 
 
 @register("tape")
 class Tape(EncoderOnly):
-    """A Transformer's encoder over x_1 ... x_n and as many empty cells as the answer has symbols.
+    """A Transformer's encoder over x_1 ... x_n and one empty cell per symbol of the answer.
 
-    The outputs at the empty cells are the logits of the answer's symbols, all at once: none of them depends on another.
+    The outputs at the empty cells are the logits of the answer's symbols, all at once: no symbol depends on another.
     The length of the answer is given, so its end is not predicted. An empty cell is the begin token.
 
     Args:
@@ -60,7 +60,7 @@ class Tape(EncoderOnly):
         return_weights: bool = False,
         shift: Float[Array, "S D"] | None = None,
     ) -> tuple[Cache, Weights | None]:
-        """Run the pass; the cache holds the logits of every token of the answer.
+        """Run the encoder; the cache holds the logits of all tokens of the answer.
 
         Raises:
           LengthUnknown: the answer's length is not given.
@@ -68,22 +68,22 @@ class Tape(EncoderOnly):
         source_length = jnp.sum(source != PAD)
         symbols, cells = source_length - 1, known(answer_length) - 1  # without the end tokens
         size = len(source) + capacity
-        place, wide = jnp.arange(size), jnp.pad(source, (0, capacity))
-        tape = jnp.where(place < symbols, wide, jnp.where(place < symbols + cells, self.vocabulary - 2, PAD))
+        index, wide_source = jnp.arange(size), jnp.pad(source, (0, capacity))
+        tape = jnp.where(index < symbols, wide_source, jnp.where(index < symbols + cells, self.vocabulary - 2, PAD))
         if shift is not None:
-            shift = jnp.where((place < symbols)[:, None], jnp.pad(shift, ((0, capacity), (0, 0))), 0)
+            shift = jnp.where((index < symbols)[:, None], jnp.pad(shift, ((0, capacity), (0, 0))), 0)
         length = symbols + cells
         example = TapeExample(source_length, answer_length, length, key, symbols=symbols, cells=cells)
         out, _ = self.run(tape, rows(size, total=length, example=example), length, shift, False)
         logits = self.logits(out[jnp.minimum(symbols + jnp.arange(capacity), size - 1)])
-        sure = _SURE * jax.nn.one_hot(self.vocabulary - 1, self.vocabulary)
-        logits = jnp.where((jnp.arange(capacity) < cells)[:, None], logits, sure)
+        end = _END_LOGIT * jax.nn.one_hot(self.vocabulary - 1, self.vocabulary)
+        logits = jnp.where((jnp.arange(capacity) < cells)[:, None], logits, end)
         return Cache(0, logits, (), example), {} if return_weights else None
 
 
 @dataclasses.dataclass(frozen=True)
 class OneLengthBatches(DrawnBatches):
-    """Batches whose examples have one length, drawn for every step, and are padded to one of a few widths."""
+    """Batches whose examples have one length, drawn per step, and are padded to one of a few widths."""
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:
@@ -106,7 +106,7 @@ class OneLength(Generated):
     """The data of a task, drawn in batches of one length."""
 
     def batches(self, batch_size: int, seed: int) -> OneLengthBatches:
-        """Return the batches to train on."""
+        """Return the training batches."""
         return OneLengthBatches(self, batch_size, seed)
 
 

@@ -1,4 +1,4 @@
-"""Tasks: what is learned. Rules on strings of symbols, such as copy, reverse, sort and add, and files of pairs.
+"""Tasks to learn: rules on strings of symbols, such as copy, reverse, sort and add, and files of pairs.
 
 Importing this registers the TFDS builders of the package's rules: `attn_copy`, `attn_reverse` and so on.
 """
@@ -14,7 +14,7 @@ from attn.tasks.rules import RULES, Rule, rearranged, register
 from attn.tasks.sequences import Task
 from attn.tasks.stored import Stored
 
-# Sources of the examples of a task, for `config.data.source`: each makes its data of the task.
+# Sources of the examples of a task, for `config.data.source`: each makes the data from the task.
 SOURCES: dict[str, Callable[..., Generated | Stored]] = {"generated": Generated, "tfds": builders.load_dataset}
 CONSTRAINTS = {"symbols": between(2, 1_000_000), "min_length": between(1, 65_536), "max_length": between(1, 65_536)}
 
@@ -25,12 +25,12 @@ def load(name: str, **settings) -> Generated | Stored:
     Args:
       name: a key of `RULES` (copy, sort and others; see `register`), or "pairs".
       settings: for "pairs" the arguments of `pairs.load_pairs`. For the others the fields of `Task` (symbols,
-        min_length, max_length); `source="tfds"` for the data set instead of examples drawn as they are needed
-        ("generated"), and `folder`, see `builders.load_dataset`.
+        min_length, max_length); `source="tfds"` for the TFDS data set instead of generated examples; and `folder`,
+        see `builders.load_dataset`.
 
     Raises:
       ValueError: an unknown name, or settings that are unknown, not allowed, or do not go together.
-      DataError: files that cannot be learned from.
+      DataError: files that a model cannot be trained on.
     """
     if message := error_message(str, name, one_of((*RULES, "pairs"))):
         raise ValueError(f"name: {message}")

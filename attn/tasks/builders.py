@@ -27,14 +27,14 @@ from attn.tasks.sequences import Task, is_for_validation, is_held_out
 from attn.tasks.stored import Origin, Stored, in_buckets
 from attn.tasks.vocabulary import before
 
-_SEED = 0  # of every draw; another one would be another version
-_LONGEST = 512  # symbols of a training string: the data set is held in memory, and "test_long" is longer still
-_TIMES_AS_LONG = 4  # the strings of "test_long", compared with the longest of training
+_SEED = 0  # of every draw; a different seed would need a new VERSION
+_LONGEST = 512  # symbols of a training string at most, since the data set is in memory and "test_long" is even longer
+_TIMES_AS_LONG = 4  # the longest strings of "test_long", relative to the longest of training
 
 
 @dataclasses.dataclass(kw_only=True)
 class SequenceConfig(tfds.core.BuilderConfig):
-    """The symbols and lengths of a data set; its name tells them.
+    """The symbols and lengths of a data set, which also make its name.
 
     Args:
       symbols: V.
@@ -51,7 +51,7 @@ class SequenceConfig(tfds.core.BuilderConfig):
         self.description = f"{self.symbols} symbols, strings of {self.min_length} to {self.max_length} of them"
 
 
-# For each split: the most strings, whether they are long, and which belong to it.
+# For each split: the greatest number of strings, whether they are long, and (strings, V) -> which are of the split.
 _SPLITS: dict[str, tuple[int, bool, Callable]] = {
     "train": (100_000, False, lambda strings, v: ~is_held_out(strings, v)),
     "validation": (5_000, False, is_for_validation),
@@ -61,7 +61,7 @@ _SPLITS: dict[str, tuple[int, bool, Callable]] = {
 
 
 class SequenceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """The builder of one task. Strings are distinct, drawn evenly over the lengths, symbols uniformly."""
+    """The builder of one task. Strings are distinct, equally many per length, with uniform symbols."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
@@ -76,19 +76,19 @@ class SequenceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         super().__init__(file_format=file_format or "array_record", **settings)
 
     def __reduce__(self) -> tuple[Callable, tuple]:
-        """Pickle the builder by its rule, since its class is not an attribute of a module: for loaders with workers."""
-        return _unpickled, (self.rule, self._original_state)
+        """Pickle the builder by its rule, for loaders with workers, since its class is not an attribute of a module."""
+        return _unpickle, (self.rule, self._original_state)
 
     def download_and_prepare(self, **settings):
         """Write the data set if it does not exist.
 
         Raises:
-          DataError: a split would be empty; nothing is written then.
+          DataError: a split would be empty; then nothing is written.
         """
         for split in _SPLITS if not self.is_prepared() else ():
             if not any(len(self._strings(split, [n], 1)[0]) for n in reversed(self._lengths(split))):
-                needs = "it needs more symbols or longer strings"
-                raise DataError(f"{self.name}: no string for the split {split}; {needs}")
+                hint = "it needs more symbols or longer strings"
+                raise DataError(f"{self.name}: no string for the split {split}; {hint}")
         super().download_and_prepare(**settings)
 
     @property
@@ -136,7 +136,7 @@ def builder_class(rule: str) -> type[SequenceBuilder]:
     return type(f"Attn{rule.title().replace('_', '')}", (SequenceBuilder,), {"name": f"attn_{rule}", "rule": rule})
 
 
-def _unpickled(rule: str, settings: dict) -> SequenceBuilder:
+def _unpickle(rule: str, settings: dict) -> SequenceBuilder:
     return builder_class(rule)(**settings)
 
 
@@ -197,7 +197,7 @@ def default_folder() -> str:
 
 @contextlib.contextmanager
 def _quiet(where: str) -> Iterator[None]:
-    """Send what TFDS prints to stderr, hide its warnings, and raise every error as a DataError of one line.
+    """Send the output of TFDS to stderr, hide its warnings, and raise every error as a one-line DataError.
 
     There are no progress bars unless stderr is a terminal.
     """
@@ -218,9 +218,9 @@ def _quiet(where: str) -> Iterator[None]:
 
 
 def _prepared(task: Task, folder: str) -> SequenceBuilder:
-    """Return the builder of a data set, which is written if it does not exist."""
+    """Return the builder of a data set; the data set is written if it does not exist."""
     config = SequenceConfig(symbols=task.symbols, min_length=task.min_length, max_length=task.max_length)
-    listed = config.name in SequenceBuilder.builder_configs  # TFDS wants the listed ones by name, others as they are
+    listed = config.name in SequenceBuilder.builder_configs  # TFDS needs a listed config by name, others as an object
     make = functools.partial(builder_class(task.name), config=config.name if listed else config, data_dir=folder)
     builder = make()
     if not builder.is_prepared():
@@ -228,13 +228,13 @@ def _prepared(task: Task, folder: str) -> SequenceBuilder:
     try:
         builder.download_and_prepare()
     except OSError:
-        if not make().is_prepared():  # by another process, at the same time
+        if not make().is_prepared():  # else another process has written it in the meantime
             raise
     return builder
 
 
 def _check_writable(folder: str):
-    """Check before TFDS begins that it may create its folder."""
+    """Check that TFDS can create its folder, before it starts."""
     if "://" in folder:  # a bucket, as in gs://bucket: TFDS checks it
         return
     existing = pathlib.Path(folder)

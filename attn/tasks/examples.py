@@ -1,4 +1,4 @@
-"""Examples to learn from and questions to evaluate on, as plain arrays of tokens.
+"""Examples for training and questions for evaluation, as plain arrays of tokens.
 
 A source and a target are tokens with an end token after them, padded with 0.
 """
@@ -12,17 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-PAD = 0  # the token that fills up sources and targets
-EXAMPLES = 1  # the number that a run's key is folded with for its examples
+PAD = 0  # the token that pads sources and targets
+EXAMPLES = 1  # folded into a run's key to draw its examples
 Tokens = Int[Array | np.ndarray, "n"] | Sequence[int]
 
 
 class DataError(ValueError):
-    """Data that cannot be learned from; the message is one line for the user."""
+    """Data that a model cannot be trained on; the message is one line for the user."""
 
 
 class Example(NamedTuple):
-    """A source and its target, of one example or with the leading axis B of a batch.
+    """A source and its target, for one example, or for a batch with a leading axis B.
 
     A string without a source, as of a language model, has a source of one padding token.
     """
@@ -40,7 +40,7 @@ class Bucket(NamedTuple):
 
 
 class Questions(NamedTuple):
-    """Sources to answer, or beginnings to continue, and the accepted answers of each: one, or several.
+    """Sources to answer, or prefixes to continue, each with one or more accepted answers.
 
     Attributes:
       sources: `[B S]` tokens.
@@ -64,19 +64,19 @@ class Questions(NamedTuple):
 def as_one_text(example: Example) -> Example:
     """Return source and answer as one string without a source: its target is the source with the answer after it.
 
-    So a source of symbols and a begin token becomes the symbols, a begin token, the answer and an end token. The begin
-    token makes it decidable where the answer begins, so that there is one right continuation.
+    So the string is the symbols, a begin token, the answer and an end token. The begin token marks the start of the
+    answer, so that there is one right continuation.
     """
     source, target = example
-    string = jnp.pad(source, (0, len(target)))
+    string = jnp.pad(source, (0, len(target)))  # [S+T]
     string = jax.lax.dynamic_update_slice(string, target, (jnp.sum(source != PAD),))
     return Example(jnp.full(1, PAD, source.dtype), string)
 
 
 def example_keys(seed: int, step: int | Int[Array, ""], numbers: Int[Array, "B"]) -> tuple[Array, Array]:
-    """Return two random keys `[B]` per example of a step, given its number in the batch: to draw it, for dropout."""
-    of_step = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), EXAMPLES), step)
-    keys = jax.vmap(lambda number: jax.random.fold_in(of_step, number))(numbers)
+    """Return two random keys `[B]` for the examples of a step, by their numbers: to draw them, and for dropout."""
+    step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), EXAMPLES), step)
+    keys = jax.vmap(lambda number: jax.random.fold_in(step_key, number))(numbers)
     return tuple(jax.vmap(jax.random.split, out_axes=1)(keys))
 
 
@@ -88,7 +88,7 @@ def decoder_input(target: Int[Array, "T"], begin: int) -> Int[Array, "T"]:
 def with_replaced(tokens: Int[Array, "T"], key: Array, rate: float, vocabulary_size: int) -> Int[Array, "T"]:
     """Return a decoder's input with each token but the first replaced by a random one with probability `rate`.
 
-    Source: Bengio et al. 2015, who replace them by the model's own answers, so that it does not rely on them.
+    A model then does not rely on correct tokens. Source: Bengio et al. 2015, who replace by the model's predictions.
     """
     where, values = jax.random.split(key)
     replaced = jax.random.bernoulli(where, rate, tokens.shape) & (jnp.arange(len(tokens)) > 0)

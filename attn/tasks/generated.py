@@ -1,4 +1,4 @@
-"""Generated examples: any number to train on, and distinct held-out strings of every length to evaluate on."""
+"""Generated examples: unlimited training examples, and distinct held-out strings of every length for evaluation."""
 
 import dataclasses
 import functools
@@ -14,20 +14,20 @@ from attn.tasks.examples import Bucket, Example, Questions, example_keys
 from attn.tasks.sequences import Task, is_for_validation, is_held_out
 from attn.tasks.vocabulary import InputError, Symbols
 
-_ENUMERABLE = 1 << 19  # strings of a length: up to here all are listed, beyond here they are drawn
-_DRAWN = 1 << 22  # symbols at a time
-_FEW = 100  # held-out strings of a length: fewer are not divided, and are all test
-_Belongs = Callable[[np.ndarray, int], np.ndarray]  # (strings [k n] of one length, V) -> [k], which are of a part
+_ENUMERABLE = 1 << 19  # lengths with up to this many strings are enumerated, others are drawn from
+_DRAWN = 1 << 22  # symbols that are drawn at a time
+_FEW = 100  # held-out strings of a length; if there are fewer, all are for test and none for validation
+_Belongs = Callable[[np.ndarray, int], np.ndarray]  # (strings [k n] of one length, V) -> [k] bool: is in a part
 
 
 @dataclasses.dataclass(frozen=True)
 class DrawnBatches:
-    """The batches of a run on a task, each a function of (seed, step).
+    """The batches of a run on a task; each is a function of (seed, step).
 
     Args:
       data: the data that they are drawn from.
       batch_size: B, the examples per batch.
-      seed: the run's.
+      seed: of the run.
     """
 
     data: "Generated" = dataclasses.field(repr=False)
@@ -65,7 +65,7 @@ def bucket_of(sample: Callable[[Array], Example], batch_size: int) -> Bucket:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Generated:
-    """The data of a task, drawn as they are needed."""
+    """The data of a task, generated when needed."""
 
     task: Task
 
@@ -87,26 +87,26 @@ class Generated:
 
     @property
     def longest_question(self) -> int:
-        """S: tokens of the longest source to validate or to test with, its end included."""
+        """S: tokens of the longest source for validation or test, its end included."""
         return self.longest_source
 
     def sample(self, key: Array) -> Example:
-        """Draw one example to train on: a pure function of the key."""
+        """Draw one training example, a pure function of the key."""
         return self.task.sample(key)
 
     @checked(batch_size=between(1), seed=SEED)
     def batches(self, batch_size: int, seed: int) -> DrawnBatches:
-        """Return the batches to train on."""
+        """Return the training batches."""
         return DrawnBatches(self, batch_size, seed)
 
     @checked(total=between(1), seed=SEED)
     def questions(self, part: str, total: int, seed: int) -> Questions:
-        """Draw held-out strings of all lengths of the task, as many of each where there are enough.
+        """Draw held-out strings of all lengths of the task, equally many of each if there are enough.
 
         Args:
-          part: "test" or "validation". No string is in both, whatever the seeds. Lengths with few strings have none
-            for validation; if all lengths are so short, there are no questions.
-          total: how many; there are fewer where the lengths hold no more.
+          part: "test" or "validation". No string is in both, for any seeds. Lengths with few strings have none for
+            validation; if all lengths are so short, there are no questions.
+          total: number of strings; there are fewer if the lengths have no more.
           seed: of the draw.
 
         Raises:
@@ -117,7 +117,7 @@ class Generated:
 
     @checked(lengths=LENGTHS, each=between(1), seed=SEED)
     def questions_of_each_length(self, part: str, lengths: Sequence[int], each: int, seed: int) -> Questions:
-        """Draw up to `each` held-out strings per length; the lengths need not be the task's.
+        """Draw up to `each` held-out strings per length; lengths outside of the task's are allowed.
 
         Raises:
           InputError: the part does not exist.
@@ -127,7 +127,7 @@ class Generated:
         return self.task.questions(np.concatenate(strings), np.concatenate([lengths for _, lengths in drawn]))
 
     def has_validation(self, length: int) -> bool:
-        """Return whether strings of a length have a validation part; nothing is computed by JAX."""
+        """Return whether strings of a length have a validation part, without computing anything in JAX."""
         return len(distinct_strings(self.task, [length], 1, 0, _is_validation)[0]) > 0
 
     def describe(self) -> list[str]:
@@ -138,8 +138,8 @@ class Generated:
 
 def _is_validation(strings: Int[np.ndarray, "k n"], num_symbols: int) -> Bool[np.ndarray, "k"]:
     """Return which strings are for validation: half of the held-out ones, but none of a length that has few."""
-    of_this_length = num_symbols ** min(strings.shape[-1], 20)  # 20 suffices, and longer powers are large numbers
-    return is_for_validation(strings, num_symbols) & (of_this_length >= _FEW * min(num_symbols, 10))
+    total = num_symbols ** min(strings.shape[-1], 20)  # 2^20 is enough for the comparison; larger powers are slow
+    return is_for_validation(strings, num_symbols) & (total >= _FEW * min(num_symbols, 10))
 
 
 def _is_test(strings: Int[np.ndarray, "k n"], num_symbols: int) -> Bool[np.ndarray, "k"]:
@@ -158,26 +158,26 @@ def _belongs(part: str) -> _Belongs:
 def distinct_strings(
     task: Task, lengths: Sequence[int], total: int, seed: int, belongs: _Belongs = is_held_out
 ) -> tuple[Int[np.ndarray, "B n"], Int[np.ndarray, "B"]]:
-    """Draw distinct strings of a part, as many of each length where there are enough.
+    """Draw distinct strings of a part, equally many of each length if there are enough.
 
-    Short lengths have few strings: they give all they have, and the longer ones make up for them.
+    All strings of short lengths are used if those have too few; longer lengths then get more.
 
     Args:
-      task: whose symbols to use.
+      task: the symbols are those of this task.
       lengths: the lengths of the strings, in symbols.
-      total: how many strings; there are fewer where the lengths hold no more.
-      seed: of the choice.
-      belongs: `(strings [k n], num_symbols) -> [k]`, which strings are of the part.
+      total: number of strings; there are fewer if the lengths have no more.
+      seed: of the draw.
+      belongs: `(strings [k n], num_symbols) -> [k]`, whether each string is in the part.
 
     Returns:
       (strings `[B n]`, padded with 0 to the greatest length, and their lengths `[B]`).
     """
-    chosen, left = [], total
+    chosen, remaining = [], total
     for k, length in enumerate(sorted(lengths)):
-        wanted = left // (len(lengths) - k)
+        wanted = remaining // (len(lengths) - k)
         strings = _strings_of_length(task.symbols, length, wanted, np.random.default_rng([seed, length]), belongs)
         chosen.append(np.pad(strings, ((0, 0), (0, max(lengths) - length))))
-        left -= len(strings)
+        remaining -= len(strings)
     return np.concatenate(chosen), np.repeat(sorted(lengths), [len(strings) for strings in chosen])
 
 
@@ -186,14 +186,15 @@ def _strings_of_length(num_symbols: int, length: int, wanted: int, rng: np.rando
     if num_symbols**length <= max(_ENUMERABLE, 40 * wanted):
         strings = np.stack(np.unravel_index(np.arange(num_symbols**length), (num_symbols,) * length), axis=-1) + 1
         return rng.permutation(strings[belongs(strings, num_symbols)])[:wanted]
-    at_a_time = min(20 * wanted, max(1, _DRAWN // length))
-    found = np.empty((0, length), np.int32)
-    while len(found) < wanted:
-        some = [found]
-        while sum(map(len, some)) < wanted:
-            drawn = rng.integers(1, num_symbols + 1, size=(at_a_time, length))
-            some.append(drawn[belongs(drawn, num_symbols)].astype(np.int32))
-        found = np.concatenate(some)
-        _, first = np.unique(found, axis=0, return_index=True)
-        found = found[np.sort(first)]
-    return found[:wanted]
+    rows = min(20 * wanted, max(1, _DRAWN // length))  # drawn at a time
+    strings = np.empty((0, length), np.int32)
+    while len(strings) < wanted:
+        blocks = [strings]
+        while sum(map(len, blocks)) < wanted:
+            drawn = rng.integers(1, num_symbols + 1, size=(rows, length))
+            blocks.append(drawn[belongs(drawn, num_symbols)].astype(np.int32))
+        strings = np.concatenate(blocks)
+        # Remove repeated strings; the others keep the order in which they were drawn.
+        _, first = np.unique(strings, axis=0, return_index=True)
+        strings = strings[np.sort(first)]
+    return strings[:wanted]

@@ -15,10 +15,10 @@ from attn.tasks.examples import DataError, Questions, padded
 from attn.tasks.stored import Origin, Stored, in_buckets
 from attn.tasks.vocabulary import TOKENIZERS, Pieces, is_tokenizer
 
-LONGEST_LINE = 1 << 20  # bytes; a file with a longer one is not of pairs
-USUAL_LONGEST = 1_024  # tokens of a source or a target: attention can be trained on these without much thought
+LONGEST_LINE = 1 << 20  # bytes; a file with a longer line is most likely not of pairs
+USUAL_LONGEST = 1_024  # tokens of a source or a target; attention over this many needs little memory
 
-# By the hash of its source, as a fraction of all hashes, a pair is in one of these parts, else in training.
+# The hash of its source, as a fraction in [0, 1), puts a pair into one of these parts, else into training.
 HELD_OUT = {"test": (0.0, 0.05), "validation": (0.05, 0.1)}
 
 _TOKENS = f"one of {', '.join(TOKENIZERS)}, or two of them as SOURCE:TARGET"
@@ -32,7 +32,7 @@ Pair = tuple[tuple[str, ...], tuple[str, ...]]  # pieces of the source and of th
 
 
 class File(NamedTuple):
-    """The content of a file of pairs: the distinct pairs in order, the number of repeated ones, the file's SHA-256."""
+    """The content of a file of pairs: its distinct pairs in order, the number of repeated ones, and its SHA-256."""
 
     path: pathlib.Path
     pairs: list[Pair]
@@ -52,24 +52,24 @@ def load_pairs(
 ) -> Stored:
     """Read pairs, split them into parts, and make their vocabulary.
 
-    A source with several targets is several pairs to train on; in an evaluation each of them is accepted. No source
-    is in two parts: a hash of the source decides, so that it stays in its part when lines are added, in any order.
-    Where a validation or test file is given, the hash takes nothing for that part, and the file's sources are left
-    out of the training part.
+    A source with several targets is several training pairs; an evaluation accepts each of its targets. No source is in
+    two parts: a hash of the source decides, so that a source stays in its part when lines are added or reordered. If a
+    validation or test file is given, the hash selects nothing for that part, and the file's sources are left out of
+    training.
 
     Args:
       path: the file.
-      tokens: what a token is, a key of `TOKENIZERS`, or two of them for source and target: "characters:words".
+      tokens: the kind of token, a key of `TOKENIZERS`, or two of them for source and target: "characters:words".
       validation, test: files of pairs for these parts; without one, a twentieth of the sources.
-      longest: the most tokens that a source or a target may have.
-      vocabulary: the vocabulary of a run that has one already; None to make it from the training part.
+      longest: the greatest number of tokens of a source or a target.
+      vocabulary: the vocabulary of an existing run; None to make one from the training part.
 
     Returns:
       The training examples, and the questions "validation" and "test".
 
     Raises:
-      ValueError: an argument that is not allowed.
-      DataError: a file that cannot be read, a line that is not a pair or too long, a part without pairs.
+      ValueError: an argument is not allowed.
+      DataError: a file cannot be read, a line is not a pair or too long, or a part has no pairs.
     """
     names = (tokens.split(":") * 2)[:2]
     if vocabulary and [vocabulary.source, vocabulary.target] != names:
@@ -85,7 +85,7 @@ def load_pairs(
     return Stored(
         name=files["training"].path.name,
         vocabulary=vocabulary,
-        training=in_buckets(*zip(*([_ended(side, vocabulary) for side in pair] for pair in parts["training"]))),
+        training=in_buckets(*zip(*([_with_end(side, vocabulary) for side in pair] for pair in parts["training"]))),
         parts=questions,
         about=tuple(_about(files, parts, questions, left_out, vocabulary)),
         origins={part: Origin(str(file.path), file.digest) for part, file in files.items()},
@@ -99,18 +99,18 @@ def read(
 
     Args:
       path: the file.
-      names: keys of `TOKENIZERS`, how sources and targets are split.
-      longest: the most tokens that a source or a target may have.
+      names: keys of `TOKENIZERS`, for sources and for targets.
+      longest: the greatest number of tokens of a source or a target.
 
     Raises:
-      DataError: a line or a byte that cannot be read, or the whole file.
+      DataError: the file, a line or a byte cannot be read.
     """
     path, digest = pathlib.Path(os.path.expanduser(path)), hashlib.sha256()
-    pairs, number = {}, 0
+    pairs, number = {}, 0  # a dict keeps distinct pairs in order
     try:
         if path.exists() and not path.is_file():
-            found = "a folder" if path.is_dir() else "not a regular file"
-            raise DataError(f"{path}: {found}, must be a file of pairs")
+            kind = "a folder" if path.is_dir() else "not a regular file"
+            raise DataError(f"{path}: {kind}, must be a file of pairs")
         for number, line in enumerate(_lines(path, digest), start=1):
             try:
                 pairs[_pair(line, names, longest)] = None
@@ -135,8 +135,8 @@ def _lines(path: pathlib.Path, digest) -> Iterator[str]:
             try:
                 text = line[mark:].decode().removesuffix("\n").removesuffix("\r")
             except UnicodeDecodeError as error:
-                place = f"byte {offset + mark + error.start:,} (line {number})"
-                raise DataError(f"{path}: invalid UTF-8 at {place}") from None
+                position = f"byte {offset + mark + error.start:,} (line {number})"
+                raise DataError(f"{path}: invalid UTF-8 at {position}") from None
             if "\0" in text:
                 raise DataError(f"{path}: line {number} has a NUL character; the file must be in UTF-8, not UTF-16")
             if text or line != codecs.BOM_UTF8:  # a mark alone is not a line
@@ -148,33 +148,33 @@ def _pair(line: str, names: Sequence[str], longest: int) -> Pair:
     """Return the pieces of the two sides of a line.
 
     Raises:
-      DataError: what is wrong with the line, to be put after its number.
+      DataError: the line is not a pair; the message is to be put after its number.
     """
-    must = "; a line is source TAB target"
+    format_hint = "; a line is source TAB target"
     if not line.strip() and "\t" not in line:
-        raise DataError(f"is empty{must}")
+        raise DataError(f"is empty{format_hint}")
     texts = line.split("\t")
     if len(texts) != 2:
         cause = " (and a CR inside: lines must end with LF or CRLF)" if "\r" in line else ""
-        raise DataError(f"has {len(texts) - 1 or 'no'} TAB{'s' if len(texts) > 2 else ''}{cause}{must}")
+        raise DataError(f"has {len(texts) - 1 or 'no'} TAB{'s' if len(texts) > 2 else ''}{cause}{format_hint}")
     sides = tuple(tuple(TOKENIZERS[name].split(text)) for name, text in zip(names, texts))
     for side, text, pieces, name in zip(("source", "target"), texts, sides, names):
         if not text.strip():
-            raise DataError(f"has an empty {side}{must}")
+            raise DataError(f"has an empty {side}{format_hint}")
         if len(pieces) > longest:
-            may = f"; `longest` (config.data.longest) of {len(pieces)} would allow it" if len(pieces) <= LONGEST else ""
-            raise DataError(f"has a {side} of {len(pieces):,} {name}, more than {longest:,}{may}")
+            fix = f"; `longest` (config.data.longest) of {len(pieces)} would allow it" if len(pieces) <= LONGEST else ""
+            raise DataError(f"has a {side} of {len(pieces):,} {name}, more than {longest:,}{fix}")
     return sides
 
 
-def _split(found: dict[str, list[Pair]], join: Callable) -> tuple[dict[str, list[Pair]], int]:
-    """Return the pairs of each part, and how many were left out since their source is in a part that comes before.
+def _split(by_file: dict[str, list[Pair]], join: Callable) -> tuple[dict[str, list[Pair]], int]:
+    """Return the pairs of each part, and the number of pairs left out since their source is in an earlier part.
 
-    `found` holds the pairs of each file. A part without a file is taken from the training file, by a hash.
+    `by_file` holds the pairs of each file. A part without a file is taken from the training file, by a hash.
     """
-    hashed = {part: band for part, band in HELD_OUT.items() if part not in found}
-    parts = {part: found.get(part, []) for part in ("test", "validation")} | {"training": []}
-    for pair in found["training"]:
+    hashed = {part: band for part, band in HELD_OUT.items() if part not in by_file}
+    parts = {part: by_file.get(part, []) for part in ("test", "validation")} | {"training": []}
+    for pair in by_file["training"]:
         fraction = _hash_fraction(join(pair[0]))
         part = next((part for part, (low, high) in hashed.items() if low <= fraction < high), "training")
         parts[part].append(pair)
@@ -187,16 +187,16 @@ def _split(found: dict[str, list[Pair]], join: Callable) -> tuple[dict[str, list
 
 
 def _hash_fraction(source: str) -> float:
-    """Return a number in [0, 1) that depends on the source alone and is uniform over sources."""
+    """Return a number in [0, 1) that depends only on the source and is uniform over sources."""
     return int.from_bytes(hashlib.blake2b(source.encode(), digest_size=8).digest()) / 2**64
 
 
 def _vocabulary(pairs: list[Pair], names: Sequence[str]) -> Pieces:
-    """Return every piece of the training pairs, in the order of their code points; of bytes, all 256."""
+    """Return the vocabulary of all pieces of the training pairs, sorted by code point; for bytes, all 256."""
     pieces = set(itertools.chain.from_iterable(itertools.chain.from_iterable(pairs)))
     if "bytes" in names:
         pieces |= set(map(chr, range(256)))
-    longest = {}
+    longest = {}  # length of a source -> length of its longest target
     for source, target in pairs:
         longest[len(source)] = max(len(target), longest.get(len(source), 0))
     lengths = sorted(longest)
@@ -205,37 +205,37 @@ def _vocabulary(pairs: list[Pair], names: Sequence[str]) -> Pieces:
 
 
 def _questions(pairs: list[Pair], vocabulary: Pieces) -> Questions:
-    """Return a question per source, which accepts all its targets."""
+    """Return one question per source, which accepts all targets of the source."""
     rows = {source: row for row, source in enumerate(dict.fromkeys(source for source, _ in pairs))}
     pairs = sorted(pairs, key=lambda pair: rows[pair[0]])
-    targets = padded([_ended(target, vocabulary) for _, target in pairs])
+    targets = padded([_with_end(target, vocabulary) for _, target in pairs])
     return Questions(
-        sources=padded([_ended(source, vocabulary) for source in rows]),
+        sources=padded([_with_end(source, vocabulary) for source in rows]),
         lengths=np.array([len(source) for source in rows]),
-        targets=np.where(targets == vocabulary.unknown, -1, targets),
+        targets=np.where(targets == vocabulary.unknown, -1, targets),  # a model must not be right by writing unknown
         source_rows=np.array([rows[source] for source, _ in pairs]),
     )
 
 
-def _ended(pieces: Sequence[str], vocabulary: Pieces) -> list[int]:
+def _with_end(pieces: Sequence[str], vocabulary: Pieces) -> list[int]:
     return [*vocabulary.encode(pieces), vocabulary.end]
 
 
 def _why_empty(part: str, files: dict[str, File]) -> str:
     path, pairs, *_ = files["training"]
     sources = len({source for source, _ in pairs})
-    bands = {name: high - low for name, (low, high) in HELD_OUT.items() if name not in files}
-    takes = [f"the hash of the source takes {band:.0%} for {name}" for name, band in bands.items()]
-    if given := dict.fromkeys(str(files[name].path) for name in HELD_OUT if name in files):
-        takes.append(f"sources of {' and '.join(given)} are left out")
+    fractions = {name: high - low for name, (low, high) in HELD_OUT.items() if name not in files}
+    reasons = [f"the hash of the source takes {fraction:.0%} for {name}" for name, fraction in fractions.items()]
+    if paths := dict.fromkeys(str(files[name].path) for name in HELD_OUT if name in files):
+        reasons.append(f"sources of {' and '.join(paths)} are left out")
     return (
-        f"{path}: nothing is left for the {part} part of {sources:,} sources: {', '.join(takes)}, "
+        f"{path}: nothing is left for the {part} part of {sources:,} sources: {', '.join(reasons)}, "
         "and no source is in two parts; give more lines, or separate files for validation and test"
     )
 
 
 def _about(files: dict[str, File], parts: dict, questions: dict, left_out: int, vocabulary: Pieces) -> Iterator[str]:
-    """Yield lines about what was read."""
+    """Yield lines about the files, the parts and the unknown tokens."""
     counts = ", ".join(f"{part} {len(each.lengths):,} sources" for part, each in questions.items())
     yield f"{files['training'].path}: {len(parts['training']):,} pairs to train on, {counts}"
     for file in files.values():

@@ -1,4 +1,4 @@
-"""Rules of the synthetic tasks: which string of symbols is the answer to another one."""
+"""Rules of the synthetic tasks: functions from a string of symbols to its answer."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,13 +16,13 @@ class Rule:
 
     Attributes:
       answer: `(symbols [n], length, num_symbols) -> (answer [m], its length)`, in JAX. The symbols are 1..num_symbols,
-        of which the first `length` count; the rest is 0. The answer may have any width m: what is beyond its length
-        is ignored.
-      most_symbols: `n -> int`, the most symbols that an answer to n symbols can have; it never falls with n.
-      fixed_length: every answer to n symbols has exactly `most_symbols(n)`. Otherwise its length depends on the data,
-        and neither training nor decoding tells it to a model.
-      continues: the answer continues its source. A model then learns source and answer as one string, like a language
-        model, and is evaluated by how it continues the source. See `Task.example`.
+        of which the first `length` count; the rest is 0. The answer may have any width m: symbols beyond its length
+        are ignored.
+      most_symbols: `n -> int`, the greatest number of symbols of an answer to n symbols; must not decrease with n.
+      fixed_length: every answer to n symbols has exactly `most_symbols(n)`. Otherwise the length depends on the data,
+        and a model gets it neither in training nor in decoding.
+      continues: the answer continues its source. A model then learns source and answer as one string, as a language
+        model does, and is evaluated on continuing the source. See `Task.example`.
     """
 
     answer: Callable[[Int[Array, "n"], Int[Array, ""], int], Answer]
@@ -35,7 +35,7 @@ def rearranged(index: Callable, times: int = 1) -> Rule:
     """Return the rule whose answer has `times` n symbols, of which symbol t is symbol `index(t, n)` of the source."""
 
     def answer(symbols, length, num_symbols):
-        # One more than the answer has: its end token is put there, so that no further operation is compiled.
+        # One symbol too many: the end token replaces it, without an additional operation to pad the answer.
         return _take(symbols, index(jnp.arange(times * len(symbols) + 1), length)), times * length
 
     return Rule(answer, lambda n: times * n, fixed_length=True)
@@ -46,7 +46,7 @@ def _take(symbols: Int[Array, "n"], index: Int[Array, "m"]) -> Int[Array, "m"]:
 
 
 def _mirror_or_next(symbols, length, num_symbols):
-    """Answer with the mirror image of a symbol if that is odd, else with the symbol after it: two relations at once."""
+    """Answer with the mirror image of a symbol if that is odd, else with the next symbol: two relations at once."""
     t = jnp.arange(len(symbols) + 1)
     mirror = _take(symbols, length - 1 - t)
     return jnp.where(mirror % 2 == 1, mirror, _take(symbols, (t + 1) % length)), length
@@ -54,18 +54,17 @@ def _mirror_or_next(symbols, length, num_symbols):
 
 def _sort(symbols, length, num_symbols):
     """Answer with the symbols in ascending order."""
-    return jnp.sort(jnp.where(symbols > 0, symbols, num_symbols + 1)), length  # padding goes to the end
+    return jnp.sort(jnp.where(symbols > 0, symbols, num_symbols + 1)), length  # so that padding is sorted to the end
 
 
 def _add(symbols, length, num_symbols):
     """Answer with the sum of two numbers in base V, without leading zeros; a sum of zero is one digit 0.
 
     Symbol s is the digit s - 1. The first ceil(n / 2) symbols are one number and the rest is the other, the most
-    significant digit first, as people write them. The middle divides them, so that no symbol is spent on a plus sign
-    and every string is a question.
+    significant digit first, as usual. There is no plus sign, so that every string is a question.
     """
     middle = (length + 1) // 2
-    power = jnp.arange((len(symbols) + 1) // 2 + 1)  # of V, with one more for the last carry
+    power = jnp.arange((len(symbols) + 1) // 2 + 1)  # exponents of V, and one more for the last carry
 
     def digits(start, stop):
         index = stop - 1 - power
@@ -74,7 +73,7 @@ def _add(symbols, length, num_symbols):
     def add_column(carry, column):
         return (carry + column) // num_symbols, (carry + column) % num_symbols
 
-    carry = 0 * symbols[0]  # zero, but varying over a mesh like the symbols, as a scan under `shard_map` requires
+    carry = 0 * symbols[0]  # zero with the mesh axes of the symbols, as a scan under `shard_map` requires
     _, total = jax.lax.scan(add_column, carry, digits(0, middle) + digits(middle, length))
     count = jnp.max(jnp.where(total > 0, power + 1, 1))
     return _take(total, count - 1 - power) + 1, count
@@ -97,7 +96,7 @@ RULES = {
 def register(name: str, rule: Rule | None = None, **settings) -> Callable | None:
     """Add a task from outside of the package: its name is then known to `load`, `Task` and `--config.task.name`.
 
-    It takes a rule, or decorates the function `answer` of one:
+    It takes a rule, or it decorates the function `answer` of a rule:
 
         register("swap", rearranged(lambda t, n: (t + n // 2) % n))
 
@@ -120,13 +119,13 @@ def register(name: str, rule: Rule | None = None, **settings) -> Callable | None
     if name in (*RULES, "pairs"):
         raise ValueError(f"name: got {name!r}, which is taken; choose another one than {', '.join(RULES)}, pairs")
     if not isinstance(rule, Rule) or settings:
-        raise ValueError(f"rule: got {rule!r}, must be a Rule alone; settings belong to it or to a decorated function")
+        raise ValueError(f"rule: got {rule!r}, must be a Rule; settings are only for a decorated function")
     _check(name, rule)
     RULES[name] = rule
 
 
 def _check(name: str, rule: Rule):
-    """Check what a rule's functions return, by tracing: nothing is computed, so that no backend is started."""
+    """Check the results of a rule's functions by tracing, so that no backend is started."""
     symbols, length = jax.ShapeDtypeStruct((5,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
     try:
         most = [rule.most_symbols(n) for n in range(65)]

@@ -19,7 +19,7 @@ from attn.tasks.examples import PAD, DataError, Example, Questions, as_one_text
 from attn.tasks.rules import RULES, Rule
 from attn.tasks.vocabulary import Symbols
 
-_BLOCK = 1 << 16  # symbols of the strings that are answered at a time
+_BLOCK = 1 << 16  # symbols of the strings whose answers are computed at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +47,10 @@ class Task:
         return Symbols(self.symbols, self.rule)
 
     def sample(self, key: Array, *, held_out: bool = False, length: Int[Array, ""] | None = None) -> Example:
-        """Draw one example: a uniform length, if none is given, then uniform symbols, redrawn until they are of the
-        wanted part."""
+        """Draw one example: a uniform length unless `length` is given, then uniform symbols.
+
+        Symbols are redrawn until the string is held out, or until it is not, as `held_out` says.
+        """
         length_key, key = jax.random.split(key)
         length = self.draw_length(length_key) if length is None else length
 
@@ -71,9 +73,9 @@ class Task:
         return jax.random.randint(key, (), self.min_length, self.max_length + 1)
 
     def example(self, symbols: Int[Array, "n"], length: Int[Array, ""]) -> Example:
-        """Return the example of one string, padded with 0, as wide as its widest source and answer.
+        """Return the example of one string, padded with 0 to the widths of the longest source and answer.
 
-        Where the answer continues its source, the example is one string without a source, see `as_one_text`.
+        If the answer continues its source, the example is one string without a source; see `as_one_text`.
         """
         source, target, _ = _pair(self.vocabulary, symbols, length)
         return as_one_text(Example(source, target)) if self.rule.continues else Example(source, target)
@@ -81,13 +83,13 @@ class Task:
     def questions(self, strings: Int[np.ndarray, "B n"], lengths: Int[np.ndarray, "B"]) -> Questions:
         """Return the questions of strings padded with 0, each with its one accepted answer.
 
-        Where the answer continues its source, the sources are the beginnings of strings: the symbols and a begin token.
+        If the answer continues its source, the sources are prefixes of strings: the symbols and a begin token.
 
         Raises:
-          DataError: the rule's answer is not what the rule promises.
+          DataError: an answer of the rule has a wrong length or wrong symbols.
         """
         (count, width), vocabulary = strings.shape, self.vocabulary
-        # Of few shapes, so that little is compiled: a power of two wide, in blocks of the same number of rows.
+        # Few shapes, so that few programs are compiled: a power of two wide, in blocks of equally many rows.
         wide = 1 << max(width - 1, 0).bit_length()
         rows = max(1, _BLOCK // wide)
         missing = rows - count % rows
@@ -103,29 +105,29 @@ class Task:
         return Questions(sources[:, : width + 1], lengths, targets, np.arange(count))
 
     def _check_answers(self, strings, lengths, targets, counts):
-        """Check the lengths of answers and their symbols, which tracing a rule cannot show."""
+        """Check the lengths and symbols of answers, which tracing a rule cannot check."""
         most = np.array([self.rule.most_symbols(n) for n in range(int(lengths.max(initial=0)) + 1)])[lengths]
         wrong = (counts != most) if self.rule.fixed_length else (counts < 0) | (counts > most)
         answered = np.arange(targets.shape[1]) < counts[:, None]
         wrong |= (answered & ((targets < 1) | (targets > self.symbols))).any(1)
         for row in np.flatnonzero(wrong)[:1]:
-            must = f"{'' if self.rule.fixed_length else 'at most '}{most[row]} symbols 1..{self.symbols}"
+            expected = f"{'' if self.rule.fixed_length else 'at most '}{most[row]} symbols 1..{self.symbols}"
             answer = f"{targets[row][answered[row]].tolist()}, of length {counts[row]}"
             source = strings[row, : lengths[row]].tolist()
-            raise DataError(f"rule {self.name!r}: the answer to {source} is {answer}; must have {must}")
+            raise DataError(f"rule {self.name!r}: the answer to {source} is {answer}; must have {expected}")
 
 
 def _pair(vocabulary: Symbols, symbols: Int[Array, "n"], length: Int[Array, ""]) -> tuple[Array, Array, Array]:
     """Return source `[n + 1]` and answer `[T]` of a string, with their end tokens, and the answer's symbols."""
 
-    def ended(tokens, count, end, width):
+    def with_end(tokens, count, end, width):
         t = jnp.arange(width)
         tokens = jnp.pad(tokens, (0, max(0, width - len(tokens))))[:width]
         return jnp.where(t < count, tokens, jnp.where(t == count, end, PAD)).astype(symbols.dtype)
 
     answer, count = vocabulary.rule.answer(symbols, length, vocabulary.count)
-    source = ended(symbols, length, vocabulary.source_end, len(symbols) + 1)
-    return source, ended(answer, count, vocabulary.end, vocabulary.capacity(len(symbols))), jnp.asarray(count)
+    source = with_end(symbols, length, vocabulary.source_end, len(symbols) + 1)
+    return source, with_end(answer, count, vocabulary.end, vocabulary.capacity(len(symbols))), jnp.asarray(count)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -136,7 +138,7 @@ def _pairs(vocabulary: Symbols, strings: Int[Array, "B n"], lengths: Int[Array, 
 def _cpu() -> jax.Device:
     try:
         return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves it out
+    except RuntimeError:  # JAX_PLATFORMS has no cpu
         return jax.local_devices()[0]
 
 
@@ -146,8 +148,8 @@ def is_held_out(
     """Return whether a string is held out for evaluation, by a hash of the string.
 
     All symbols but the first are hashed together with their positions; then one residue of the first symbol, modulo
-    m = min(V, 10), is held out. So about 1/m of the strings are, and for every continuation, therefore at every
-    length, some first symbols are held out and some are not.
+    m = min(V, 10), is held out. So about 1/m of the strings are held out. With every continuation, and so
+    at every length, some first symbols are held out and some are not.
 
     Args:
       symbols: `[... n]` symbols 1..V, padded with 0; of JAX or of NumPy. Padding does not matter.
@@ -161,7 +163,7 @@ def is_held_out(
 def is_for_validation(
     symbols: Int[Array | np.ndarray, "*B n"], num_symbols: int
 ) -> Bool[Array | np.ndarray | np.bool_, "*B"]:
-    """Return whether a string is for validation: held out, by a further bit of its hash; other held-out ones are test.
+    """Return whether a string is for validation; one more bit of the hash divides held-out strings from those for test.
 
     Args:
       symbols, num_symbols: as of `is_held_out`.

@@ -1,4 +1,4 @@
-"""Examples in memory: in buckets of similar lengths, in an order that is a function of (seed, step)."""
+"""Examples in memory, in buckets of similar lengths; their order is a function of (seed, step)."""
 
 import dataclasses
 import functools
@@ -14,18 +14,18 @@ from attn.tasks.vocabulary import InputError, Vocabulary
 
 _ENOUGH = 0.22  # fraction of padding below which another bucket, one more program to compile, is not worthwhile
 _MOST_BUCKETS = 24
-_CANDIDATES = 20  # widths of a side that a bucket may have: as many by quantiles, and as many by geometric steps
+_CANDIDATES = 20  # possible widths of sources, and of targets: these many by quantiles, and as many by geometric steps
 
 
 class Origin(NamedTuple):
-    """The place that a part of the data was read from, and the SHA-256 of its content."""
+    """The file or folder that a part of the data was read from, and the SHA-256 of its content."""
 
     path: str
     digest: str
 
 
 class StackedBatches(NamedTuple):
-    """The batches of K steps: the number of each one's bucket, and its examples, padded to the widest bucket."""
+    """The batches of K steps: the number of each batch's bucket, and its examples, padded to the widest bucket."""
 
     bucket: Int[np.ndarray, "K"]
     examples: Example
@@ -33,15 +33,14 @@ class StackedBatches(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batches:
-    """The batches of a run: each of one bucket, and a function of (seed, step).
+    """The batches of a run: each is from one bucket, and a function of (seed, step).
 
-    In an epoch every example comes once, in the epoch's own order. A bucket's batches have one size, as near to B as
-    divides its examples evenly; where they cannot be divided evenly, a few examples, fewer than there are batches,
-    come twice.
+    In an epoch every example comes once, in an order that depends on the epoch. All batches of a bucket have one size,
+    at most B. If the examples cannot be divided evenly, a few of them, fewer than there are batches, come twice.
 
     Args:
       examples: `[n S], [n T]`, in buckets of one width each.
-      batch_size: B, the most examples per batch.
+      batch_size: B, the greatest number of examples per batch.
       seed: of the order.
     """
 
@@ -102,26 +101,30 @@ class Batches:
 
 @functools.lru_cache(maxsize=2)
 def _shuffled(totals: tuple[int, ...], counts: tuple[int, ...], seed: int, epoch: int) -> list[tuple[int, np.ndarray]]:
-    """Return each batch's bucket and rows `[b]`, in the epoch's order, for buckets of these examples and batches."""
+    """Return the bucket and the rows `[b]` of each batch, in the order of the epoch.
+
+    `totals` and `counts` are the numbers of examples and of batches of each bucket.
+    """
     rng = np.random.default_rng([seed, epoch])
     batches = []
     for number, (total, count) in enumerate(zip(totals, counts)):
+        # `resize` repeats the first examples to fill the last batch.
         rows = np.resize(rng.permutation(total), -(-total // count) * count)
-        batches += [(number, some) for some in rows.reshape(count, -1)]
+        batches += [(number, batch) for batch in rows.reshape(count, -1)]
     return [batches[k] for k in rng.permutation(len(batches))]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stored:
-    """The data of examples in memory.
+    """Data in memory.
 
     Args:
       name: the name of the data.
-      vocabulary: their tokens.
-      training: the examples to train on, in buckets.
-      parts: questions by the name of their part, "validation" and "test" among them.
-      about: lines about what was read.
-      origins: where each part was read from; two with the same digests are the same data.
+      vocabulary: the tokens.
+      training: the training examples, in buckets.
+      parts: questions by the name of their part; "validation" and "test" are required.
+      about: lines that describe the files.
+      origins: where each part was read from; data with the same digests are the same.
     """
 
     name: str
@@ -136,12 +139,12 @@ class Stored:
 
     @property
     def longest_source(self) -> int:
-        """S: tokens of the longest source to train on, to validate or to test with, its end included."""
+        """S: tokens of the longest source for training, validation or test, its end included."""
         return max(self.longest_question, *(bucket.source.shape[1] for bucket in self.training))
 
     @property
     def longest_question(self) -> int:
-        """S: tokens of the longest source to validate or to test with, its end included."""
+        """S: tokens of the longest source for validation or test, its end included."""
         return max(self.parts[part].sources.shape[1] for part in ("validation", "test"))
 
     @property
@@ -152,12 +155,12 @@ class Stored:
 
     @checked(batch_size=between(1), seed=SEED)
     def batches(self, batch_size: int, seed: int) -> Batches:
-        """Return the batches to train on."""
+        """Return the training batches."""
         return Batches(self.training, batch_size, seed)
 
     @checked(total=between(1), seed=SEED)
     def questions(self, part: str, total: int | None, seed: int) -> Questions:
-        """Return questions of a part: `total` of them, drawn by the seed, or all."""
+        """Return `total` questions of a part, drawn by the seed, or all of them."""
         questions = self.part(part)
         count = len(questions.lengths)
         if total is None or total >= count:
@@ -198,11 +201,11 @@ class Stored:
 
 
 def in_buckets(sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> tuple[Example, ...]:
-    """Return examples in as few buckets as keep padding low, each as wide as its longest source and longest target.
+    """Return examples in few buckets with low padding, each as wide as its longest source and longest target.
 
-    A source and its target may differ in length, so a bucket is a pair of widths, and an example goes into the bucket
-    of fewest tokens that holds it. Buckets are added one at a time, the one that saves most padding, and then the
-    others are exchanged while that saves more; until the padding is low enough, or there are too many buckets.
+    A source and its target may differ in length, so a bucket is a pair of widths, and an example goes into the smallest
+    bucket that holds it. The bucket that saves most padding is added; then other buckets are exchanged while that saves
+    more. This is repeated until the padding is low enough, or until there are too many buckets.
 
     Args:
       sources, targets: tokens of each example, the end token included.
@@ -210,45 +213,45 @@ def in_buckets(sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]
     lengths = np.array([list(map(len, sources)), list(map(len, targets))])
     bucket = _choose_buckets(lengths)
     rows = [np.flatnonzero(bucket == number) for number in np.unique(bucket)]
-    return tuple(Example(padded([sources[k] for k in some]), padded([targets[k] for k in some])) for some in rows)
+    return tuple(Example(padded([sources[k] for k in each]), padded([targets[k] for k in each])) for each in rows)
 
 
 def _choose_buckets(lengths: Int[np.ndarray, "2 n"]) -> Int[np.ndarray, "n"]:
     """Return the number of each example's bucket.
 
-    This is the k-median problem, of facilities that serve customers, solved greedily and by exchange.
+    This is the k-median problem (facilities serve customers), solved greedily and by exchange.
     """
     widths = [_candidate_widths(side) for side in lengths]
-    pairs = np.stack([axis.ravel() for axis in np.meshgrid(*widths, indexing="ij")])  # [2 c], the possible buckets
-    # Examples that fit the same candidates are one customer, known by the smallest candidate that holds them.
+    pairs = np.stack([axis.ravel() for axis in np.meshgrid(*widths, indexing="ij")])  # [2 C], the possible buckets
+    # Examples that fit into the same candidates are one customer, identified by their smallest candidate.
     smallest = np.ravel_multi_index([np.searchsorted(w, side) for w, side in zip(widths, lengths)], [*map(len, widths)])
     customers, customer, count = np.unique(smallest, return_inverse=True, return_counts=True)
     fits = (pairs[:, :, None] >= pairs[:, None, customers]).all(0)
-    tokens = np.where(fits, pairs.sum(0)[:, None], np.inf)  # [c customers]: of one example in a bucket
+    tokens = np.where(fits, pairs.sum(0)[:, None], np.inf)  # [C customers], per example in that bucket
 
     def with_one_more(chosen: list[int]) -> tuple[int, float]:
         """Return the candidate that saves most in addition to the chosen ones, and the total of tokens with it."""
         totals = np.minimum(tokens, tokens[chosen].min(0)) @ count
         return int(totals.argmin()), float(totals.min())
 
-    chosen = [pairs.shape[1] - 1]  # the widest, which holds every example
+    chosen = [pairs.shape[1] - 1]  # the widest candidate, which holds every example
     total = float(tokens[chosen[0]] @ count)
     while 1 - lengths.sum() / total > _ENOUGH and len(chosen) < _MOST_BUCKETS:
         added, total = with_one_more(chosen)
         chosen.append(added)
-        kept = 1  # consecutive buckets that no exchange improves
+        kept = 1  # number of buckets in a row that no exchange improves
         while kept < len(chosen):
-            widest, first, *others = chosen  # each but the widest in turn
-            moved, now = with_one_more([widest, *others])
-            if now < total:
-                chosen, total, kept = [widest, *others, moved], now, 1
+            widest, first, *others = chosen  # all but the widest take turns
+            exchanged, new_total = with_one_more([widest, *others])
+            if new_total < total:
+                chosen, total, kept = [widest, *others, exchanged], new_total, 1
             else:
                 chosen, kept = [widest, *others, first], kept + 1
     return tokens[chosen].argmin(0)[customer]
 
 
 def _candidate_widths(lengths: Int[np.ndarray, "n"]) -> Int[np.ndarray, "k"]:
-    """Return some of the lengths, with the longest: by quantiles for common ones, by geometric steps for rare ones."""
+    """Return some of the lengths, the longest included: quantiles for common ones, geometric steps for rare ones."""
     distinct = np.unique(lengths)
     if len(distinct) <= 2 * _CANDIDATES:
         return distinct

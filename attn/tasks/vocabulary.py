@@ -1,4 +1,4 @@
-"""Vocabularies: the name of each token, how text becomes tokens and tokens text, and how long an answer may be."""
+"""Vocabularies: names of tokens, conversion between text and tokens, and limits of answers' lengths."""
 
 import bisect
 import dataclasses
@@ -13,14 +13,14 @@ from attn.tasks.rules import RULES, Rule
 
 
 class InputError(ValueError):
-    """Text that is not an input for the task; the message is one line for the user."""
+    """An input that is not allowed; the message is one line for the user."""
 
 
 class Vocabulary:
     """The tokens: 0 is padding, 1 to `count` are symbols or pieces of text, then begin and end.
 
     Attributes:
-      continues: whether answers continue their sources, so that a model learns them as one string.
+      continues: whether answers continue their sources, so that a model learns both as one string.
     """
 
     count: int
@@ -40,21 +40,21 @@ class Vocabulary:
         return self.begin if self.continues else self.end
 
     def capacity(self, length: int) -> int:
-        """Return T: the most tokens that an answer to a source of `length` tokens may have, its end included.
+        """Return T: the greatest number of tokens of an answer to a source of `length` tokens, its end included.
 
-        This sizes the arrays of decoding. It is not what a model may be told of the answer, see `answer_length`.
+        This sizes the arrays of decoding. A model does not get it as input; see `answer_length`.
         """
         raise NotImplementedError
 
     def answer_length(self, length: int) -> int | None:
-        """Return the tokens of every answer to a source of `length` tokens, its end included.
+        """Return the number of tokens of every answer to a source of `length` tokens, its end included.
 
-        None if that depends on the data: then training must not tell a model either, since decoding cannot.
+        None if it depends on the data: a model then must not get it in training, since it is unknown in decoding.
         """
         return None
 
     def names(self, tokens: Tokens) -> list[str]:
-        """Return the name of each token: of a piece its text with signs for what cannot be seen, else its purpose."""
+        """Return the name of each token: of a piece its text, with invisible characters escaped, else its purpose."""
         special = {PAD: "pad", self.begin: "begin", self.end: "end", self.end + 1: "unknown"}
         return [special.get(token) or self._name(token) for token in map(int, tokens)]
 
@@ -88,7 +88,7 @@ class Symbols(Vocabulary):
         return self.rule.most_symbols(length) + 1
 
     def answer_length(self, length: int) -> int | None:
-        # Of a string without a source, a length would tell where its answer begins.
+        # The length of a string without a source would reveal where its answer begins.
         return self.capacity(length) if self.rule.fixed_length and not self.continues else None
 
     @checked()
@@ -102,7 +102,7 @@ class Symbols(Vocabulary):
         if not words:
             raise InputError(f"empty input; give symbols 1..{self.count} separated by spaces")
         for word in words:
-            # ASCII digits alone: `int` would also take "1_0" and digits of other scripts.
+            # Only ASCII digits: `int` also accepts "1_0" and digits of other scripts.
             if not (word.isascii() and word.isdigit() and len(word) < 10 and 1 <= int(word) <= self.count):
                 shown = word if len(word) <= 20 else word[:20] + "..."
                 raise InputError(f"unknown symbol {shown!r}; symbols are whole numbers 1..{self.count}")
@@ -158,9 +158,9 @@ class Pieces(Vocabulary):
 
     Args:
       pieces: token k is `pieces[k - 1]`.
-      source, target: keys of `TOKENIZERS`, how each side is split.
+      source, target: keys of `TOKENIZERS`, for each side.
       longest_targets: of the training pairs, in pieces, with rising lengths: (length of a source, length of the longest
-        target of the sources that are not longer). The last is of the longest source.
+        target of sources up to that length). The last is of the longest source.
     """
 
     pieces: tuple[str, ...]
@@ -203,10 +203,10 @@ class Pieces(Vocabulary):
         return self.longest_targets[-1][0]
 
     def capacity(self, length: int) -> int:
-        """Return T: the most tokens that an answer to a source of `length` pieces may have, its end included.
+        """Return T: the greatest number of tokens of an answer to a source of `length` pieces, its end included.
 
-        As many as the longest target of the training sources that are up to about twice as long. For a source longer
-        than any of training, as many as for the longest, and proportionally more.
+        This is the length of the longest target of training sources up to about twice as long. For a source longer than
+        all of training, the longest target is scaled in proportion to the length.
         """
         longest_source, longest_target = self.longest_targets[-1]
         if length > longest_source:
@@ -235,11 +235,11 @@ class Pieces(Vocabulary):
         return [self._tokens.get(piece, self.unknown) for piece in pieces]
 
     def describe(self) -> str:
-        """Return a line about the vocabulary, with as many pieces as are readable."""
-        some = " ".join(map(_visible, self.pieces[:200]))
+        """Return a line about the vocabulary, with its first 200 pieces."""
+        shown = " ".join(map(_visible, self.pieces[:200]))
         rest = f" ... and {self.count - 200:,} more" if self.count > 200 else ""
         tokens = " to ".join(dict.fromkeys((self.source, self.target)))
-        return f"{self.count:,} {tokens}, {self.size:,} tokens with padding, begin, end and unknown: {some}{rest}"
+        return f"{self.count:,} {tokens}, {self.size:,} tokens with padding, begin, end and unknown: {shown}{rest}"
 
     @functools.cached_property
     def _tokens(self) -> dict[str, int]:

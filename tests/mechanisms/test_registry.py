@@ -56,7 +56,10 @@ def test_a_mechanism_may_be_a_setting_of_another():
         ("softcap(1e999)", "mechanism 'softcap': cap: got inf, must be a number"),
         ("softcap([1])", "mechanism 'softcap': cap: got [1], must be a number"),
         ("randomized(3)", "mechanism 'randomized': inner: got 3, must be Mechanism"),
-        ("randomized(learned(9))", "randomized: learned(max_length=9) tells 9 positions apart, must tell range = 2048"),
+        (
+            "randomized(learned(9))",
+            "randomized: learned(max_length=9) distinguishes 9 positions, must distinguish range = 2048",
+        ),
         ("randomized(rotary, 1)", "randomized: range must lie in 2..40,000, got 1"),
     ],
 )

@@ -131,7 +131,7 @@ def test_anchored_rotary_sees_equal_distances_from_either_end_symbol():
     x, y = (
         jnp.broadcast_to(jax.random.normal(jax.random.key(n), (1, N, H)), (rows, N, H)) for n, rows in ((0, T), (1, S))
     )
-    query, key = layer._changed("query", x, at.q), layer._changed("key", y, at.k)
+    query, key = layer._apply_mechanism("query", x, at.q), layer._apply_mechanism("key", y, at.k)
     found = np.einsum("tnh,snh->nts", query, key)
     symbols = SOURCE_LENGTH - 1
     for head, (idx, tau) in zip(found, from_ends(end_tokens=1)):
@@ -180,7 +180,7 @@ def at_positions(inner, table):
 
 def test_randomized_refuses_what_cannot_be_drawn():
     for settings, message in [
-        (dict(inner=mechanisms.learned(9)), "learned.* tells 9 positions apart, must tell range = 2048 apart"),
+        (dict(inner=mechanisms.learned(9)), "learned.* distinguishes 9 positions, must distinguish range = 2048"),
         (dict(inner=mechanisms.rotary(), range=1), "range must lie in"),
         (dict(inner=mechanisms.rotary(), range=50_000), "range must lie in"),
         (dict(inner=mechanisms.rotary(), at_test="even"), "at_test must be 'spaced' or 'random', got 'even'"),

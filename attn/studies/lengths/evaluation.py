@@ -1,7 +1,6 @@
 """Evaluate a trained model on random strings of many lengths, many strings of a few lengths, and structured strings.
 
-Sources are padded to a few widths, so that a length does not need a program of its own. All seeds of a row share
-programs.
+Sources are padded to a few widths, so that lengths share compiled programs. All seeds of a row share them as well.
 """
 
 import dataclasses
@@ -26,25 +25,25 @@ from attn.training.evaluation import data_parallel, in_batches
 from attn.training.groups import Config, Training
 from attn.training.state import model_structure
 
-_WIDTHS = (64, 256, 512, 1_024)  # that sources are padded to; a longer one keeps its length
-_DECODED_AT_ONCE = 1 << 14  # symbols of the sources of a batch
-_CONFIRMED_AT_ONCE = 1 << 12  # few, so that a layer's scores stay in the processor's cache
+_WIDTHS = (64, 256, 512, 1_024)  # sources are padded to these; longer ones keep their length
+_DECODED_AT_ONCE = 1 << 14  # source symbols per batch
+_CONFIRMED_AT_ONCE = 1 << 12  # fewer, so that the scores of a layer fit into the processor's cache
 _SEED = 0  # of the evaluated strings
-FIRST = 50  # whole strings that must all be right before more are counted
+FIRST = 50  # number of strings that must all be exact before more are evaluated
 
 
 @functools.lru_cache(maxsize=8)
 def _programs(config: Config, end: str) -> tuple[Callable, Callable]:
-    """Return `(params, batch) -> answers` and `(params, batch) -> confirmed` of a model, however it was trained."""
+    """Return the programs `(params, batch) -> answers` and `(params, batch) -> confirmed` of a model."""
     vocabulary = config.task.vocabulary
     graphdef, _ = model_structure(config, vocabulary)
     mesh = _mesh()
 
-    def ending(model: Model) -> Model:
+    def with_end(model: Model) -> Model:
         return EndGiven(model, vocabulary.end) if end == "given" else model
 
-    decode = data_parallel(lambda model, batch: greedy(ending(model), vocabulary, batch[0]), graphdef, mesh)
-    confirm = data_parallel(lambda model, batch: confirmed(ending(model), vocabulary, *batch), graphdef, mesh)
+    decode = data_parallel(lambda model, batch: greedy(with_end(model), vocabulary, batch[0]), graphdef, mesh)
+    confirm = data_parallel(lambda model, batch: confirmed(with_end(model), vocabulary, *batch), graphdef, mesh)
     return decode, confirm
 
 
@@ -54,7 +53,7 @@ def _mesh() -> jax.sharding.Mesh:
 
 
 class EndGiven(Model):
-    """A model of which the end of the answer is given: it predicts the end token there and nowhere else.
+    """A model that is given the end of the answer: it predicts the end token there and nowhere else.
 
     Args:
       model: predicts all other tokens.
@@ -65,12 +64,12 @@ class EndGiven(Model):
         self.model, self.end = model, end
 
     def start(self, source, capacity, **options):
-        """Start as the model does."""
+        """Start the wrapped model."""
         return self.model.start(source, capacity, **options)
 
     def extend(self, tokens, cache, **options):
-        """Extend as the model does, but for the logits of the end token."""
-        number = cache.index + 1 + jnp.arange(len(tokens))  # of the token that is predicted, from 1
+        """Extend the wrapped model; only the logits of the end token differ."""
+        number = cache.index + 1 + jnp.arange(len(tokens))  # number of the predicted token, from 1
         logits, cache, weights = self.model.extend(tokens, cache, **options)
         is_last = number >= cache.example.answer_length
         return logits.at[:, self.end].set(jnp.where(is_last, jnp.inf, -jnp.inf)), cache, weights
@@ -85,20 +84,20 @@ class Evaluator:
     """
 
     def __init__(self, run: Run, end: str):
-        # Without the settings of training, so that all seeds find the same programs.
+        # Default settings of training, so that the configs of all seeds are equal and share the cached programs.
         self.decode, self.confirm = _programs(dataclasses.replace(run.config, training=Training()), end)
         self.task, self.params, self.end = run.config.task, meshes.replicate(run.params, _mesh()), end
 
     def decoded(self, questions: Questions) -> Int[np.ndarray, "B T"]:
-        """Return the answers, decoded token by token."""
+        """Decode the answers token by token."""
         return self._in_batches(lambda sources, _: self.decode(self.params, (sources,)), questions, _DECODED_AT_ONCE)
 
     def confirmed(self, questions: Questions) -> Bool[np.ndarray, "B"]:
-        """Return for which questions the correct answer would be decoded; see `attn.training.decoding.confirmed`."""
+        """Return whether each correct answer would be decoded; see `attn.training.decoding.confirmed`."""
         return self._in_batches(lambda *batch: self.confirm(self.params, batch), questions, _CONFIRMED_AT_ONCE)
 
     def _in_batches(self, program: Callable, questions: Questions, symbols: int) -> np.ndarray:
-        """Run a program on questions, in batches of one shape with about `symbols` symbols."""
+        """Run a program on questions, in batches of equal shape with about `symbols` source symbols."""
         mesh, longest = _mesh(), int(questions.lengths.max())
         width = next((width for width in _WIDTHS if width >= longest), longest)
         capacity = self.task.vocabulary.capacity(width)
@@ -107,10 +106,10 @@ class Evaluator:
         return in_batches(lambda batch: program(*batch), arrays, (width + 1, capacity), size, mesh)
 
     def tokens(self, length: int, each: int) -> dict[str, int]:
-        """Count correct tokens, at their positions, and strings that are exact as a whole.
+        """Count correct tokens, by position, and exact strings.
 
-        Where the length is given, end tokens do not count. `confirmed_alike` counts the strings for which decoding and
-        one pass over the correct answer agree.
+        If the end is given, end tokens do not count. `confirmed_alike` counts strings for which decoding and one
+        pass over the correct answer agree.
         """
         questions = self._questions(length, each)
         targets, answers = questions.targets, self.decoded(questions)[:, : questions.targets.shape[1]]
@@ -141,7 +140,7 @@ class Evaluator:
         return Generated(self.task).questions_of_each_length("test", [length], strings, _SEED)
 
     def _count(self, questions: Questions) -> dict[str, int]:
-        """Count exact answers; if one of the first is wrong, of the first alone."""
+        """Count exact answers; if one of the first `FIRST` is wrong, only among those."""
         right = self.confirmed(questions.chosen(np.arange(min(FIRST, len(questions.sources)))))
         if right.all() and len(questions.sources) > FIRST:
             right = self.confirmed(questions)
@@ -151,9 +150,9 @@ class Evaluator:
 def evaluate(
     run: Run, end: str, grid: Grid, *, far: bool, track: Callable[[Sequence], Iterable] = iter
 ) -> dict[str, Any]:
-    """Evaluate a model on a grid, with its farthest length if `far`; returns plain values.
+    """Evaluate a model on a grid, including the farthest length if `far`, and return plain values.
 
-    `track` wraps the sequence of lengths, to show progress.
+    `track` wraps the sequence of lengths to show progress.
     """
     evaluator = Evaluator(run, end)
     parts = [("tokens", length, grid.each, evaluator.tokens) for length in (*grid.within, *grid.beyond)]
@@ -166,6 +165,6 @@ def evaluate(
 
 
 def is_exact(run: Run, end: str, length: int) -> bool:
-    """Return whether a model answers 1,000 held-out strings of a length exactly, or all there are if fewer."""
+    """Return whether a model answers 1,000 held-out strings of a length exactly, or all of them if there are fewer."""
     counts = Evaluator(run, end).exact(length, 1_000)
     return counts["exact"] == counts["strings"]

@@ -18,7 +18,7 @@ _TICKS = (100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 
 
 def write(study: Study, results: Results, picture: str) -> str:
-    """Return the part of a page that the program makes: the protocol, the figure, and the tables."""
+    """Return the generated part of a page: the protocol, the figure, and the tables."""
     return (
         f"{_training(study)} Of several seeds best / median / worst are shown, or one number where they are alike.\n\n"
         f"{_protocol(study, results)}\n"
@@ -28,7 +28,7 @@ def write(study: Study, results: Results, picture: str) -> str:
 
 
 def tables(study: Study, results: Results) -> str:
-    """Return one table per task and alphabet, one line per row and end; rows without results are left out."""
+    """Return one table per task and alphabet, with one line per row and end; rows without results are omitted."""
     parts = []
     for symbols in sorted({each["symbols"] for each in results.values()}):
         for task in dict.fromkeys(each["task"] for each in results.values()):
@@ -45,15 +45,15 @@ def tables(study: Study, results: Results) -> str:
 
 
 def _of(results: Results, name: str, task: str, symbols: int) -> list[Result]:
-    """Return the results of a row at a task, by seed."""
+    """Return the results of a row on a task, by seed."""
     return [each for each in results.values() if (each["row"], each["task"], each["symbols"]) == (name, task, symbols)]
 
 
 def _cells(study: Study, name: str, end: str, runs: Sequence[Result]) -> dict[str, str]:
-    """Return the cells of a row, with answers that end in one way, by the names of the columns."""
+    """Return the cells of a row and one of its ends, by the names of the columns."""
     grid, counts = study.grid, [run["ends"][end] for run in runs]
     steps = sorted({run["steps"] for run in runs})
-    # Only of the training that counts, the last; None if it was interrupted.
+    # Only the last training counts; its time is None if it was interrupted.
     seconds = [run["seconds"]["training"][-1] for run in runs if run["seconds"]["training"][-1] is not None]
     far = [each["exact"][str(grid.far)] for each in counts if str(grid.far) in each["exact"]]
     far_exact, far_strings = (sum(each[name] for each in far) for name in ("exact", "strings"))
@@ -81,23 +81,23 @@ def _share(counts: Mapping[str, int]) -> float:
 
 
 def _spread(shares: Iterable[float]) -> str:
-    """Return best, median and worst in percent; one number where all are alike."""
+    """Return best, median and worst in percent; one number if all look the same."""
     values = [100 * share for share in shares]
     shown = [_percent(value) for value in (max(values), statistics.median(values), min(values))]
     return shown[0] if len(set(shown)) == 1 else " / ".join(shown)
 
 
 def _percent(value: float) -> str:
-    """Round so that only 100 reads as 100."""
+    """Return a percentage as text, so that only 100 is shown as 100."""
     text = f"{value:.1f}"
     return "< 100" if text == "100.0" and value < 100 else text
 
 
 def draw(study: Study, results: Results) -> Figure:
-    """Draw token accuracy against length, with answers of a given length where a row has them.
+    """Draw token accuracy against length, with given answer lengths for rows that have them.
 
-    One plot per group and task, one line per row, with the spread of its seeds; lengths of training are shaded. Of
-    several alphabets the smallest is shown.
+    There is one plot per group and task, and one line per row with the range of its seeds; lengths of training are
+    shaded. Only the smallest alphabet is shown.
     """
     symbols = min(each["symbols"] for each in results.values())
     tasks = list(dict.fromkeys(each["task"] for each in results.values() if each["symbols"] == symbols))
@@ -130,13 +130,13 @@ def _draw_row(ax: Axes, runs: Sequence[Result], end: str, name: str, number: int
     lengths = sorted(map(int, runs[0]["ends"][end]["tokens"]))
     percents = [[100 * token_accuracy(run, end, [length]) for run in runs] for length in lengths]
     color, dashes = f"C{number % 10}", _DASHES[number % len(_DASHES)]
-    width = max(1.0, 3.2 - 0.4 * number)  # thinner one after another, so that equal lines can all be seen
+    width = max(1.0, 3.2 - 0.4 * number)  # later lines are thinner, so that equal lines can all be seen
     ax.plot(lengths, [*map(statistics.median, percents)], dashes, color=color, lw=width, label=name)
     ax.fill_between(lengths, [*map(min, percents)], [*map(max, percents)], alpha=0.15, color=color)
 
 
 def _protocol(study: Study, results: Results) -> str:
-    """Return what the columns of the tables mean."""
+    """Return the explanation of the columns of the tables."""
     grid, used = study.grid, {end for row in study.rows.values() for end in row.ends}
     far = f" ({grid.far_strings} per seed at {grid.far:,})" if study.far else ""
     ends = "".join(f"- **{name}**: {text}\n" for name, text in ENDS.items() if name in used)
@@ -152,7 +152,7 @@ def _protocol(study: Study, results: Results) -> str:
 
 
 def _devices(results: Results) -> str:
-    """Return the device of most models, and the rows of which some models were trained on another."""
+    """Return the device of most models, and the rows with models that were trained on another device."""
     rows = collections.defaultdict(list)
     for each in results.values():
         rows[each["machine"]["devices"][0]].append(each["row"])
@@ -162,7 +162,7 @@ def _devices(results: Results) -> str:
 
 
 def _training(study: Study) -> str:
-    """Return how the rows were trained."""
+    """Return a description of the rows' training."""
     config = study.configured(study.jobs(next(iter(study.rows)))[0])
     steps = " or ".join(f"{steps:,}" for steps in study.budgets)
     text = (

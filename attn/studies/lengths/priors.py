@@ -1,4 +1,4 @@
-"""What each mechanism tells a model that the model would otherwise have to learn, in a few words."""
+"""Priors, in a few words: the knowledge that a mechanism builds into a model, which others must learn."""
 
 from attn.mechanisms.mechanism import Mechanism, parts
 from attn.mechanisms.registry import parse
@@ -20,7 +20,7 @@ _PRIORS = {
 
 
 def prior(text: str) -> str:
-    """Return what a mechanism, as it is written, builds in; what is not known here is called by its own words."""
+    """Return the prior of a mechanism; one that is not listed here is described by its docstring."""
     known = [_prior(part) for part in parts(parse(text)) if not isinstance(part, log_length)]
     sharper = ["sharper scores among more keys"] * any(isinstance(part, log_length) for part in parts(parse(text)))
     return "; ".join([*(known or [_PRIORS["none"]]), *sharper])

@@ -1,4 +1,4 @@
-"""Run a study of lengths: train, evaluate, and keep the results, model by model.
+"""Run a study of lengths: train, evaluate, and save the results, model by model.
 
 The folder holds `ROW.json` for each row, with one entry per model that has been trained and evaluated.
 """
@@ -21,14 +21,15 @@ Result = Mapping[str, Any]  # of one model
 
 
 def run_study(study: Study, names: Sequence[str], folder: pathlib.Path, track: Callable[[Sequence], Iterable] = iter):
-    """Train and evaluate the models of rows of these names, except those that the folder holds already.
+    """Train and evaluate the models of these rows, except those whose results are in the folder.
 
-    `track` wraps a sequence of lengths, to show progress.
+    `track` wraps a sequence of lengths to show progress.
 
     Raises:
       RunError: a result in the folder is damaged, or was produced with different settings.
     """
-    done = {name: read(study, name, folder) for name in study.rows}  # all rows, so that damage is reported first
+    # All rows, so that damage is reported before any training.
+    done = {name: read(study, name, folder) for name in study.rows}
     missing = [job for name in names for job in study.jobs(name) if job.name not in done[name]]
     models = sum(len(study.jobs(name)) for name in names)
     print(f"{models} models in {len(names)} rows, of which {len(missing)} are missing in {folder}")
@@ -37,7 +38,7 @@ def run_study(study: Study, names: Sequence[str], folder: pathlib.Path, track: C
         def run(trainer: Trainer):
             result, path = _measure(study, job, trainer, track), folder / f"{job.row}.json"
             saved = load_json(path, dict) or {}
-            if job.name in saved:  # with the same settings, as `read` has checked: its models existed already
+            if job.name in saved:  # an incomplete result: only its evaluation is new, so keep the time of its training
                 result["seconds"]["training"] = saved[job.name]["seconds"]["training"]
             save_json(path, saved | {job.name: result})
             print(f"  {summary(study, result)}")
@@ -48,14 +49,14 @@ def run_study(study: Study, names: Sequence[str], folder: pathlib.Path, track: C
 
 
 def _measure(study: Study, job: Job, trainer: Trainer, track: Callable) -> dict[str, Any]:
-    """Train a model, with the first budget that suffices or the last, and evaluate it."""
+    """Train a model, with the first budget that is enough or the last one, and evaluate it."""
     row = study.rows[job.row]
     seconds = []
     for steps in study.budgets_of(job.row):
         settings = study.settings(job, steps)
         is_new, start = not trainer.is_started(settings), time.perf_counter()
         run = trainer.train(settings)
-        # Of a training that was interrupted only the rest was timed.
+        # The time of a resumed training would miss its first part, so it is not recorded.
         seconds.append(time.perf_counter() - start if is_new else None)
         if exact := is_exact(run, row.ends[0], study.longest):
             break
@@ -63,7 +64,7 @@ def _measure(study: Study, job: Job, trainer: Trainer, track: Callable) -> dict[
     ends = {end: evaluate(run, end, study.grid, far=far, track=track) for end in row.ends}
     return {
         **vars(job),
-        "settings": _deciding(study, job),
+        "settings": _relevant_settings(study, job),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.params)),
         "steps": steps,
         "exact_at_longest": exact,
@@ -73,8 +74,8 @@ def _measure(study: Study, job: Job, trainer: Trainer, track: Callable) -> dict[
     }
 
 
-def _deciding(study: Study, job: Job) -> dict[str, Any]:
-    """Return the settings that decide a result, as JSON gives them back."""
+def _relevant_settings(study: Study, job: Job) -> dict[str, Any]:
+    """Return the settings that a result depends on, as read back from JSON."""
     config = to_mapping(study.configured(job))
     groups = {group: config[group] for group in ("task", "model", "optimizer")}
     drawn = {"batch_size": config["training"]["batch_size"], "one_length": config["data"]["source"] == "one_length"}
@@ -82,12 +83,12 @@ def _deciding(study: Study, job: Job) -> dict[str, Any]:
 
 
 def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """Give a result's settings the defaults of optimizer settings that did not exist when it was measured."""
+    """Return a result's settings with defaults for optimizer settings that did not exist when it was measured."""
     return settings | {"optimizer": to_mapping(from_mapping({"optimizer": settings["optimizer"]}))["optimizer"]}
 
 
 def _is_complete(study: Study, job: Job, result: Result) -> bool:
-    """Return whether a result has all ends and lengths that its row asks for now."""
+    """Return whether a result has all ends and lengths that its row needs."""
     far = {str(study.grid.far)} if study.is_far(job) else set()
     ends = result["ends"]
     return all(end in ends and far <= ends[end]["exact"].keys() for end in study.rows[job.row].ends)
@@ -102,14 +103,14 @@ def read(study: Study, name: str, folder: pathlib.Path) -> dict[str, Result]:
     path = folder / f"{name}.json"
 
     def parse(saved: dict[str, Result]) -> dict[str, Result]:
-        for result in saved.values():  # seeds and ends that are not of this study now are checked too
+        for result in saved.values():  # also those of seeds and ends that the study does not have now
             job = Job(name, result["task"], result["symbols"], result["seed"])
-            if _with_defaults(result["settings"]) != _deciding(study, job):
+            if _with_defaults(result["settings"]) != _relevant_settings(study, job):
                 raise other_settings(path)
-        known = {job.name: job for job in study.jobs(name) if job.name in saved}
-        results = {key: saved[key] for key, job in known.items() if _is_complete(study, job, saved[key])}
+        jobs = {job.name: job for job in study.jobs(name) if job.name in saved}
+        results = {key: saved[key] for key, job in jobs.items() if _is_complete(study, job, saved[key])}
         for result in results.values():
-            summary(study, result)  # fails if it cannot be shown
+            summary(study, result)  # raises if the result cannot be shown
         return results
 
     return load_json(path, parse) or {}
@@ -119,10 +120,9 @@ def summary(study: Study, result: Result) -> str:
     """Return one line about a model."""
     parts = [f"{result['steps']} steps, {'' if result['exact_at_longest'] else 'not '}exact at {study.longest}"]
     for end, counts in result["ends"].items():
-        exact = ", ".join(f"{each['exact']} of {each['strings']} at {at}" for at, each in counts["exact"].items())
-        parts.append(
-            f"end {end}: {100 * token_accuracy(result, end, study.grid.beyond):.2f} % of tokens, exact {exact}"
-        )
+        exact = ", ".join(f"{each['exact']} of {each['strings']} at {n}" for n, each in counts["exact"].items())
+        percent = 100 * token_accuracy(result, end, study.grid.beyond)
+        parts.append(f"end {end}: {percent:.2f} % of tokens, exact {exact}")
     return "; ".join(parts)
 
 

@@ -1,18 +1,18 @@
-"""Structured strings: those that a model which has learned from random ones may still get wrong."""
+"""Structured strings, which a model that was trained on random ones may still get wrong."""
 
 import numpy as np
 from jaxtyping import Int
 
 
 def structured(length: int, symbols: int) -> dict[str, Int[np.ndarray, "B n"]]:
-    """Return strings of one length with little or much structure, by kind.
+    """Return structured strings of one length, by kind.
 
     Args:
       length: n >= 2.
       symbols: V >= 2; most kinds are made of the first and the last symbol.
 
     Returns:
-      By kind: one symbol throughout; one odd symbol at each position; two symbols alternating; a random piece of 3, 5
+      By kind: one symbol only; one different symbol at each position; two symbols alternating; a random piece of 3, 5
       or 7 symbols, repeated; random palindromes; all symbols equal but the first, the last, or both.
     """
     a, b = 1, symbols

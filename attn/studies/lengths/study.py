@@ -1,7 +1,7 @@
 """A study of lengths: rows of models to train, tasks, alphabets, and the grid of strings they are evaluated on.
 
-A study is a config file with `get_study()`, such as configs/lengths.py. A row of your own is a `Row` in it; a
-mechanism of your own is a class under `attn.mechanisms.register`, in a module that `Study.imports` names.
+A study is a config file with `get_study()`, such as configs/lengths.py. Your own row is a `Row` in it; your own
+mechanism is a class decorated with `attn.mechanisms.register`, in a module that `Study.imports` names.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _FAR_SEEDS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One model of a study: it is trained and evaluated once."""
+    """One model of a study, which is trained and evaluated once."""
 
     row: str
     task: str
@@ -43,14 +43,14 @@ class Row:
     """A kind of model, trained once for every task, alphabet and seed.
 
     Attributes:
-      model: its settings, as of `config.model`.
-      prior: what it is given that others must learn; None for what its encodings say.
+      model: settings of the model, as of `config.model`.
+      prior: the knowledge built into it, which others must learn; None to describe its mechanisms.
       tasks: names of tasks; None for those of the study.
       symbols: sizes of the alphabet; None for those of the study.
-      seeds: how many.
+      seeds: number of seeds.
       budgets: steps of a training; None for those of the study.
-      ends: keys of `ENDS`: how its answers may end. The first one is used to find out whether a training sufficed.
-      far: tasks that are evaluated at the farthest length too, for the first three seeds.
+      ends: keys of `ENDS`, the ends of its answers. The first one decides whether a training had enough steps.
+      far: tasks that are also evaluated at the farthest length, for the first three seeds.
       group: rows of one group share a plot.
       config: further settings by section, such as {"optimizer": {...}}.
     """
@@ -69,17 +69,17 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """The lengths that a trained model is evaluated at, and how many strings of each.
+    """The lengths at which a trained model is evaluated, and the numbers of strings.
 
     Attributes:
       within: lengths of training, for the figure.
       beyond: lengths over which the token accuracy is averaged.
-      each: strings of each of these lengths, decoded token by token.
-      exact: lengths at which whole strings are counted.
-      strings: how many of each of those; if one of the first 50 is wrong, only these are counted.
+      each: number of strings per length in `within` and `beyond`, decoded token by token.
+      exact: lengths at which exact strings are counted.
+      strings: number of strings per length in `exact`; if one of the first 50 is wrong, only these 50 are counted.
       structured: the length of the structured strings.
       far: the farthest length.
-      far_strings: how many strings of it.
+      far_strings: number of strings of that length.
     """
 
     within: tuple[int, ...] = (4, 8, 16, 24, 32, 40)
@@ -94,17 +94,17 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Rows, and what they share.
+    """Rows, and the settings that they share.
 
     Attributes:
       rows: by name.
       config: settings of every training by section; those of a row replace them.
-      budgets: steps of a training, ascending: a model that is not exact at the longest trained length after the first
-        is trained again, from the start, for the second, and so on. The last training counts, exact or not.
-      tasks, symbols: for rows that do not say.
-      longest: of the strings of training; all lengths from 1 on occur.
-      grid: what the trained models are evaluated on.
-      imports: modules that register what the rows name.
+      budgets: ascending numbers of steps. A model that is not exact at the longest trained length after the first is
+        trained again from the start with the second, and so on. The last training counts, exact or not.
+      tasks, symbols: for rows that have none of their own.
+      longest: the longest length of training, which has all lengths from 1 to this.
+      grid: for the evaluation of the trained models.
+      imports: modules that register models and mechanisms of the rows.
     """
 
     rows: dict[str, Row]
@@ -140,15 +140,15 @@ class Study:
         ]
 
     def settings(self, job: Job, steps: int) -> dict[str, Any]:
-        """Return the settings of a training by section, and its imports; what they leave out has its default."""
+        """Return the settings of a training by section, and its imports; missing settings have their defaults."""
         row = self.rows[job.row]
-        own = {
+        per_job = {
             "task": {"name": job.task, "symbols": job.symbols, "max_length": self.longest},
             "model": row.model,
             "training": {"seed": job.seed, "steps": steps},
         }
-        groups = {*self.config, *row.config, *own}
-        by_group = {name: self.config.get(name, {}) | row.config.get(name, {}) | own.get(name, {}) for name in groups}
+        groups = {*self.config, *row.config, *per_job}
+        by_group = {g: self.config.get(g, {}) | row.config.get(g, {}) | per_job.get(g, {}) for g in groups}
         return {"imports": list(self.imports), **by_group}
 
     def configured(self, job: Job) -> Config:
@@ -160,7 +160,7 @@ class Study:
         return from_mapping(self.settings(job, self.budgets_of(job.row)[0]))
 
     def prior(self, name: str) -> str:
-        """Return what a row is given that others must learn."""
+        """Return the knowledge built into a row, which others must learn."""
         if self.rows[name].prior is not None:
             return self.rows[name].prior
         mechanism = self.configured(self.jobs(name)[0]).model.mechanism
@@ -200,7 +200,7 @@ class Study:
         most = longest_input(config.model, config.task.vocabulary.capacity)
         if most is not None and longest > most:
             raise ConfigError(
-                f"the grid has strings of {longest:,} symbols, but its mechanisms can tell at most {most:,} apart"
+                f"the grid has strings of {longest:,} symbols, but its mechanisms distinguish at most {most:,}"
             )
         data = Generated(config.task)
         check_runs(config, data)
@@ -208,13 +208,13 @@ class Study:
             try:
                 run_shapes(config, data, None)
             except PositionsUnknown:
-                pass  # positions are drawn for as many tokens as the answer has, which does not tell where it ends
+                pass  # the length is only used to draw positions, which do not reveal where the answer ends
             except LengthUnknown as error:
                 raise ConfigError(f"{error}: ends must be ('given',)") from None
 
 
 def _tuple_of(kind: type, example: str) -> Constraint:
-    """Make the rule for one or more texts, or whole numbers from 1 on."""
+    """Make the constraint for a tuple of one or more texts, or of whole numbers from 1 on."""
     rule = between(1) if kind is int else None
 
     def accepts(values):
@@ -225,7 +225,7 @@ def _tuple_of(kind: type, example: str) -> Constraint:
 
 _FILE_NAME = Constraint("of letters, digits, '_', '-' and '.'", lambda name: bool(re.fullmatch(r"\w[\w.-]*", name)))
 _TEXTS, _NUMBERS = _tuple_of(str, "('one', 'two')"), _tuple_of(int, "(1, 2)")
-# What the annotation of a field allows; other annotations are checked as they are.
+# The type and constraint for an annotation of a field; other annotations are types without a constraint.
 _ALLOWED = {
     int: (int, between(1)),
     tuple[str, ...]: (tuple, _TEXTS),

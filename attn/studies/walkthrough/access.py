@@ -1,4 +1,4 @@
-"""Claim: what the decoder knows of the source it reads directly, by weighing values with softmax(Q K^T / sqrt(d_k))."""
+"""Claim: the decoder reads the source directly, by weighing values with softmax(Q K^T / sqrt(d_k))."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ _SHORTEST = 4  # shorter strings can be right by luck
 
 
 def measure(sizes: Sizes, trainer: Trainer) -> Numbers:
-    """Take the cross-attention away and put it back; work one small example by hand."""
+    """Remove the cross-attention and put it back; compute one small example by hand."""
     settings = [settings_of("reverse", sizes.max_length, sizes.steps, seed) for seed in sizes.seeds]
     return {
         "lengths": [_SHORTEST, sizes.max_length],
@@ -40,7 +40,7 @@ def _evaluate(run: Run, sizes: Sizes) -> dict[str, dict[str, float]]:
 
 
 def by_hand() -> dict:
-    """Compute attention over three tokens of width 2 step by step in float64, and once more with `attn.attention`."""
+    """Compute attention over three tokens of width 2 step by step in float64, and again with `attn.attention`."""
     x = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     W_Q, W_K, W_V = np.array([[1.0, 0.0], [1.0, 2.0]]), np.array([[0.0, 1.0], [2.0, 1.0]]), np.array([[3.0, 0], [0, 1]])
     query, key, value = x @ W_Q, x @ W_K, x @ W_V
@@ -59,7 +59,7 @@ def by_hand() -> dict:
 
 
 def check(numbers: Numbers) -> list[Check]:
-    """Check that answers are right with the cross-attention, lost without it, and right again; and the example."""
+    """Check that answers are right with cross-attention, wrong without it, and right again; and check the example."""
     exact = {name: [seed[name]["exact_match"] for seed in numbers["seeds"]] for name in _CONDITIONS}
     change = [abs(back - trained) for back, trained in zip(exact["put back"], exact["as trained"])]
     return [
@@ -85,7 +85,7 @@ def draw(numbers: Numbers) -> Figure:
 
 
 def tables(numbers: Numbers) -> list[Table]:
-    """Return every number of the example by hand."""
+    """Return all numbers of the example by hand."""
     return [Table(name, [], matrix) for name, matrix in numbers["by_hand"]["steps"].items()]
 
 

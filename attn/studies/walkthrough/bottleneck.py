@@ -66,11 +66,11 @@ def gradient_by_distance(run: Run, length: int) -> list[float]:
 
 
 def check(numbers: Numbers) -> list[Check]:
-    """Check that a state cannot carry long strings and attention can, and that the gradient says why."""
+    """Check that a state cannot carry long strings and attention can, and that the gradients explain it."""
     models, shortest, longest = numbers["models"], numbers["lengths"][0], numbers["lengths"][-1]
 
-    def exact(place: int, *names: str) -> list[float]:
-        return [run["exact_match"][place] for name in names for run in models[name]["runs"]]
+    def exact(index: int, *names: str) -> list[float]:
+        return [run["exact_match"][index] for name in names for run in models[name]["runs"]]
 
     def far_over_near(when: str, *names: str) -> list[float]:
         """Return the gradient of the first source symbol over that of the last, the nearest; 0 if both fade."""
@@ -116,7 +116,7 @@ def draw(numbers: Numbers) -> Figure:
 
 
 def tables(numbers: Numbers) -> list[Table]:
-    """Return sizes, and exact match by length, worst and best seed."""
+    """Return sizes, and exact match by length for the worst and the best seed."""
     rows = []
     for name, model in numbers["models"].items():
         matches = np.array([run["exact_match"] for run in model["runs"]])

@@ -1,7 +1,7 @@
-"""A claim: a sentence with its source, a measurement, checks that the numbers decide, a figure and tables.
+"""A claim: a sentence with its source, a measurement, checks of the numbers, a figure and tables.
 
-The numbers of a measurement are plain values, as JSON keeps them. Checks, tables and figure are functions of them
-alone, so that a page can be made again from its JSON files.
+The numbers of a measurement are plain values, as in JSON. Checks, tables and figure are functions of the numbers only,
+so that a page can be made again from its JSON files.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ class Check(NamedTuple):
     """One number of a measurement and its thresholds.
 
     Attributes:
-      says: what the number is.
+      says: description of the number.
       measured: the number.
       least, most: bounds of the number if the claim holds; None for no bound.
-      premise: whether it only makes the comparison fair: the claim is undecided where it fails.
+      premise: whether the check is only a condition of a fair comparison; if it fails, the claim is undecided.
     """
 
     says: str
@@ -34,7 +34,7 @@ class Check(NamedTuple):
     premise: bool = False
 
     def holds(self) -> bool:
-        """Return whether the number is within its thresholds; NaN is not."""
+        """Return whether the number is within its thresholds; False for NaN."""
         above = self.least is None or self.measured >= self.least
         below = self.most is None or self.measured <= self.most
         return bool(above and below)  # every check has a threshold, and comparisons with NaN are false
@@ -47,7 +47,7 @@ class Check(NamedTuple):
 
 
 def verdict(checks: Sequence[Check]) -> str:
-    """Return what the checks decide together."""
+    """Return the verdict of all checks together."""
     if not all(check.holds() for check in checks if check.premise):
         return "undecided"
     decided = [check.holds() for check in checks if not check.premise]
@@ -60,14 +60,14 @@ class Claim:
 
     Attributes:
       measure: `(sizes, trainer) -> numbers`.
-      check: `numbers -> checks`; the claim holds if all of them do.
+      check: `numbers -> checks`; the claim holds if all checks hold.
       draw: `numbers -> figure`; the first line of its docstring is the figure's caption.
       tables: `numbers -> tables`.
       title: a few words.
       sentence: the claim.
-      source: paper and section; link: where it can be read.
-      equation: what it is about, in TeX as matplotlib reads it.
-      method: how it is measured, in paragraphs.
+      source, link: paper and section, and its address.
+      equation: the equation of the claim, in TeX that matplotlib can read.
+      method: paragraphs that describe the measurement.
       full, quick: the sizes of the measurement, such as `each`, the strings evaluated per length.
     """
 
@@ -90,14 +90,14 @@ class Claim:
 
 
 class Measurement(NamedTuple):
-    """The result of measuring a claim, as its JSON keeps it.
+    """The result of measuring a claim, as saved in its JSON file.
 
     Attributes:
       quick: whether the sizes were reduced.
       sizes: of the measurement.
-      numbers: what was measured.
-      seconds: how long it took this time, including the trainings that were not done already.
-      machine: on what.
+      numbers: the measured values.
+      seconds: time of this measurement, including trainings that had not been done before.
+      machine: the machine, see `attn.studies.jobs.machine`.
     """
 
     quick: bool

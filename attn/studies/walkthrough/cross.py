@@ -36,7 +36,7 @@ def alignment(run: Run, length: int) -> dict:
 
 
 def check(numbers: Numbers) -> list[Check]:
-    """Check that much weight is on the true source after training, and chance before it."""
+    """Check that much weight is on the true source after training, and only chance before it."""
     chance = 1 / (numbers["length"] + 1)  # the end token can be attended to as well
     best = {
         task: [np.max(run["mass"][-1][1]) for run in numbers["runs"] if run["task"] == task]

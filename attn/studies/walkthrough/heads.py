@@ -10,11 +10,11 @@ from attn.studies.report import Table, panels
 from attn.studies.walkthrough.claims import Check, Claim, Numbers, Sizes
 
 _STRINGS = 100
-_MUCH, _FAVORED = 0.25, 2.0  # a mass, and a multiple of a symbol's frequency, from which a head attends to something
+_MUCH, _FAVORED = 0.25, 2.0  # thresholds: mass on an offset, and multiple of a symbol's frequency
 
 
 def measure(sizes: Sizes, trainer: Trainer) -> Numbers:
-    """Compare one head with many on a task of two relations; of the many, say what each does and what is lost."""
+    """Compare one head with many on a task of two relations; measure what each of the many does and is worth."""
     runs = [_measure_seed(sizes, trainer, seed) for seed in sizes.seeds]
     counts = {name: count_parameters(_settings(sizes, n, 0)) for name, n in (("many", sizes.num_heads), ("one", 1))}
     return {"num_heads": sizes.num_heads, "length": sizes.length, "parameters": counts, "runs": runs}
@@ -61,10 +61,10 @@ def divergence(p: Float[np.ndarray, "N B T S"]) -> Float[np.ndarray, "N N"]:
 def attends_to(
     weights: Float[np.ndarray, "B T S"], sources: Int[np.ndarray, "B n"], symbols: int
 ) -> dict[str, float | str]:
-    """Return what a head attends to: j = t + d, an offset from the start, j = n - 1 - t + d, from the end, or a symbol.
+    """Return the target of a head: an offset from the start, j = t + d, from the end, j = n - 1 - t + d, or a symbol.
 
-    Both masses are those of the best d. `content` is the share of the weights on the symbol that the head favors most,
-    over what that symbol's frequency would give it by chance.
+    Both masses are those of the best d. `content` is the fraction of the weights on the symbol that the head favors
+    most, divided by that symbol's frequency.
     """
     n = weights.shape[-1]
     t, mean = np.arange(n), weights.mean(0)
@@ -88,7 +88,7 @@ def attends_to(
 
 
 def check(numbers: Numbers) -> list[Check]:
-    """Check that heads differ and share the two relations, and that many learn what one learns less well."""
+    """Check that heads differ and divide the two relations among them, and that many heads learn better than one."""
     runs, counts = numbers["runs"], numbers["parameters"].values()
     off_diagonal = [np.array(run["divergence"])[np.triu_indices(numbers["num_heads"], 1)] for run in runs]
     both = [min(max(head[name] for head in run["attends_to"]) for name in ("from_start", "from_end")) for run in runs]
@@ -132,7 +132,7 @@ def draw(numbers: Numbers) -> Figure:
 
 
 def tables(numbers: Numbers) -> list[Table]:
-    """Return what each head of each seed attends to, and exact match without it and with one head."""
+    """Return the target of each head of each seed, exact match without it, and exact match of many heads and of one."""
     rows = [
         [run["seed"], n, head["nature"], head["from_start"], head["from_end"], head["content"], left]
         for run in numbers["runs"]

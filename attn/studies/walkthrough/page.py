@@ -20,7 +20,7 @@ _REDUCED = (
 
 
 def write(measured: Mapping[str, Measurement]) -> str:
-    """Return the page of the claims that have been measured; the others are named as not measured yet."""
+    """Return the page of the measured claims, with a list of the others."""
     sections = [section(name, measured[name]) for name in CLAIMS if name in measured]
     missing = [f"{CLAIMS[name].title} ({name})" for name in CLAIMS if name not in measured]
     more = f"<p>Not measured yet: {escape(', '.join(missing))}.</p>" if missing else ""
@@ -62,7 +62,7 @@ def section(name: str, measured: Measurement) -> str:
 
 
 def _sizes(claim: Claim, measured: Measurement) -> str:
-    """Return the sizes, and the full ones where they are reduced."""
+    """Return the sizes, and the full sizes of those that are reduced."""
     texts = []
     for field, value in measured.sizes.items():
         full = getattr(claim.full, field)

@@ -32,7 +32,7 @@ def measure(sizes: Sizes, trainer: Trainer) -> Numbers:
         trainer.say(f"timing length {length:,}")
         batch = max(1, sizes.tokens // length)
         steps = {name: Step(each, length, batch) for name, each in settings.items()}
-        # In turns, so that a slower moment of the machine falls on both.
+        # In turns, so that other load of the machine affects both models.
         times = [{name: step.seconds() for name, step in steps.items()} for _ in range(sizes.rounds)]
         numbers["rows"].append(
             {
@@ -61,7 +61,7 @@ class Step:
         config = configured({**settings, "task": task, "training": training})
         mesh = meshes.data_mesh(batch)
         programs = build_step_programs(config, Generated(config.task), mesh)
-        # A function of its own, since jit cannot refer to a tuple weakly.
+        # A lambda, since jit needs a weak reference, which tuples do not have.
         steps = jax.jit(lambda *arguments: programs(*arguments))
         state = jax.jit(lambda: initial_state(config, config.task.vocabulary))()
         self._state, self._until = meshes.replicate((state, np.int32(config.training.steps)), mesh)
@@ -80,26 +80,26 @@ class Step:
 
 
 def products_in_series(jaxpr: core.Jaxpr) -> int:
-    """Return the length of the longest chain of matrix products of which each needs the one before.
+    """Return the length of the longest chain of matrix products of which each needs the previous one.
 
-    A loop counts its body's chain once per turn, as if each turn needed the one before.
+    A loop counts the chain of its body once per iteration, as if each iteration needed the previous one.
 
     Raises:
-      ValueError: a loop with matrix products whose number of turns is not known.
+      ValueError: a loop with matrix products has an unknown number of iterations.
     """
     depth = {}
 
-    def of(variable) -> int:
+    def depth_of(variable) -> int:
         return depth.get(variable, 0) if isinstance(variable, core.Var) else 0
 
     for equation in jaxpr.eqns:
         inner = max(map(products_in_series, _inside(equation)), default=0)
         if inner and equation.primitive.name == "while":
-            raise ValueError("a loop with matrix products and an unknown number of turns")
-        own = inner * _turns(equation) + (equation.primitive.name == "dot_general")
-        before = max(map(of, equation.invars), default=0)
-        depth.update((variable, before + own) for variable in equation.outvars)
-    return max(map(of, jaxpr.outvars), default=0)
+            raise ValueError("a loop with matrix products and an unknown number of iterations")
+        products = inner * _iterations(equation) + (equation.primitive.name == "dot_general")
+        before = max(map(depth_of, equation.invars), default=0)
+        depth.update((variable, before + products) for variable in equation.outvars)
+    return max(map(depth_of, jaxpr.outvars), default=0)
 
 
 def multiplications(jaxpr: core.Jaxpr) -> tuple[int, int]:
@@ -112,24 +112,24 @@ def multiplications(jaxpr: core.Jaxpr) -> tuple[int, int]:
             everywhere += terms * equation.outvars[0].aval.size
         for inner in _inside(equation):
             looped, total = multiplications(inner)
-            inside += _turns(equation) * (total if _turns(equation) > 1 else looped)
-            everywhere += _turns(equation) * total
+            inside += _iterations(equation) * (total if _iterations(equation) > 1 else looped)
+            everywhere += _iterations(equation) * total
     return inside, everywhere
 
 
-def _turns(equation: core.JaxprEqn) -> int:
+def _iterations(equation: core.JaxprEqn) -> int:
     return equation.params["length"] if equation.primitive.name == "scan" else 1
 
 
 def _inside(equation: core.JaxprEqn) -> list[core.Jaxpr]:
-    """Return the programs that an operation runs: a loop's body, the branches of a choice."""
+    """Return the inner programs of an operation, such as the body of a loop or the branches of a `cond`."""
     is_program = lambda value: isinstance(value, (core.Jaxpr, core.ClosedJaxpr))  # noqa: E731
     values = jax.tree.leaves(list(equation.params.values()), is_leaf=is_program)
     return [getattr(value, "jaxpr", value) for value in values if is_program(value)]
 
 
 def check(numbers: Numbers) -> list[Check]:
-    """Check that the LSTM's chain grows with the length and the Transformer's does not, and what that is worth here."""
+    """Check that the LSTM's chain grows with the length, that the Transformer's does not, and the times here."""
     first, last = numbers["rows"][0], numbers["rows"][-1]
 
     def growth(name: str) -> float:
@@ -165,7 +165,7 @@ def draw(numbers: Numbers) -> Figure:
 
 
 def tables(numbers: Numbers) -> list[Table]:
-    """Return all that was timed and counted."""
+    """Return all times and counts."""
     rows = [
         [
             row["length"], row["batch"], *(row["seconds"][name] * 1e3 for name in _MODELS),

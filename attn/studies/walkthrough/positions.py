@@ -42,7 +42,7 @@ def _train(sizes: Sizes, trainer: Trainer, name: str, seed: int) -> Run:
 
 
 def _permuted(run: Run, length: int) -> float:
-    """Return how far encoding a permuted source is from permuting the encoded one, in units of the last place."""
+    """Return the error of encoding a permuted source against permuting the encoded one, in units of the last place."""
     rng = np.random.default_rng(0)
     tokens, order = jnp.asarray(rng.integers(1, 17, length), jnp.int32), rng.permutation(length)
     one, other = encode(run, tokens)[order], encode(run, tokens[order])
@@ -59,10 +59,10 @@ def rotation(shift: int, width: int) -> Float[np.ndarray, "D D"]:
 
 
 def _residual(rows: Float[np.ndarray, "T D"], shift: int) -> float:
-    """Return what even the best linear map from row t to row t + shift misses, by least squares over all t.
+    """Return the relative error of the best linear map from row t to row t + shift, by least squares over all t.
 
-    The root of the missed over the whole squared deviation from the mean row: 0 is all explained, 1 nothing. There are
-    more rows than columns, so a map that misses nothing need not exist.
+    It is the square root of the unexplained over the total squared deviation from the mean row: 0 if all is explained,
+    1 if nothing is. There are more rows than columns, so an exact map need not exist.
     """
     now, later = rows[:-shift], rows[shift:]
     fit, *_ = np.linalg.lstsq(now, later, rcond=None)
@@ -70,8 +70,8 @@ def _residual(rows: Float[np.ndarray, "T D"], shift: int) -> float:
 
 
 def check(numbers: Numbers) -> list[Check]:
-    """Check for a set without positions and a sequence with them; for a linear map of sinusoids, none of a table."""
-    kept = [place for place, length in enumerate(numbers["lengths"]) if length >= 4]  # shorter ones can be luck
+    """Check that the encoder sees a set only without positions, and that only sinusoids have an exact linear map."""
+    kept = [index for index, length in enumerate(numbers["lengths"]) if length >= 4]  # shorter ones can be luck
     copied = {name: np.array(rows)[:, kept].mean(axis=1) for name, rows in numbers["copied"].items()}
     return [
         Check("permuting the source moves the encoding without positions, units in the last place",

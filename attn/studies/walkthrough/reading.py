@@ -11,7 +11,7 @@ from attn.studies.walkthrough.claims import Check, Claim, Numbers, Sizes
 
 
 def measure(sizes: Sizes, trainer: Trainer) -> Numbers:
-    """Measure for both tasks what the argmax points at, and what hiding it does."""
+    """Measure for both tasks the symbol that the argmax points at, and the effect of hiding it."""
     runs = []
     for task in ("reverse", "copy"):
         for seed in sizes.seeds:
@@ -21,13 +21,13 @@ def measure(sizes: Sizes, trainer: Trainer) -> Numbers:
 
 
 def pointing(run: Run, length: int, strings: int) -> dict:
-    """Return how often weights point at the true source, and answers change; shares over all symbols of all strings."""
+    """Return the fractions of symbols whose weights point at the true source, and whose answers change."""
     n, questions = length, held_out(run, length, strings)
     true_source = true_sources(run, n)
     weights, answers, hidden = teacher_forced(answers_without, run, questions)
     weights = weights[:, -1, :, :n]  # the last layer's, over the symbols and the end token: [B N n n+1]
     pointed = weights.mean(1).argmax(-1)  # [B n]
-    # Another source position than the one pointed at, each with the same probability.
+    # A source position other than the one pointed at, uniformly at random.
     elsewhere = (pointed + np.random.default_rng(0).integers(1, n + 1, pointed.shape)) % (n + 1)
     changed = hidden[:, :, :n] != answers[:, None, :n]  # [B S t]: whether hiding S changes the answer at t
 
@@ -52,18 +52,18 @@ def _at_distance(changed, true_source, distance: int) -> float:
 
 
 def check(numbers: Numbers) -> list[Check]:
-    """Check that weights point at the source, that hiding it changes the answer, and that hiding others does not."""
+    """Check that weights point at the true source, and that hiding it changes the answer but hiding others does not."""
 
-    def of_all(name: str) -> list[float]:
+    def of_runs(name: str) -> list[float]:
         return [run[name] for run in numbers["runs"]]
 
     return [
         Check("symbols for which the argmax of the mean head is the true source, worst run",
-              min(of_all("argmax_is_true_source")), least=0.9),
+              min(of_runs("argmax_is_true_source")), least=0.9),
         Check("answers that change when the symbol it points at is hidden, worst run",
-              min(of_all("changed_without_argmax")), least=0.9),
+              min(of_runs("changed_without_argmax")), least=0.9),
         Check("answers that change when another one is hidden, at random, worst run",
-              max(of_all("changed_without_random")), most=0.1),
+              max(of_runs("changed_without_random")), most=0.1),
     ]  # fmt: skip
 
 

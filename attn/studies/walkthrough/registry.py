@@ -1,4 +1,4 @@
-"""The claims by name, in the order of the walkthrough. To add one: a file with a `CLAIM`, and one line here."""
+"""The claims by name, in the order of the walkthrough. A new claim is a file with a `CLAIM`, and one line here."""
 
 from attn.studies.walkthrough import access, bottleneck, cross, heads, parallel, positions, reading, scaling
 

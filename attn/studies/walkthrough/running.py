@@ -1,4 +1,4 @@
-"""Run the walkthrough: measure claim by claim, keep the results, and write the page.
+"""Run the walkthrough: measure claim by claim, save the results, and write the page.
 
 The folder holds NAME.json for each claim that has been measured, and `index.html`.
 """
@@ -18,9 +18,9 @@ from attn.training.folders import write_whole
 
 
 def walk(folder: pathlib.Path, names: Sequence[str], *, quick: bool) -> dict[str, Measurement]:
-    """Measure claims of these names, except those that the folder holds already, and write the page.
+    """Measure these claims, except those whose results are in the folder, and write the page.
 
-    Returns all that the folder holds, in the order of the walkthrough.
+    Returns all results in the folder, in the order of the walkthrough.
 
     Raises:
       RunError: a result in the folder is damaged, or was measured at other sizes.
@@ -37,7 +37,7 @@ def walk(folder: pathlib.Path, names: Sequence[str], *, quick: bool) -> dict[str
             start = time.time()
             numbers = CLAIMS[name].measure(CLAIMS[name].sizes(quick), trainer)
             seconds = time.time() - start
-            # Through JSON, so that a page is the same whether its numbers were just measured or read.
+            # `_plain` converts through JSON, so that a page is the same from measured and from saved numbers.
             measured[name] = Measurement(quick, sizes_of(name, quick), _plain(numbers), seconds, machine())
             save_json(folder / f"{name}.json", as_values(name, measured[name]), indent=2)
 
@@ -48,13 +48,13 @@ def walk(folder: pathlib.Path, names: Sequence[str], *, quick: bool) -> dict[str
             print(f"{name} is measured already; delete {name}.json to measure it again")
     try:
         run_jobs("claim", {name: measure(name) for name in names if name not in measured}, folder)
-    finally:  # also if it is interrupted: a page of what has been measured
+    finally:  # if interrupted, write a page of the claims measured so far
         write_whole(folder / "index.html", page.write(measured))
     return {name: measured[name] for name in CLAIMS if name in measured}
 
 
 def sizes_of(name: str, quick: bool) -> dict[str, Any]:
-    """Return the sizes of a claim's measurement, as JSON gives them back."""
+    """Return the sizes of a claim's measurement, as read back from JSON."""
     return _plain(vars(CLAIMS[name].sizes(quick)))
 
 
@@ -77,7 +77,7 @@ def as_values(name: str, measured: Measurement) -> dict[str, Any]:
 
 
 def read(folder: pathlib.Path, name: str) -> Measurement | None:
-    """Return the measurement of a claim in a folder, None if there is none.
+    """Return the measurement of a claim in a folder; None if the claim is not measured.
 
     Raises:
       RunError: the file is damaged.
@@ -85,7 +85,7 @@ def read(folder: pathlib.Path, name: str) -> Measurement | None:
 
     def parse(values: dict[str, Any]) -> Measurement:
         measured = Measurement(*(values[field] for field in Measurement._fields))
-        page.section(name, measured)  # fails if it cannot be shown
+        page.section(name, measured)  # raises if the result cannot be shown
         return measured
 
     return load_json(folder / f"{name}.json", parse)

@@ -1,4 +1,4 @@
-"""Claim: without the division by sqrt(d_k) the softmax saturates, and little is left to learn by."""
+"""Claim: without the division by sqrt(d_k) the softmax saturates, and its gradients are too small to learn from."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def measure(sizes: Sizes, trainer: Trainer) -> Numbers:
 
 
 def _at_width(sizes: Sizes, width: int) -> dict:
-    """Measure what happens to queries and keys with independent standard normal entries."""
+    """Measure products and weights of queries and keys with independent standard normal entries."""
     first, second, third, fourth = jax.random.split(jax.random.key(width), 4)
     pairs = (sizes.pairs, width)
     products = jnp.sum(jax.random.normal(first, pairs) * jax.random.normal(second, pairs), axis=-1)
@@ -53,7 +53,7 @@ def _train(sizes: Sizes, trainer: Trainer, scaled: bool, seed: int) -> dict:
 
 
 def check(numbers: Numbers) -> list[Check]:
-    """Check the variances, that the softmax saturates at the greatest width, and that training suffers from it."""
+    """Check the variances, that the softmax saturates at the greatest width, and that training is then worse."""
     rows, last = numbers["by_width"], numbers["by_width"][-1]
     at_width, entropy = f"at d_k = {last['width']}", np.log(numbers["keys"])
 
