@@ -22,7 +22,7 @@ _MODELS = ("LSTM", "Transformer")
 
 def measure(sizes: Sizes, trainer: Trainer) -> Numbers:
     """Time a training step of each model at each length, in turns, and count its matrix products in series."""
-    transformer = {"model": {"name": "transformer", "max_length": max(sizes.lengths) + 1}}
+    transformer = {"model": {"name": "transformer"}}
     settings = {
         "Transformer": transformer,
         "LSTM": match_width({"model": {"name": "lstm"}}, count_parameters(transformer)),

@@ -46,7 +46,8 @@ def _jacobian_norm(p):
 
 
 def _train(sizes: Sizes, trainer: Trainer, scaled: bool, seed: int) -> dict:
-    model = {"num_heads": 1, "head_width": sizes.trained_width, "variant": "plain" if scaled else "unscaled"}
+    mechanism = "sinusoidal" if scaled else "sinusoidal + unscaled"
+    model = {"num_heads": 1, "head_width": sizes.trained_width, "mechanism": mechanism}
     run = trainer.train(settings_of("reverse", sizes.max_length, sizes.steps, seed, **model))
     exact = float(np.mean(exact_match(run, range(2, sizes.max_length + 1), 20)))
     return {"scaled": scaled, "seed": seed, "losses": losses(run), "exact_match": exact}

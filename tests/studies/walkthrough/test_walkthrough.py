@@ -11,7 +11,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from attn import cli
-from attn.studies.walkthrough import running
+from attn.studies.jobs import Trainer, configured
+from attn.studies.walkthrough import parallel, running
 from attn.studies.walkthrough.claims import Check, Claim, Sizes
 from attn.studies.walkthrough.registry import CLAIMS
 
@@ -54,6 +55,23 @@ def test_every_claim_is_measured_checked_and_drawn(name, tmp_path, models, monke
         assert f"{check['measured']:.4g}" in page or not isinstance(check["measured"], float)
     out = capsys.readouterr().out
     assert values["verdict"] in out and values["checks"][-1]["says"] in out
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_the_settings_of_every_claim_exist(name, monkeypatch, tmp_path):
+    """By day no model is trained: the settings of the first one are checked, and the measurement is stopped."""
+
+    class Stopped(Exception):
+        pass
+
+    def check(settings):
+        configured(settings)
+        raise Stopped
+
+    monkeypatch.setattr(Trainer, "train", lambda trainer, settings, watch=None: check(settings))
+    monkeypatch.setattr(parallel, "Step", lambda settings, length, batch: check(settings))
+    with pytest.raises(Stopped):
+        CLAIMS[name].measure(smaller(CLAIMS[name], **TINY[name]).quick, Trainer(tmp_path))
 
 
 def test_quick_sizes_are_the_full_ones_reduced():
