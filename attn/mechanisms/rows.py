@@ -43,7 +43,7 @@ class Rows:
     Attributes:
       row: `[T]`, or the shape of a tile.
       start: number, in the text, of the token in row 0.
-      table: `[R]` ascending positions, by the number of the token; None if the position is that number.
+      table: `[P]` ascending positions, by the number of the token; None if the position is that number.
       total: number of tokens of the whole text, its end token included; None if it is not known.
       example: lengths and random key of the example.
       vectors: `[T H]`, the queries or keys of one head; only given to `Mechanism.score`.
@@ -52,7 +52,7 @@ class Rows:
 
     row: Int[Array, "..."]
     start: Count = 0
-    table: Int[Array, "R"] | None = None
+    table: Int[Array, "P"] | None = None
     total: Count | None = None
     example: Example | None = None
     vectors: Float[Array, "T H"] | None = None

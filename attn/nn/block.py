@@ -145,8 +145,8 @@ class Block(nnx.Module):
           return_weights: also return the attention weights.
 
         Returns:
-          (x, the self-attention's keys and values, (weights `[N T R]`, cross-attention weights `[N T S]`), None if not
-          returned). R is the number of keys: the cache's capacity, or T.
+          (x, keys and values of the self-attention, weights of self-attention and cross-attention or None). Weights are
+          `[N T S]`, where S is the number of keys: in self-attention the capacity of the cache, or T.
         """
         rate, keys = self.attention_residual.rate, iter(split(key, 3 if memory is None else 5))
 
@@ -242,7 +242,7 @@ class Stack(nnx.Module):
           return_weights: also return the attention weights.
 
         Returns:
-          As of `Block`, of all layers: (x, keys and values of each layer, (weights `[L N T R]`, `[L N T S]`)).
+          As of `Block`, of all layers: (x, keys and values of each layer, both weights, `[L N T S]`).
         """
         caches, index = (None, None) if cache is None else cache
         all_keys_values, all_weights = [], []
