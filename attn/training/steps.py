@@ -90,7 +90,7 @@ def build_step_programs(config: Config, data: Generated | Stored, mesh: Mesh) ->
         mesh=mesh,
         in_specs=(_REPLICATED, _REPLICATED, _BATCHES),
         out_specs=(_REPLICATED, _REPLICATED),
-        # Kernels in Pallas's interpret mode do not pass the check. Gradients are taken inside, and summed by one psum.
+        # Kernels in Pallas's interpret mode do not pass the check, which nothing here needs.
         check_vma=False,
     )
     return StepPrograms(_for_both(pack), jax.jit(draw), jax.jit(advance, donate_argnums=0), _for_both(unpack))
@@ -211,9 +211,8 @@ def _make_advance(config: Config, data: Generated | Stored, pack: Callable, unpa
     update_rule, averaging = optimizer(config.optimizer, config.training.steps), config.optimizer.averaging
 
     def advance(state: State, batch: Batches) -> tuple[State, Report]:
-        # Marked as differing by device, the parameters' gradients stay local until the one sum below.
-        params = jax.tree.map(lambda x: jax.lax.pcast(x, DATA, to="varying"), unpack(state.params))
-        gradients, report = differentiate(params, state.step, batch)
+        gradients, report = differentiate(unpack(state.params), state.step, batch)
+        # The gradients are those of the device's own rows until they are all-reduced here, once.
         gradients, report = jax.lax.psum((pack(gradients), report), DATA)
         gradients = jax.tree.map(lambda x: x / report.loss.count, gradients)
         updates, optimizer_state = update_rule.update(gradients, state.optimizer, state.params)
