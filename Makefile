@@ -12,7 +12,7 @@ ARGS ?=
 train: $(VENV)/installed
 	$(BIN)/python train.py $(ARGS)
 
-# One worker per hardware thread; `auto` would be one per core, which may have two threads. Each takes up to 5 GB at the end.
+# One worker per hardware thread; `auto` would be one per core, which may have two. Each takes up to 5 GB at the end.
 # `worksteal` keeps most tests of a file on one worker, so that their models and programs are made once.
 PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
