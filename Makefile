@@ -1,10 +1,10 @@
-# `make train`, `make test`: with nothing but Python >= 3.11, git and make.
-# The first of these that runs and is new enough; `make PYTHON=...` names another.
+# `make train` and `make test` need only Python >= 3.11, git and make.
+# The first of these that runs and is new enough; `make PYTHON=...` chooses another.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
   $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-# What to train and how: `make train ARGS="--config=configs/copy.py --config.training.seed=1"`.
+# Arguments of the command, for example: `make train ARGS="--config=configs/copy.py --config.training.seed=1"`.
 ARGS ?=
 
 .PHONY: train test nightly smoke lint lock notebooks clean
@@ -12,20 +12,20 @@ ARGS ?=
 train: $(VENV)/installed
 	$(BIN)/python train.py $(ARGS)
 
-# A worker for each hardware thread; `auto` would be one on a core of two threads. Each takes up to 5 GB in the end.
-# Stealing leaves most tests of a file to one worker, so that its models and programs are made once.
+# One worker per hardware thread; `auto` would be one per core, which may have two. Each takes up to 5 GB at the end.
+# `worksteal` keeps most tests of a file on one worker, so that their models and programs are made once.
 PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
-# Each behaviour once, in minutes.
+# Test each behaviour once, in minutes.
 test: $(VENV)/installed lint
 	$(PYTEST) $(ARGS)
 
-# Everything, which takes far longer: the tests marked `nightly` too, with all optimisations of the compiler, and three times
-# as many drawn cases of value and gradient.
+# Test everything, which takes much longer: also the tests marked `nightly`, with all optimisations of the compiler, and
+# three times as many random cases of value and gradient.
 nightly: $(VENV)/installed
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m "" --hypothesis-profile=nightly $(ARGS)
 
-# In a minute, whether another Python with its own packages works: `make smoke VENV=.venv-3.13 PYTHON=python3.13`.
+# Check in a minute that another Python with its own packages works: `make smoke VENV=.venv-3.13 PYTHON=python3.13`.
 smoke: $(VENV)/installed
 	$(PYTEST) tests/functional/test_value_and_gradient.py tests/interop/test_jax_nn.py \
 	  tests/interop/test_jax_nn_arguments.py \
@@ -37,7 +37,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-# A hash of every package is pinned, so what is installed is what was tested; the project itself is installed last.
+# Every package is pinned by a hash, so the tested versions are installed; the project itself is installed last.
 $(VENV)/installed: requirements.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: attn needs Python 3.11 or newer; name one: make PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
@@ -45,12 +45,12 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-# One universal file for Python 3.11 and newer, without the address of an index; needs `uv`.
+# Write one requirements file for Python 3.11 and newer, without the URL of a package index; needs `uv`.
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	  --custom-compile-command "make lock" --extra dev --output-file requirements.txt pyproject.toml
 
-# Notebooks are kept as scripts; this writes the .ipynb beside each.
+# Write the .ipynb of each notebook from its script, which is the one to edit.
 notebooks: $(VENV)/installed
 	$(BIN)/jupytext --update --to ipynb notebooks/*.py
 

@@ -1,10 +1,10 @@
-"""How long strings far past the training length take to answer, token by token, and to confirm in one pass.
+"""Measure how long decoding token by token and confirming in one pass take, far past the training length.
 
     python benchmarks/decoding.py
 
-Trains the row anchored_to_source of configs/lengths.py on reverse, then answers 64 strings of 1,000 symbols and one of
-10,000 with an end token of the model's own. Compilation is not counted; the same strings are confirmed in one pass in
-the same process. Writes benchmarks/results/decoding.json.
+Trains the row anchored_to_source of configs/lengths.py on reverse, then decodes the answers to 64 strings of 1,000
+symbols and to one of 10,000, each with an end token that the model writes. Confirms the same strings in one pass, in
+the same process. Compilation is not counted. Writes benchmarks/results/decoding.json.
 """
 
 import argparse
@@ -27,10 +27,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def main():
-    """Train, answer, print, write the results."""
+    """Train, measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--strings", type=int, default=64, help="strings of 1,000 symbols (%(default)s)")
-    parser.add_argument("--output", type=pathlib.Path, default=ROOT / "benchmarks/results/decoding.json")
+    parser.add_argument("--strings", type=int, default=64, help="Number of strings of 1,000 symbols (%(default)s).")
+    output = ROOT / "benchmarks/results/decoding.json"
+    parser.add_argument("--output", type=pathlib.Path, default=output, help="File of the results.")
     arguments = parser.parse_args()
     meshes.use_cores(meshes.cores())
     study, job = run_file(ROOT / "configs/lengths.py", "get_study"), Job("anchored_to_source", "reverse", 2, 0)
@@ -44,12 +45,12 @@ def main():
 
 
 def measure(evaluator: Evaluator, length: int, strings: int) -> dict:
-    """Seconds for some strings of one length, once what is needed is compiled."""
+    """Return the seconds for strings of one length, after compilation."""
     questions = Generated(evaluator.task).questions_of_each_length("test", [length], strings, 0)
     programs = {"token by token": evaluator.decoded, "confirmed in one pass": evaluator.confirmed}
     row = {"length": length, "strings": len(questions.sources)}
     for name, program in programs.items():
-        program(questions)
+        program(questions)  # compiles
         began = time.perf_counter()
         result = program(questions)
         row[name] = round(time.perf_counter() - began, 2)

@@ -1,16 +1,17 @@
-"""What `make train` reaches: the default config for several seeds, and the same with the task set to copy.
+"""Measure what `make train` reaches: the default config for several seeds, also with the task set to copy.
 
     python benchmarks/default_run.py
     python benchmarks/default_run.py --seeds 0 1 2 3 4 5 6 7 8 9 --roundings usual one_device
-    python benchmarks/default_run.py --seeds --against ../attn-before        # only the seconds, beside another checkout
+    python benchmarks/default_run.py --seeds --against ../attn-before        # only seconds, of two checkouts
 
-Each run is a process of its own, timed from its start to its final line, imports, compilation and evaluation
-included. "one_device" computes on one CPU device instead of one per core: sums are rounded otherwise, as on another
-processor. Against another checkout the two take turns, the default config with one seed after another; this checkout
-twice: "first" with no compiled programs at hand, as the first time on a machine, and "again" with those of the first.
+Each run is a separate process, timed from its start to its final line, imports, compilation and evaluation
+included. "one_device" computes on one CPU device instead of one per core: sums are rounded differently, as on another
+processor. With --against, the runs of two checkouts alternate, with the default config and one seed after another. This
+checkout runs twice per seed: "first" without compiled programs, as the first time on a machine, and "again" with those
+of the first.
 
-Writes benchmarks/results/default_run.json after every run; what it holds already of the same code and machine is not
-done again. The picture of the first run goes to docs/attention.png.
+Writes benchmarks/results/default_run.json after every run; runs that it has of the same code and machine are not
+repeated. The attention maps of the first run are saved as docs/attention.png.
 """
 
 import argparse
@@ -33,14 +34,14 @@ KEPT = ("exact_match", "token_accuracy", "examples_evaluated", "steps", "stopped
 
 
 def main():
-    """Run what is missing, print a table, write the results."""
+    """Do the missing runs, print a table, write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--seeds", type=int, nargs="*", default=[0, 1, 2], help="Seeds to run (%(default)s).")
     add("--tasks", nargs="+", default=["reverse", "copy"], help="Tasks to run (%(default)s).")
-    add("--roundings", nargs="+", default=["usual"], choices=ROUNDINGS, help="How to round (%(default)s).")
-    add("--against", type=pathlib.Path, help="Another checkout, to compare the seconds of whole runs with.")
-    add("--pairs", type=int, default=5, help="Pairs of runs to compare seconds by (%(default)s).")
+    add("--roundings", nargs="+", default=["usual"], choices=ROUNDINGS, help="Ways to round (%(default)s).")
+    add("--against", type=pathlib.Path, help="Another checkout: compare the seconds of whole runs.")
+    add("--pairs", type=int, default=5, help="Number of seeds to compare seconds with (%(default)s).")
     add(
         "--output", type=pathlib.Path, default=ROOT / "benchmarks/results/default_run.json", help="File of the results."
     )
@@ -62,13 +63,13 @@ def main():
 
 
 def previous(output: pathlib.Path) -> dict:
-    """The results that a file holds, if they are of this code and machine; else empty ones."""
+    """Return the results of a file if they are of this code and machine; else empty ones."""
     files = [*sorted(ROOT.glob("attn/**/*.py")), *sorted(ROOT.glob("configs/*.py")), ROOT / "train.py"]
     code = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     fresh = {"machine": describe_machine(), "code": code, "runs": []}
-    held = json.loads(output.read_text()) if output.exists() else {}
-    same = all(held.get(name) == fresh[name] for name in ("machine", "code"))
-    return held if same else fresh
+    saved = json.loads(output.read_text()) if output.exists() else {}
+    same = all(saved.get(name) == fresh[name] for name in ("machine", "code"))
+    return saved if same else fresh
 
 
 def write(results: dict, output: pathlib.Path):
@@ -77,7 +78,7 @@ def write(results: dict, output: pathlib.Path):
 
 
 def run(task: str, seed: int, rounding: str, picture: pathlib.Path | None) -> dict:
-    """Train once, with no compiled programs at hand; the summary of the run, and the seconds that it took."""
+    """Train once, without compiled programs; return the summary of the run and the seconds that it took."""
     words = f"--config.task.name={task}", f"--config.training.seed={seed}"
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch) / "run"
@@ -96,20 +97,21 @@ def run(task: str, seed: int, rounding: str, picture: pathlib.Path | None) -> di
 def timed(
     checkout: pathlib.Path, folder: pathlib.Path, programs: pathlib.Path, environment: dict[str, str], *words: str
 ) -> float:
-    """The seconds of a training process of a checkout, from its start to its final line.
+    """Return the seconds of a training process, from its start to its final line.
 
     Args:
-      checkout: whose train.py to run.
-      folder: of the run.
+      checkout: the repository whose train.py runs.
+      folder: folder of the run.
       programs: folder for compiled programs.
       environment: variables to set.
       words: further arguments.
     """
-    own = {"PYTHONPATH": str(checkout.resolve()), "XDG_CACHE_HOME": str(programs)} | environment
+    variables = {"PYTHONPATH": str(checkout.resolve()), "XDG_CACHE_HOME": str(programs)} | environment
     command = [sys.executable, "train.py", *words, f"--workdir={folder}"]
     start = last = time.perf_counter()
+    # JAX_ variables of the caller would change what is measured.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
-    with subprocess.Popen(command, cwd=checkout, env=inherited | own, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command, cwd=checkout, env=inherited | variables, stdout=subprocess.PIPE) as process:
         for _ in process.stdout:
             last = time.perf_counter()
     if process.returncode:
@@ -118,7 +120,7 @@ def timed(
 
 
 def compare(other: pathlib.Path, pairs: int) -> dict:
-    """The seconds of whole runs of two checkouts that take turns, and the ratios of their medians."""
+    """Return the seconds of whole runs of two checkouts in alternation, and the ratios of their medians."""
     seconds = {"other": [], "first": [], "again": []}
     with tempfile.TemporaryDirectory() as scratch:
         for seed in range(pairs):
@@ -131,12 +133,12 @@ def compare(other: pathlib.Path, pairs: int) -> dict:
             print(f"seed {seed}: " + ", ".join(f"{turn} {seconds[turn][-1]:.1f} s" for turn in turns), flush=True)
     medians = {turn: statistics.median(values) for turn, values in seconds.items()}
     ratios = {turn: round(medians[turn] / medians["other"], 3) for turn in ("first", "again")}
-    print(f"medians: {medians}; of the other's: {ratios}")
+    print(f"medians: {medians}; relative to the other's: {ratios}")
     return {"seconds": seconds, "medians": medians, "ratios": ratios}
 
 
 def print_row(row: dict):
-    """One line of the table."""
+    """Print one line of the table."""
     seconds = "  ".join(f"{name} {row['seconds'][name]:5.1f}" for name in ("import", "compile", "train", "evaluate"))
     wrong = round((1 - row["exact_match"]) * row["examples_evaluated"])
     print(

@@ -1,4 +1,4 @@
-"""The machine that a benchmark runs on: its processor, what that can do, and its caches. Results name it."""
+"""Describe the machine that a benchmark runs on, for its results: processor, instruction sets and caches."""
 
 import pathlib
 import platform
@@ -6,14 +6,14 @@ import re
 
 from attn.training import meshes
 
-# Of all flags that a processor has, those that decide how fast and in what order products are summed.
+# Flags of a processor that decide how fast, and in which order, products are summed.
 _INSTRUCTION_SETS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve")
 
 
 def describe() -> dict:
-    """Return name, model number, instruction sets, cores of this process and second-level cache, for a file of results.
+    """Return name, model number, instruction sets, cores of this process and second-level cache.
 
-    What the system does not say is None, or an empty list.
+    Unknown values are None, or an empty list.
     """
     info = _cpu_info()
     numbers = [info.get(name) for name in ("cpu family", "model")]
@@ -30,14 +30,14 @@ def describe() -> dict:
 
 
 def _cpu_info() -> dict[str, str]:
-    """What Linux says of the first core."""
+    """Return the entries of /proc/cpuinfo for the first core; empty if that does not exist."""
     path = pathlib.Path("/proc/cpuinfo")
     first = path.read_text().split("\n\n")[0] if path.exists() else ""
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
 
 
 def _l2_kib() -> float | None:
-    """The second-level cache, shared out over the cores that share it."""
+    """Return the size of the second-level cache divided by the number of cores that share it."""
     for cache in sorted(pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
             level, size, shared = ((cache / name).read_text().strip() for name in ("level", "size", "shared_cpu_list"))
@@ -45,6 +45,6 @@ def _l2_kib() -> float | None:
             continue
         if level == "2" and (number := re.fullmatch(r"(\d+)([KM])", size)):
             spans = re.findall(r"(\d+)(?:-(\d+))?", shared)  # such as 0-1,4
-            sharing = sum(int(last or first) - int(first) + 1 for first, last in spans)
-            return int(number[1]) * {"K": 1, "M": 1024}[number[2]] / max(1, sharing)
+            num_cores = sum(int(last or first) - int(first) + 1 for first, last in spans)
+            return int(number[1]) * {"K": 1, "M": 1024}[number[2]] / max(1, num_cores)
     return None

@@ -1,9 +1,9 @@
-"""Keep the results of a full run of the walkthrough: JSON files in results/walkthrough, figures in docs/walkthrough.
+"""Save the results of a full run of the walkthrough: JSON files in results/walkthrough, figures in docs/walkthrough.
 
 attn walkthrough --output runs/walkthrough
 python benchmarks/walkthrough.py runs/walkthrough
 
-It prints the verdicts and checks as docs/walkthrough.md lists them.
+Prints the verdicts and checks as docs/walkthrough.md lists them.
 """
 
 import argparse
@@ -24,9 +24,10 @@ def line(check: Check) -> str:
 
 
 def main():
+    """Read a run, print its checks, and write its JSON files and figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=pathlib.Path, help="of the run, such as runs/walkthrough")
-    parser.add_argument("--output", type=pathlib.Path, default=ROOT, help="write below this folder (the checkout)")
+    parser.add_argument("folder", type=pathlib.Path, help="Folder of the run, such as runs/walkthrough.")
+    parser.add_argument("--output", type=pathlib.Path, default=ROOT, help="Folder to write below (the repository).")
     arguments = parser.parse_args()
     folder, results, figures = arguments.folder, arguments.output / RESULTS, arguments.output / FIGURES
     for output in (results, figures):

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Create a Cloud TPU VM (or a slice of a pod), install the project on every host of it, and train.
+# Create a Cloud TPU VM (or a slice of a pod), install the project on each of its hosts, and train.
 #
 #   PROJECT=my-project ZONE=us-central1-a launch/tpu_vm.sh --dry_run     print the commands
 #   PROJECT=my-project ZONE=us-central1-a launch/tpu_vm.sh               run them
 #
 # Variables: PROJECT, ZONE                       required
-#            NAME=attn                           of the TPU VM
-#            ACCELERATOR_TYPE=v5litepod-8        one host; v5litepod-16 and larger are pod slices of several
+#            NAME=attn                           name of the TPU VM
+#            ACCELERATOR_TYPE=v5litepod-8        one host; v5litepod-16 and larger are slices of several hosts
 #            RUNTIME_VERSION=v2-alpha-tpuv5-lite
-#            REPOSITORY                          a git address that the hosts can clone; this checkout's origin unless given
+#            REPOSITORY                          a git URL that the hosts can clone (default: origin of this repository)
 #            TRAIN_ARGS="--config=configs/reverse.py"
 set -euo pipefail
 
@@ -36,7 +36,7 @@ for variable in PROJECT ZONE REPOSITORY; do
   fi
 done
 
-# Print a command as one can paste it, and, unless this is a dry run, run it.
+# Print a command so that it can be pasted; run it unless this is a dry run.
 run() {
   local word line=""
   for word in "$@"; do
@@ -47,14 +47,14 @@ run() {
   if [[ $dry_run == false ]]; then "$@"; fi
 }
 
-where=("--project=$PROJECT" "--zone=$ZONE")
-run gcloud compute tpus tpu-vm create "$NAME" "${where[@]}" \
+location=("--project=$PROJECT" "--zone=$ZONE")
+run gcloud compute tpus tpu-vm create "$NAME" "${location[@]}" \
   "--accelerator-type=$ACCELERATOR_TYPE" "--version=$RUNTIME_VERSION"
 
-# --worker=all: every host of a slice runs the same commands, and JAX finds the others by itself.
-on_hosts=(gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker=all)
+# --worker=all: every host of a slice runs the same commands; JAX finds the other hosts.
+on_hosts=(gcloud compute tpus tpu-vm ssh "$NAME" "${location[@]}" --worker=all)
 run "${on_hosts[@]}" --command="sudo apt-get update && sudo apt-get install -y git python3.11-venv"
 run "${on_hosts[@]}" --command="git clone ${REPOSITORY@Q} attn && cd attn && python3.11 -m venv .venv && .venv/bin/pip install -e .[tpu]"
 run "${on_hosts[@]}" --command="cd attn && .venv/bin/python train.py --distributed=auto $TRAIN_ARGS"
 
-echo "# when done: gcloud compute tpus tpu-vm delete $NAME ${where[*]}"
+echo "# when done: gcloud compute tpus tpu-vm delete $NAME ${location[*]}"

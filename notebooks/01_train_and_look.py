@@ -12,12 +12,12 @@
 # ---
 
 # %% [markdown]
-# # Train a Transformer, then look at what it looks at
+# # Train a Transformer, then see what it attends to
 #
-# A recurrent network reads a sequence into one hidden state and has to answer from there. Attention lets every
-# output look at every input directly, and what it looked at can be drawn. Here a small Transformer learns to
-# reverse strings, and its cross-attention turns out to be the anti-diagonal: to write the first symbol it looks at
-# the last one, and so on. It takes less than a minute on two cores.
+# A recurrent network reads a sequence into one hidden state and has to answer from that state alone. Attention lets
+# every output attend to every input directly, and its weights can be drawn. Here a small Transformer learns to
+# reverse strings. Its cross-attention then shows an anti-diagonal: to write the first symbol it attends to the last
+# one, and so on. It takes less than a minute on two cores.
 
 # %%
 import pathlib
@@ -30,14 +30,14 @@ from IPython.display import Image
 import attn
 from attn import experiment
 
-# The checkout, from the notebook's own folder or from the top.
+# The root of the repository: a notebook may be started there or in its own folder.
 ROOT = next(folder for folder in (pathlib.Path.cwd(), pathlib.Path.cwd().parent) if (folder / "configs").is_dir())
 
 # %% [markdown]
 # ## Attention itself
 #
-# One head of one sequence is $\mathrm{softmax}(QK^\top/\sqrt{d_k})\,V$. Masks and scores are functions of
-# positions: of the query's `i`, of the key's `j`. They print as the matrix that they stand for.
+# One head of one sequence is $\mathrm{softmax}(QK^\top/\sqrt{d_k})\,V$. Masks and scores are functions of the
+# query's position `i` and the key's position `j`. A mask prints as its matrix.
 
 # %%
 rng = np.random.default_rng(0)
@@ -53,9 +53,9 @@ np.round(weights, 2)
 # %% [markdown]
 # ## Train
 #
-# The same function as `python train.py --config=configs/reverse.py`, with shorter strings and fewer steps than the
-# default, so that it is over sooner. What it is judged on at the end are strings that a hash has kept out of
-# training.
+# This is the function that `python train.py --config=configs/reverse.py` calls, here with shorter strings and fewer
+# steps to take less time. The final evaluation uses held-out strings: a hash decides which strings are never trained
+# on.
 
 # %%
 run_folder = pathlib.Path(tempfile.mkdtemp()) / "reverse"
@@ -72,24 +72,24 @@ status = experiment.run(
 assert status == 0
 
 # %% [markdown]
-# ## Ask
+# ## Predict
 
 # %%
 run = attn.load(run_folder)
 run.predict(["3 1 4 1 5", "16 15 14 13", "2 7 1 8 2 8"])
 
 # %% [markdown]
-# ## Look
+# ## Attention maps
 #
 # Each small picture is one head. In the cross-attention, rows are the symbols being written and columns are the
-# source: dark squares along the anti-diagonal say that the model reads the string from its end.
+# source. Dark squares along the anti-diagonal mean that the model reads the string from its end.
 
 # %%
 Image(str(run.inspect("3 1 4 1 5 9 2 6", run_folder / "attention.png")))
 
 # %% [markdown]
-# The same as numbers: for each symbol written, how much attention, summed over the source positions that a head
-# could choose, falls on the true one. Chance is one in nine.
+# The same as numbers: the weight of the true source symbol, averaged over the symbols written. Equal weights for the
+# eight symbols and the end token would give one in nine.
 
 # %%
 maps = run.look("3 1 4 1 5 9 2 6")
@@ -99,9 +99,9 @@ on_target = cross[:, :, np.arange(n), n - 1 - np.arange(n)].mean(axis=-1)
 print("attention on the true source symbol, by layer and head:", np.round(on_target, 2))
 
 # %% [markdown]
-# ## And longer strings?
+# ## Longer strings
 #
-# Up to its training length it is right; beyond, it meets positions that it has never seen.
+# Up to the training length the answers are right. Longer strings have positions that the model has never seen.
 
 # %%
 for length, row in run.evaluate([1, 2, 4, 8, 12, 13, 14, 16], examples=50).by_length():

@@ -15,9 +15,10 @@
 # %% [markdown]
 # # Heads and positions
 #
-# Sinusoids tell attention where a token stands, and each head may look somewhere else. First the positions alone: what
-# they look like, and why a shift is a rotation. Then a small Transformer learns a task of two relations at once, and we
-# look at which head does what, and take heads away. It trains for well under a minute on two cores.
+# Sinusoids tell attention where a token stands, and each head may attend to a different position. First the positions
+# alone: their values, and why a shift is a rotation. Then a small Transformer learns a task that needs two relations at
+# once. Its attention maps, and removing heads, show which head does what. Training takes well under a minute on two
+# cores.
 
 # %%
 import pathlib
@@ -34,15 +35,15 @@ from attn.studies.probes import encode, exact_match, untrained, without
 from attn.studies.walkthrough.positions import rotation
 from attn.training import meshes
 
-meshes.use_cores(32)  # batches of 32 are shared out over the cores
+meshes.use_cores(32)  # batches of 32 are sharded over the cores
 
 # %% [markdown]
 # ## Positions
 #
 # $$PE(t, 2m) = \sin(t / 10000^{2m/D}),\qquad PE(t, 2m+1) = \cos(t / 10000^{2m/D})$$
 #
-# Each pair of columns is a hand of a clock: the first ones turn fast, the last ones hardly move. The dot product of two
-# positions depends on their distance alone, and is greatest at 0.
+# Each pair of columns turns like the hand of a clock: the first pairs turn fast, the last ones hardly move. The dot
+# product of two positions depends only on their distance, and is greatest at distance 0.
 
 # %%
 wave = np.asarray(attn.positions.sinusoidal(jnp.arange(64), 32))  # [T D]
@@ -56,8 +57,8 @@ right.legend()
 plt.show()
 
 # %% [markdown]
-# Moving on by $k$ turns every hand by its own angle: $PE(t + k) = R(k)\,PE(t)$, with one matrix for all $t$. So a head
-# can find "three places back" with a fixed $W_Q$ and $W_K$.
+# A shift by $k$ turns each hand by a fixed angle: $PE(t + k) = R(k)\,PE(t)$, with the same matrix for all $t$. So a
+# head can find "three positions back" with fixed $W_Q$ and $W_K$.
 
 # %%
 for k in (1, 3, 10):
@@ -74,13 +75,13 @@ tokens, order = jnp.asarray([3, 1, 4, 1, 5, 9, 2, 6]), np.array([5, 2, 7, 0, 3, 
 for mechanism in ("none", "sinusoidal"):
     fresh = untrained({"model": {"mechanism": mechanism}})
     moved = jnp.abs(encode(fresh, tokens)[order] - encode(untaught, tokens[order])).max()
-    print(f"{mechanism:>10}: shuffling first or last differs by up to {moved:.1e}")
+    print(f"{mechanism:>10}: shuffling before or after encoding differs by up to {moved:.1e}")
 
 # %% [markdown]
 # ## Heads
 #
-# A task that needs two relations: each output is the mirror image of its place if that symbol is odd, and else the
-# symbol after its place. No single place tells which, so that one set of weights has to serve both.
+# The task needs two relations: each output is the mirror image of its position if that symbol is odd, and otherwise the
+# symbol after its position. No single position tells which of the two applies, so one set of weights has to serve both.
 
 # %%
 trainer = Trainer(pathlib.Path(tempfile.mkdtemp()))
@@ -89,27 +90,27 @@ run = trainer.train(settings)
 Image(str(run.inspect("3 1 4 1 5 9 2 6", run.folder / "attention.png")))
 
 # %% [markdown]
-# In the cross-attention some heads go down the anti-diagonal (the mirror image), others along the diagonal, one place
-# off (the next symbol). What is each worth? Take a head away, by setting its part of $W_O$ to zero, and ask held-out
-# strings.
+# In the cross-attention some heads follow the anti-diagonal (the mirror image), others the diagonal shifted by one (the
+# next symbol). How much does each head matter? Remove one by setting its slice of $W_O$ to zero, and evaluate on
+# held-out strings.
 
 # %%
 lengths = range(4, 9)
-whole = np.mean(exact_match(run, lengths, 50))
-left_without = [np.mean(exact_match(without(run, inside="cross", matrix="W_O", head=n), lengths, 50)) for n in range(4)]
+all_heads = np.mean(exact_match(run, lengths, 50))
+without_one = [np.mean(exact_match(without(run, inside="cross", matrix="W_O", head=n), lengths, 50)) for n in range(4)]
 plt.figure(figsize=(5, 3), layout="constrained")
-plt.bar(["all", *(f"without {n + 1}" for n in range(4))], [whole, *left_without])
+plt.bar(["all", *(f"without {n + 1}" for n in range(4))], [all_heads, *without_one])
 plt.ylabel("exact match")
 plt.show()
 
 # %% [markdown]
 # ## One wide head
 #
-# A single head as wide as the four together has as many parameters. Same task, same examples:
+# A single head as wide as the four together has as many parameters. With the same task and the same examples:
 
 # %%
-one = trainer.train({**settings, "model": {"num_heads": 1}})
-print(f"four heads {whole:.2f}, one wide head {np.mean(exact_match(one, lengths, 50)):.2f}")
+wide = trainer.train({**settings, "model": {"num_heads": 1}})
+print(f"four heads {all_heads:.2f}, one wide head {np.mean(exact_match(wide, lengths, 50)):.2f}")
 
 # %% [markdown]
-# More of this, over several seeds: `attn walkthrough --only heads,positions`. Next: `04_recurrence_vs_attention`.
+# `attn walkthrough --only heads,positions` measures this over several seeds. Next: `04_recurrence_vs_attention`.

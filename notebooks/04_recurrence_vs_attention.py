@@ -13,13 +13,12 @@
 
 
 # %% [markdown]
-# # Recurrence against attention
+# # Recurrence and attention
 #
 # An LSTM reads a string into one state of fixed size, and its decoder has to write from that state alone. A Transformer
-# keeps all of the source and looks at it. In between is an LSTM whose decoder looks back
-# (Bahdanau et al. 2015; here as in Luong et al. 2015).
-# All three get as many parameters, the same examples and the same number of steps. It takes under a minute on two
-# cores.
+# keeps an encoding of every source token and attends to them. In between is an LSTM whose decoder attends to the
+# encoder's states (Bahdanau et al. 2015; here as in Luong et al. 2015). All three get about as many parameters, the
+# same examples and the same number of steps. It takes under a minute on two cores.
 
 # %%
 import pathlib
@@ -33,7 +32,7 @@ from attn.studies.probes import count_parameters, exact_match, match_width, untr
 from attn.studies.walkthrough.bottleneck import gradient_by_distance
 from attn.training import meshes
 
-meshes.use_cores(32)  # batches of 32 are shared out over the cores
+meshes.use_cores(32)  # batches of 32 are sharded over the cores
 
 # %% [markdown]
 # ## Train
@@ -54,15 +53,15 @@ def settings(model):
 
 
 count = count_parameters(settings(MODELS["Transformer"]))
-of_model = {name: settings(model) for name, model in MODELS.items()}
+all_settings = {name: settings(model) for name, model in MODELS.items()}
 for name in ("LSTM", "LSTM with attention"):
-    of_model[name] = match_width(of_model[name], count)  # wider or narrower, until it has as many
-runs = {name: trainer.train(given) for name, given in of_model.items()}
-for name, given in of_model.items():
-    print(f"{name:<20} {count_parameters(given):,} parameters")
+    all_settings[name] = match_width(all_settings[name], count)  # the width with about as many parameters
+runs = {name: trainer.train(model_settings) for name, model_settings in all_settings.items()}
+for name, model_settings in all_settings.items():
+    print(f"{name:<20} {count_parameters(model_settings):,} parameters")
 
 # %% [markdown]
-# ## How long a string gets through?
+# ## Exact match by length
 
 # %%
 lengths = [1, 2, 4, 6, 8, 10, 12]
@@ -74,17 +73,17 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# ## Why?
+# ## Gradients by distance
 #
-# The last symbol to write is the first that was read. How much does the answer move with each source token? The norm of
-# $\partial\,\mathrm{logits}_T / \partial x_{T-k}$, by the distance $k$ from the last symbol of the source. Through a
-# recurrent state the gradient has to come back one step at a time, and before training it fades with each. Attention
-# has one step to every place.
+# The last symbol to write is the first that was read. How much does it depend on each source token? This draws the norm
+# of $\partial\,\mathrm{logits}_T / \partial x_{T-k}$, by the distance $k$ from the last symbol of the source. Through a
+# recurrent state the gradient goes back one step at a time, and before training it fades with each step. Attention
+# reaches every position in one step.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(10, 3), sharey=True, layout="constrained")
 for name, run in runs.items():
-    axes[0].plot(gradient_by_distance(untrained(of_model[name]), 12), label=name)
+    axes[0].plot(gradient_by_distance(untrained(all_settings[name]), 12), label=name)
     axes[1].plot(gradient_by_distance(run, 12), label=name)
 for ax, when in zip(axes, ("before training", "after")):
     ax.set(yscale="log", xlabel="distance k from the last symbol", title=when)
@@ -92,19 +91,19 @@ axes[0].legend()
 plt.show()
 
 # %% [markdown]
-# After training the gradient of the LSTM without attention need not be small, and its answers are wrong all the same:
-# that a gradient arrives is needed to learn, and is not enough. At twelve symbols the fading is mild; the walkthrough
-# follows it over 128.
+# After training, the gradient of the LSTM without attention need not be small, but its answers are still wrong: a
+# gradient that arrives is necessary, and not sufficient. Over twelve symbols it fades little; the walkthrough measures
+# it over 128.
 
 # %% [markdown]
-# ## What does each look at?
+# ## Attention maps and influence
 #
-# A model without attention has no weights to draw. What can be drawn for it is the same norm, for each symbol that it
-# writes and each symbol that it has read: its influence.
+# A model without attention has no weights to draw. Its picture shows the influence instead: the same norm, for each
+# symbol that it writes and each symbol that it has read.
 
 # %%
 text = "3 1 4 1 5 9 2 6"
-print("asked: ", text)
+print("source:", text)
 for name, run in runs.items():
     print(f"{name:<20}", *run.predict([text]))
 Image(str(runs["LSTM"].inspect(text, trainer.folder / "lstm.png")))
@@ -113,6 +112,6 @@ Image(str(runs["LSTM"].inspect(text, trainer.folder / "lstm.png")))
 Image(str(runs["LSTM with attention"].inspect(text, trainer.folder / "attention.png")))
 
 # %% [markdown]
-# The anti-diagonal again, in a recurrent model: it is attention that finds the alignment, not the Transformer around
-# it. Up to length 128 and over several seeds: `attn walkthrough --only bottleneck`. As runs of their own:
-# `python train.py --config=configs/lstm.py`, `gru.py`, `lstm_attention.py`. Next: `05_invent_a_variant`.
+# The anti-diagonal appears in a recurrent model too: attention finds the alignment, not the Transformer around it.
+# `attn walkthrough --only bottleneck` measures this up to length 128 and over several seeds. To train such models as
+# runs: `python train.py --config=configs/lstm.py`, `gru.py`, `lstm_attention.py`. Next: `05_invent_a_variant`.

@@ -15,8 +15,8 @@
 # %% [markdown]
 # # Invent a variant of attention
 #
-# A new score and a new mask are two functions of positions. Write them, look at them, train with them, and see what
-# the model looks at and how often it is right. Training takes some ten seconds on two cores.
+# A new score and a new mask are two functions of positions. Write them, draw them, train with them, and see what the
+# model attends to and how often it is right. Training takes about ten seconds on two cores.
 
 # %%
 import pathlib
@@ -32,15 +32,15 @@ from attn.studies.jobs import Trainer, losses
 from attn.studies.probes import exact_match
 from attn.training import meshes
 
-meshes.use_cores(32)  # batches of 32 are shared out over the cores
+meshes.use_cores(32)  # batches of 32 are sharded over the cores
 
 # %% [markdown]
 # ## Write it
 #
-# `score` takes the scaled score `s` of the query at `i` and the key at `j`, and returns another one. `mask` says which
-# keys are visible. This score pushes weights towards positions whose distance from the query is even, and this mask
-# hides what is more than three positions away. Ready-made ones combine with yours:
-# `attn.scores.softcap(20.0) >> score`, `attn.masks.causal() & mask`.
+# `score` takes the scaled score `s` of the query at `i` and the key at `j`, and returns a new one. `mask` returns True
+# for visible keys. This score shifts weight to positions at an even distance from the query, and this mask hides keys
+# more than three positions away. The library's own combine with yours: `attn.scores.softcap(20.0) >> score`,
+# `attn.masks.causal() & mask`.
 
 
 # %%
@@ -53,11 +53,11 @@ def mask(i, j):
 
 
 # %% [markdown]
-# What do they do to twelve tokens that know nothing yet? With queries of zero all that is left is your score and mask.
+# If queries and keys are zero, only your score and mask decide the weights, here for twelve tokens:
 
 # %%
-nothing = jnp.zeros((12, 4))
-plt.imshow(attn.attention_weights(nothing, nothing, score=score, mask=mask), cmap="Blues")
+zeros = jnp.zeros((12, 4))  # [T H]
+plt.imshow(attn.attention_weights(zeros, zeros, score=score, mask=mask), cmap="Blues")
 plt.xlabel("key j")
 plt.ylabel("query i")
 plt.show()
@@ -65,9 +65,9 @@ plt.show()
 # %% [markdown]
 # ## Train with it
 #
-# Together they are a mechanism. A name is all that a model needs to use it, here on top of sinusoidal positions, in
-# every attention layer; padding, and the future of the decoder, stay hidden anyway. Change the functions above, run
-# this cell again, and it is trained again.
+# Together they are a mechanism. A model uses it by its name, in every attention layer, here in addition to sinusoidal
+# positions. Padding, and later symbols in the decoder, stay hidden. To train with other functions, change those above,
+# run their cell, and run this one again.
 
 # %%
 mechanisms.MECHANISMS["mine"] = mechanisms.of(score=score, mask=mask)
@@ -82,13 +82,13 @@ def train(mechanism):
 mine, plain = train("sinusoidal + mine"), train("sinusoidal")
 
 # %% [markdown]
-# ## Look
+# ## Attention maps
 
 # %%
 Image(str(mine.inspect("3 1 4 1 5 9 2 6 5 3 5 8", mine.folder / "attention.png")))
 
 # %% [markdown]
-# ## Is it any good?
+# ## Loss and exact match
 
 # %%
 lengths = range(1, 13)
@@ -102,12 +102,12 @@ left.legend()
 plt.show()
 
 # %% [markdown]
-# Strings as short as these may all be right with both, and the two lines on the right are then one; how fast the loss
-# fell still tells them apart, and so would a longer `max_length`.
+# With strings this short both models may be exact, so that the two lines on the right coincide. The loss still shows
+# which learned faster, and a longer `max_length` would show more.
 
 # %% [markdown]
-# Things to try: a mask that sees only keys at even positions; a score that forgets with distance, `s - 0.3 *
-# jnp.abs(i - j)`; `mechanisms.of(scale=1.0)`; `train("rotary + softcap(20)")`. To keep a mechanism, put it into a file
-# of its own, such as `my_mechanism.py`, with `mechanisms.register(mechanisms.of(...), "mine")`; the command line then
+# Things to try: a mask that shows only keys at even positions; a score that falls with distance, `s - 0.3 *
+# jnp.abs(i - j)`; `mechanisms.of(scale=1.0)`; `train("rotary + softcap(20)")`. To keep a mechanism, put it into its
+# own file, such as `my_mechanism.py`, with `mechanisms.register(mechanisms.of(...), "mine")`; the command line then
 # takes `--imports=my_mechanism --config.model.mechanism="sinusoidal + mine"`. One with parameters is a class, as in the
 # README; [`docs/attention.md`](../docs/attention.md) has more recipes.
