@@ -74,7 +74,7 @@ rotation(3, 4).round(3)
 tokens, order = jnp.asarray([3, 1, 4, 1, 5, 9, 2, 6]), np.array([5, 2, 7, 0, 3, 6, 1, 4])
 for mechanism in ("none", "sinusoidal"):
     fresh = untrained({"model": {"mechanism": mechanism}})
-    moved = jnp.abs(encode(fresh, tokens)[order] - encode(untaught, tokens[order])).max()
+    moved = jnp.abs(encode(fresh, tokens)[order] - encode(fresh, tokens[order])).max()
     print(f"{mechanism:>10}: shuffling before or after encoding differs by up to {moved:.1e}")
 
 # %% [markdown]
