@@ -63,7 +63,12 @@ class Request:
     distributed: str
 
 
-DEFAULT_CONFIG = "configs/reverse.py"
+DEFAULT_CONFIG = pathlib.Path("configs/reverse.py")
+
+
+def _default_config() -> pathlib.Path:
+    """Return the default config file: in the current folder, or else in the checkout."""
+    return DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else pathlib.Path(__file__).parent.parent / DEFAULT_CONFIG
 
 
 def run(request: Request) -> int:
@@ -185,7 +190,7 @@ def prepare(request: Request) -> tuple[Folder, Config]:
             raise ConfigError(f"--workdir: {message}")
         workdir = os.path.expanduser(workdir)  # shells do not expand ~ after `=`
     if not request.resume:
-        path = DEFAULT_CONFIG if request.config is None else request.config
+        path = str(_default_config()) if request.config is None else request.config
         config = _with_absolute_paths(flags.load_config(path, request.overrides))
         folder = Folder(workdir) if workdir is not None else new_folder(pathlib.Path(path).stem)
         folder.check_new()
@@ -193,7 +198,8 @@ def prepare(request: Request) -> tuple[Folder, Config]:
     folder = Folder(workdir) if workdir is not None else newest_folder()
     before = folder.config()
     if request.config:
-        config = flags.load_config(request.config, request.overrides)
+        kept = {"imports": ",".join(before.imports)} if before.imports else {}
+        config = flags.load_config(request.config, kept | request.overrides)
     else:
         config = flags.override(to_mapping(before), request.overrides)
     config = _with_absolute_paths(config)

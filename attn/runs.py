@@ -37,7 +37,7 @@ _TEXTS = Constraint("a list of texts", _are_texts)
 _EXAMPLES_PER_LENGTH = 100  # default number of held-out examples
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Run:
     """A trained model with the parameters of a checkpoint.
 
@@ -55,6 +55,9 @@ class Run:
     graphdef: nnx.GraphDef
     params: nnx.State
     step: int
+
+    def __repr__(self) -> str:
+        return "\n".join(self.about())
 
     @property
     def model(self) -> nnx.Module:

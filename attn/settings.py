@@ -49,8 +49,8 @@ def between(low: float, high: float = math.inf, *, open_low: bool = False, open_
     return Constraint(text, accepts)
 
 
-def setting(default, constraint: Constraint | None = None):
-    """Return the field of a record of settings, with its default and the constraint on its values."""
+def setting(default=dataclasses.MISSING, constraint: Constraint | None = None):
+    """Return the field of a record of settings, with its default, if it has one, and the constraint on its values."""
     return dataclasses.field(default=default, metadata={"constraint": constraint})
 
 
@@ -157,5 +157,6 @@ def _are_lengths(values: object) -> bool:
 PATH = Constraint("a path", _is_path)
 LOCAL_PATH = Constraint("a path on this machine, not a URL", lambda path: _is_path(path) and not _is_url(path))
 SEED = between(0, 2**32 - 1)
+POSITIVE = between(0, open_low=True)
 LONGEST = 100_000  # tokens that any source or target may have
 LENGTHS = Constraint(f"one or more whole numbers from 1 to {LONGEST:,}", _are_lengths)

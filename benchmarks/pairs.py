@@ -16,7 +16,6 @@ Writes benchmarks/results/pairs.json.
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
 import platform
 import resource
@@ -93,7 +92,7 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         path = pathlib.Path(scratch) / "spelling.tsv"
         write(path, args.pairs, seed=0)
-        results = {"machine": {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}}
+        results = {"machine": {"cores": meshes.cores(), "python": platform.python_version()}}
         results |= {"jax": jax.__version__, "pairs": args.pairs, "read": read(path)}
         if args.train:
             results["run"] = train(path, pathlib.Path(scratch) / "run")

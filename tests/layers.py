@@ -48,12 +48,12 @@ def sides(drawn=None, *, first: int = FIRST, length: int = LENGTH, source_length
 
 
 def inputs(dtype=jnp.float32) -> tuple[jax.Array, jax.Array]:
-    """What queries `[T D]` and keys `[S D]` are made of."""
+    """Return the inputs of queries `[T D]` and keys `[S D]`."""
     return tuple(jax.random.normal(jax.random.key(seed), (n, D), dtype) for seed, n in ((1, T), (2, S)))
 
 
 def read(mechanism, params=None, drawn=None, **options) -> Read:
-    """What a mechanism makes of the scores; queries and keys are those before it."""
+    """Return the scores after a mechanism; queries and keys are those before it."""
     return read_layer(attention(mechanism, params, **options), sides(drawn))
 
 

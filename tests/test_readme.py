@@ -1,4 +1,4 @@
-"""What the README shows really runs: its commands on a tiny run, its Python as it stands, its links and its tree."""
+"""The README works: its commands on a tiny run, its Python as it stands, its links and its tree."""
 
 import os
 import pathlib
@@ -87,7 +87,7 @@ def test_the_settings_of_a_training_are_known(line):
     words, overrides = split_overrides(shlex.split(line)[2:])
     given = dict(word.split("=") for word in words)
     assert set(given) <= {"--config", "--workdir"}
-    load_config(str(ROOT / given.get("--config", experiment.DEFAULT_CONFIG)), overrides)  # raises what is wrong
+    load_config(str(ROOT / given.get("--config", str(experiment.DEFAULT_CONFIG))), overrides)  # raises what is wrong
 
 
 @pytest.mark.nightly

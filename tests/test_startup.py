@@ -1,4 +1,4 @@
-"""How commands begin and how they are stopped: ^C at any moment is one line, and a reader that leaves stops nothing."""
+"""The start and the end of commands: ^C at any moment is one line, and a reader that leaves stops nothing."""
 
 import os
 import signal

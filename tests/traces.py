@@ -1,4 +1,4 @@
-"""What JAX has traced: every equation of a function's jaxpr, and what it is nested in."""
+"""Equations that JAX has traced: every one of a function's jaxpr, and what it is nested in."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ def _nested(jaxpr, around) -> Iterator:
 
 
 def is_matrix_product(equation) -> bool:
-    """Whether both factors have an axis of their own in it; in a sum of products, one a row, neither has."""
+    """Return whether both factors have an axis of their own in it; in a sum of products, one per row, neither has."""
     if equation.primitive.name != "dot_general":
         return False
     contracted, batch = equation.params["dimension_numbers"]

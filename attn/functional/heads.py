@@ -1,17 +1,19 @@
 """Maps an implementation over heads: one at a time, several at a time, or all at once."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array
 
 from attn.functional import closures, contract, dtypes, mods, scores
 from attn.functional.contract import Call
 from attn.functional.implementations import Implementation, Unsupported
 from attn.functional.masks import as_mask
-from attn.functional.scores import PerHeadScore, as_score
+from attn.functional.scores import PerHeadScore, Score, as_score
 from attn.functional.sharding import gathered, sharded_along
 
 
@@ -41,7 +43,7 @@ def _attend_heads(chosen: Implementation, call: Call, *, return_logsumexp: bool,
         return (out, normalizer.logsumexp()) if return_logsumexp else out
 
     if chosen.all_heads:
-        return results(*chosen.attend(_resolve_vectors_of_all(call)))
+        return results(*chosen.attend(_resolve_vectors_of_all(chosen, call)))
 
     def one_head(query, mask, score, dropout, key, value):
         return results(*attend_one(chosen, Call(query, key, value, mask, score, call.scale, dropout)))
@@ -112,24 +114,35 @@ def _sharded_as(query: Array, tree):
     return jax.tree.map(lambda x: sharded_along(x, heads), tree)
 
 
-def _resolve_vectors_of_all(call: Call) -> Call:
+def _resolve_vectors_of_all(chosen: Implementation, call: Call) -> Call:
     """Replace scores made from vectors by one marked score, for an implementation that takes all heads at once."""
-    users_functions = [part.call for part in mods.nested(call.score) if isinstance(part, scores.function)]
     if not any(isinstance(part, scores.from_vectors) for part in mods.nested(call.score)):
         return call
+    users_functions = [part.call for part in mods.nested(call.score) if isinstance(part, scores.function)]
     N, K = call.query.shape[1], call.key.shape[1]
     marked, score_of_head = mods.unwrap_per_head(call.score, N)
 
+    def as_pytree(score: Score) -> Score:
+        """Turn the arrays captured by new plain functions into leaves: captured, they would leak out of `jax.vmap`."""
+        if isinstance(score, scores.chain):
+            return scores.chain(*(as_pytree(as_score(part)) for part in (score.first, score.second)))
+        if isinstance(score, scores.placed):
+            return dataclasses.replace(score, mod=as_pytree(score.mod))
+        if not isinstance(score, scores.function) or jax.tree.leaves(score) or score.call in users_functions:
+            return score
+        if chosen.tile is None:
+            raise Unsupported(
+                "a score made from vectors captures arrays: return a pytree, such as jax.tree_util.Partial(function, "
+                "arrays), or choose an implementation that declares its tile or takes one head at a time"
+            )
+        (r, c), wide = chosen.tile, dtypes.wide_dtype(call.query.dtype)
+        tile = (((r, c), wide), ((r, 1), jnp.int32), ((1, c), jnp.int32))
+        function, captured = closures.convert(score.call, *(jax.ShapeDtypeStruct(*each) for each in tile))
+        return scores.function(Partial(function, captured))
+
     def of_head(slices, query, key):
         score = scores.resolve_vectors(as_score(score_of_head(slices)), query, key)
-        for part in mods.nested(score):
-            # Arrays captured by a new plain function would leak out of this vmap.
-            if isinstance(part, scores.function) and not jax.tree.leaves(part) and part.call not in users_functions:
-                raise Unsupported(
-                    f"{call.score.expression()} must make a pytree for an implementation that takes all heads at once: "
-                    "return jax.tree_util.Partial(function, arrays), not a function that captures arrays"
-                )
-        return None if score is None else score.resolve(call.T, call.S)
+        return None if score is None else as_pytree(score.resolve(call.T, call.S))
 
     keys = jnp.repeat(gathered(call.key), N // K, axis=1)
     score = jax.vmap(of_head, in_axes=(0, 1, 1))(marked, gathered(call.query), keys)

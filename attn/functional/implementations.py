@@ -18,9 +18,10 @@ To add an implementation, write a function `attend(call)` and register it, from 
    trained: `vary_alike` for the inputs of a kernel, `shape_like` for its results).
 5. If it cannot serve a call for another reason (a kind of mask, a dtype, a width), `unsupported_reason` returns that
    reason in words.
-6. The shared tests run on everything registered: all tests of values, gradients and semantics for declared features;
-   for other features it must raise `Unsupported`. tests/extending/test_implementation.py runs them on a kernel that is
-   registered from outside of the package.
+6. The shared tests in tests/functional run on everything that is registered before they are collected: all tests of
+   values, gradients and semantics for declared features; for other features it must raise `Unsupported`. Of the
+   package that is its line below; from outside, `python -m pytest -p my_kernel tests/functional`, with its folder in
+   PYTHONPATH. tests/extending/test_implementation.py runs many of them on a kernel from outside.
 """
 
 import dataclasses
@@ -46,6 +47,8 @@ class Implementation:
     Attributes:
       attend: `(call) -> (out, normaliser)`; see the checklist above.
       all_heads: True if `attend` takes all heads at once, False if one head.
+      tile: (r, c), the shape of the tiles at which an `attend` of all heads evaluates scores. In scores made from
+        vectors, as those of mechanisms, functions that capture arrays are converted for this shape.
       features: subset of `FEATURES` that it serves.
       derivatives: subset of `DERIVATIVES` that it has.
       backends: names as of `jax.default_backend()` that it runs on; None for all.
@@ -60,6 +63,7 @@ class Implementation:
 
     attend: Callable
     all_heads: bool = False
+    tile: tuple[int, int] | None = None
     features: Set[str] = frozenset(FEATURES)
     derivatives: Set[str] = frozenset(DERIVATIVES)
     backends: Set[str] | None = None

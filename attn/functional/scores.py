@@ -266,8 +266,7 @@ class from_vectors(Score):
 
     Args:
       make: function of one head's query `[T H]` and key `[S H]`, not scaled, that returns a score, or None for no
-        change. Its array leaves, such as those of `jax.tree_util.Partial`, may be marked by `attn.per_head`. For an
-        implementation that takes all heads at once, the score must also be a pytree.
+        change. Its array leaves, such as those of `jax.tree_util.Partial`, may be marked by `attn.per_head`.
 
     Raises:
       TypeError: `make` is not a function, or does not return a score.

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 from attn.functional import positions
 from attn.mechanisms.mechanism import Layer, Mechanism
 from attn.mechanisms.rows import Rows
+from attn.settings import POSITIVE, between, setting
 
 
 class sinusoidal(Mechanism):
@@ -18,7 +19,7 @@ class sinusoidal(Mechanism):
     Source: Vaswani et al. 2017, section 3.5.
     """
 
-    base: float = 10_000.0
+    base: float = setting(10_000.0, POSITIVE)
 
     def setup(self, layer: Layer, rngs: nnx.Rngs):
         self.width = layer.width
@@ -36,7 +37,7 @@ class learned(Mechanism):
     Source: Gehring et al. 2017, section 3.1.
     """
 
-    max_length: int = 512
+    max_length: int = setting(512, between(1, 10_000_000))
 
     @property
     def max_positions(self) -> int:

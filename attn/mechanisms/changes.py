@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from attn.functional import masks, mods, scores
 from attn.mechanisms.mechanism import Chain, Layer, Mechanism
 from attn.mechanisms.rows import Rows
+from attn.settings import POSITIVE, between, setting
 
 
 class none(Mechanism):
@@ -21,7 +22,7 @@ class none(Mechanism):
 class scaled(Mechanism):
     """Scores are multiplied by `scale` instead of 1 / sqrt(H)."""
 
-    scale: float
+    scale: float = setting(constraint=POSITIVE)
 
 
 class unscaled(Mechanism):
@@ -33,7 +34,7 @@ class unscaled(Mechanism):
 class softcap(Mechanism):
     """cap tanh(s / cap): scores stay between -cap and cap. See `attn.scores.softcap`."""
 
-    cap: float
+    cap: float = setting(constraint=POSITIVE)
 
     def score(self, q: Rows, k: Rows):
         return scores.softcap(self.cap)
@@ -42,8 +43,8 @@ class softcap(Mechanism):
 class window(Mechanism):
     """Keys at most `left` tokens before and `right` after the query are visible. See `attn.masks.sliding_window`."""
 
-    left: int
-    right: int
+    left: int = setting(constraint=between(0))
+    right: int = setting(constraint=between(0))
 
     def mask(self, q: Rows, k: Rows):
         return masks.sliding_window(self.left, self.right)

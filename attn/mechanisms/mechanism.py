@@ -25,6 +25,8 @@ from attn.functional.masks import Mask
 from attn.functional.scores import Score
 from attn.mechanisms.rows import Rows
 
+FUNCTIONS = ("embedding", "query", "key", "value", "score", "mask")  # of which a mechanism overrides some
+
 
 class HeadParam(nnx.Param):
     """A parameter `[N ...]` with one slice per head; a mechanism's functions see the slice of their head."""
@@ -138,6 +140,9 @@ class Chain:
     def __add__(self, other: "Mechanism | Chain") -> "Chain":
         return Chain((*self.parts, *parts(other)))
 
+    def __repr__(self) -> str:
+        return " + ".join(part.expression() for part in self.parts)
+
 
 def _as_text(value) -> str:
     return value.expression() if isinstance(value, Mechanism) else repr(value)
@@ -177,10 +182,14 @@ def build(mechanism: Mechanism | Chain, layer: Layer, rngs: nnx.Rngs, shared: di
     return built
 
 
-def build_shared(mechanisms: Iterable[Mechanism | Chain], layer: Layer, rngs: nnx.Rngs) -> dict[str, Mechanism]:
-    """Make the parts that a model has once, those with `embedding`, by their expressions."""
+def build_shared(layers: Iterable[tuple[Mechanism | Chain, Layer]], rngs: nnx.Rngs) -> dict[str, Mechanism]:
+    """Make the parts that a model has once, those with `embedding`, by their expressions.
+
+    Each is set up for the first of the layers, given with their mechanisms, in which it occurs.
+    """
     shared = {}
-    for mechanism in mechanisms:
+    for mechanism, layer in layers:
+        layer = dataclasses.replace(layer, scale=scale(mechanism, layer.head_width))
         for part in having(parts(mechanism), "embedding"):
             build(part, layer, rngs, shared)
     return shared

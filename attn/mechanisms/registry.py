@@ -8,7 +8,7 @@ import inspect
 import typing
 
 from attn.mechanisms import added, changes, relative
-from attn.mechanisms.mechanism import Chain, Mechanism
+from attn.mechanisms.mechanism import FUNCTIONS, Chain, Mechanism
 from attn.settings import Constraint, error_message, nearest
 
 MECHANISMS: dict[str, type[Mechanism] | Mechanism | Chain] = {
@@ -25,8 +25,14 @@ def register(mechanism: type[Mechanism] | Mechanism | Chain, name: str | None = 
     """Register a mechanism under its name, as a decorator of its class or by `register(of(mask=...), "lean")`.
 
     Raises:
+      TypeError: it is not a mechanism, or changes nothing.
       ValueError: another mechanism has the name, or it is not a Python name.
     """
+    is_class = isinstance(mechanism, type) and issubclass(mechanism, Mechanism)
+    if not is_class and not isinstance(mechanism, Mechanism | Chain):
+        raise TypeError(f"mechanism: got {mechanism!r}, must be a subclass of Mechanism, or made by `of`")
+    if is_class and not any(getattr(mechanism, each) is not getattr(Mechanism, each) for each in (*FUNCTIONS, "scale")):
+        raise TypeError(f"mechanism {mechanism.__name__!r}: overrides none of {', '.join(FUNCTIONS)}, and has no scale")
     name = mechanism.__name__ if name is None else name
     if not name.isidentifier():
         raise ValueError(f"mechanism {name!r}: must be a Python name")
@@ -82,10 +88,13 @@ def _build(node: ast.expr, text: str) -> Mechanism | Chain:
     try:
         arguments = inspect.signature(mechanism.__init__).bind(None, *settings, **named).arguments
     except TypeError as error:  # an argument too many, too few or unknown
-        raise ValueError(f"mechanism {name!r}: {error}") from None
-    hints = typing.get_type_hints(mechanism)
+        has = f"its settings are {', '.join(mechanism.__dataclass_fields__)}"
+        raise ValueError(
+            f"mechanism {name!r}: {error}; {has if mechanism.__dataclass_fields__ else 'it has no settings'}"
+        ) from None
+    hints, fields = typing.get_type_hints(mechanism), mechanism.__dataclass_fields__
     for setting, value in list(arguments.items())[1:]:  # after self
-        if message := error_message(hints[setting], value):
+        if message := error_message(hints[setting], value, fields[setting].metadata.get("constraint")):
             raise ValueError(f"mechanism {name!r}: {setting}: {message}")
     return mechanism(*settings, **named)
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 from attn.functional import positions
 from attn.mechanisms.mechanism import HeadParam, Layer, Mechanism
 from attn.mechanisms.rows import Rows
+from attn.settings import POSITIVE, between, setting
 
 
 def distance(q: Rows, k: Rows) -> Int[Array, "..."]:
@@ -31,9 +32,9 @@ class rotary(Mechanism):
     Source: Su et al. 2021, section 3.2; those of the settings are in `attn.positions.rotary`.
     """
 
-    base: float = 10_000.0
-    fraction: float = 1.0
-    factor: float = 1.0
+    base: float = setting(10_000.0, POSITIVE)
+    fraction: float = setting(1.0, between(0, 1))
+    factor: float = setting(1.0, POSITIVE)
 
     def query(self, x: Float[Array, "T H"], q: Rows) -> Float[Array, "T H"]:
         return positions.rotary(x, q.position, base=self.base, fraction=self.fraction, scale=self.factor)
@@ -65,8 +66,8 @@ class t5(Mechanism):
     Source: Raffel et al. 2020, section 2.1.
     """
 
-    num_buckets: int = 32
-    max_distance: int = 128
+    num_buckets: int = setting(32, between(2, 65_536))
+    max_distance: int = setting(128, between(1, 1_000_000))
 
     def setup(self, layer: Layer, rngs: nnx.Rngs):
         shape = (layer.num_heads, self.num_buckets)
@@ -86,7 +87,7 @@ class shaw(Mechanism):
     Source: Shaw et al. 2018, section 3.2.
     """
 
-    clip: int = 16
+    clip: int = setting(16, between(0, 65_536))
 
     def setup(self, layer: Layer, rngs: nnx.Rngs):
         shape = (2 * self.clip + 1, layer.head_width)
@@ -94,7 +95,7 @@ class shaw(Mechanism):
         self.layer_scale = layer.scale
 
     def score(self, q: Rows, k: Rows):
-        terms = self.layer_scale * q.vectors @ self.table[...].astype(q.vectors.dtype).T  # [T 2 clip + 1]
+        terms = self.layer_scale * q.vectors @ self.table[...].T  # [T 2 clip + 1], in float32
 
         def added(s, q, k):
             return s + terms[q.row, jnp.clip(distance(q, k), -self.clip, self.clip) + self.clip]

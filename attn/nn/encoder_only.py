@@ -24,6 +24,10 @@ class EncoderOnly(OneStack):
     reads_answer = False
     maps = (("encoder", "source", "source"),)
 
+    @classmethod
+    def max_answer(cls, source: int) -> int:
+        return source
+
     def start(
         self,
         source: Int[Array, "S"],
@@ -39,7 +43,11 @@ class EncoderOnly(OneStack):
         example = Example(length, answer_length, length, key)
         source_rows = rows(len(source), total=length, example=example)
         x, weights = self.run(source, source_rows, length, shift, return_weights)
-        return Cache(0, self.logits(x), (), example), {"encoder": weights} if return_weights else None
+        # Beyond the source no token is predicted: the answer ends.
+        end = jax.nn.one_hot(jnp.full(max(0, capacity - len(source)), self.vocabulary - 1), self.vocabulary)
+        return Cache(0, jnp.concatenate([self.logits(x), end]), (), example), {
+            "encoder": weights
+        } if return_weights else None
 
     def run(self, tokens: Int[Array, "S"], token_rows: Rows, length: Count, shift, return_weights: bool):
         """Run the stack on tokens of which the first `length` are visible; return its output and the weights."""

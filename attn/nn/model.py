@@ -91,6 +91,11 @@ class Model(nnx.Module):
         """Return the number of positions that a source and an answer of these many tokens need, end tokens included."""
         return max(source, answer)
 
+    @classmethod
+    def max_answer(cls, source: int) -> int | None:
+        """Return the largest number of tokens of an answer to a source of so many tokens; None for any number."""
+        return None
+
     def add_embeddings(self, vocabulary: int, width: int, *, tied: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
         """Make the embeddings `[V D]` of source and answer."""
 
@@ -110,7 +115,7 @@ class Model(nnx.Module):
         return self.source_embed if self.answer_embed is None else self.answer_embed
 
     def logits(self, x: Float[Array, "T D"]) -> Float[Array, "T V"]:
-        """Compute the logits, in float32, of the last layer's output."""
+        """Compute the logits of the last layer's output in the model's dtype; return them in float32."""
         return (self.embedding_of_answer().attend(x) if self.output is None else self.output(x)).astype(jnp.float32)
 
     def __call__(

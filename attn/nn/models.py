@@ -25,10 +25,14 @@ def register(name: str) -> Callable[[type[Model]], type[Model]]:
     """Register a model under a name; a decorator of its class.
 
     Raises:
+      TypeError: the class is not a model with `settings`, `start` and `extend`.
       ValueError: another model has the name.
     """
 
     def add(model: type[Model]) -> type[Model]:
+        is_model = isinstance(model, type) and issubclass(model, Model)
+        if not is_model or not all(hasattr(model, part) for part in ("settings", "start", "extend")):
+            raise TypeError(f"model {name!r}: got {model!r}, must be a Model with settings, start and extend")
         if MODELS.setdefault(name, model) is not model:
             raise ValueError(f"model {name!r}: is known already; choose another name")
         return model

@@ -44,10 +44,11 @@ class OneStack(Model):
     kind: ClassVar[str]
 
     def __init__(self, vocabulary: int, settings: OneStackSettings, rngs: nnx.Rngs):
+        self.vocabulary = vocabulary
         self.rate, self.dtype, self.width = settings.dropout, jnp.dtype(settings.dtype), settings.width
         self.add_embeddings(vocabulary, settings.width, tied=True, dtype=self.dtype, rngs=rngs)
         mechanism = parse(settings.mechanism)
-        shared = build_shared([mechanism], layer(settings, self.kind), rngs)
+        shared = build_shared([(mechanism, layer(settings, self.kind))], rngs)
         self.stack = Stack(settings, settings.num_layers, (mechanism, self.kind), shared=shared, rngs=rngs)
         self.stack.add_norm(settings, rngs)
         self.add_output(vocabulary, settings.width, tied=settings.tied_embeddings, dtype=self.dtype, rngs=rngs)

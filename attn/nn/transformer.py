@@ -83,7 +83,10 @@ class Transformer(Model):
         vocabulary_options = dict(tied=settings.tied_embeddings, dtype=self.dtype, rngs=rngs)
         self.add_embeddings(vocabulary, settings.width, **vocabulary_options)
         encoder, decoder, cross = settings.mechanisms
-        options = dict(shared=build_shared(settings.mechanisms, layer(settings, "encoder"), rngs), rngs=rngs)
+        layers = [
+            (each, layer(settings, kind)) for each, kind in zip(settings.mechanisms, ("encoder", "decoder", "cross"))
+        ]
+        options = dict(shared=build_shared(layers, rngs), rngs=rngs)
         self.encoder = Stack(settings, settings.num_encoder_layers, (encoder, "encoder"), **options)
         self.decoder = Stack(settings, settings.num_decoder_layers, (decoder, "decoder"), cross, **options)
         self.encoder.add_norm(settings, rngs)

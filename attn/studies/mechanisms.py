@@ -216,6 +216,10 @@ class randomized(Mechanism):
     def max_positions(self) -> int:
         return self.range
 
+    @property
+    def scale(self) -> float | None:
+        return self.inner.scale
+
     def has(self, name: str) -> bool:
         return self.inner.has(name)
 

@@ -18,7 +18,6 @@ from attn.mechanisms.rows import Count, known, rows
 from attn.nn.encoder_only import EncoderOnly
 from attn.nn.model import PAD, Cache, Weights
 from attn.nn.models import register
-from attn.nn.one_stack import OneStackSettings
 from attn.studies.mechanisms import TapeExample
 from attn.tasks.examples import Bucket, Example
 from attn.tasks.generated import DrawnBatches, Generated, bucket_of
@@ -42,9 +41,9 @@ class Tape(EncoderOnly):
 
     maps = ()
 
-    def __init__(self, vocabulary: int, settings: OneStackSettings, rngs):
-        super().__init__(vocabulary, settings, rngs)
-        self.vocabulary = vocabulary
+    @classmethod
+    def max_answer(cls, source: int) -> None:
+        return None
 
     @classmethod
     def num_positions(cls, source: int, answer: int) -> int:

@@ -8,9 +8,11 @@ import importlib.util
 import os
 import pathlib
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -38,20 +40,20 @@ _CONSTRAINTS = {
 NAMED = {"model": ("transformer", MODELS), "optimizer": ("adamw", OPTIMIZERS)}
 
 
-def from_mapping(values: Mapping) -> Config:
+def from_mapping(values: Mapping, *, run: pathlib.Path | None = None) -> Config:
     """Build and validate a config from nested mappings; settings that they leave out keep their defaults.
 
     Raises:
       ConfigError: an unknown key, a value of the wrong type or out of range, or settings that do not go together.
     """
     if isinstance(values, Mapping) and "imports" in values:
-        import_modules(values["imports"])
+        import_modules(values["imports"], run)
     config = _build(_Group("config", Config), values)
     _check_together(config)
     return config
 
 
-def import_modules(names):
+def import_modules(names, run: pathlib.Path | None = None):
     """Import the modules that register what a config names, from Python's path or the current folder.
 
     A module in the folder of a run is never executed, since the run may come from another person.
@@ -59,27 +61,40 @@ def import_modules(names):
     Raises:
       ConfigError: a module that cannot be imported, or that lies in the folder of a run.
     """
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"config.imports: got {names!r}, must be names of modules")
+    is_list = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    if not is_list or not all(part.isidentifier() for name in names for part in name.split(".")):
+        raise ConfigError(f"config.imports: got {names!r}, must be names of modules, such as ['my_mechanism']")
     if names and str(pathlib.Path.cwd()) not in sys.path:
         sys.path.append(str(pathlib.Path.cwd()))
     for name in names:
         try:
             spec = importlib.util.find_spec(name.partition(".")[0])
-            if spec is not None and _is_in_a_run(spec):
-                raise ImportError(f"{spec.origin} lies in the folder of a run, from which no code is executed")
+            if spec is not None and _is_in_a_run(spec, run):
+                raise ConfigError(
+                    f"config.imports: {name!r} is found in the folder of a run ({spec.origin}), from which no code is "
+                    "executed: run the command from another folder"
+                )
             importlib.import_module(name)
+        except ConfigError:
+            raise
         except (Exception, SystemExit) as error:  # the user's module may raise anything
             message = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ConfigError(
-                f"config.imports: {name!r} cannot be imported ({message}); its folder must be in PYTHONPATH"
-            ) from None
+            is_missing = isinstance(error, ModuleNotFoundError) and error.name in (name, name.partition(".")[0])
+            advice = "; its folder must be in PYTHONPATH" if is_missing else f"{_line_of(error, name)}"
+            raise ConfigError(f"config.imports: {name!r} cannot be imported ({message}){advice}") from None
 
 
-def _is_in_a_run(spec: importlib.machinery.ModuleSpec) -> bool:
+def _line_of(error: BaseException, name: str) -> str:
+    """Return ", line N of FILE" for the place in a user's module at which an error was raised, if there is one."""
+    places = [each for each in traceback.extract_tb(error.__traceback__) if name.split(".")[-1] in each.filename]
+    return f", line {places[-1].lineno} of {places[-1].filename}" if places else ""
+
+
+def _is_in_a_run(spec: importlib.machinery.ModuleSpec, run: pathlib.Path | None) -> bool:
     """Return whether the file or the package of a module lies in the folder of a run."""
-    paths = [pathlib.Path(path) for path in (spec.origin, *(spec.submodule_search_locations or ())) if path]
-    return any((folder / "checkpoints").is_dir() for path in paths for folder in path.parents)
+    paths = [pathlib.Path(path).resolve() for path in (spec.origin, *(spec.submodule_search_locations or ())) if path]
+    folders = {folder for path in paths for folder in path.parents}
+    return (run is not None and run.resolve() in folders) or any((each / "checkpoints").is_dir() for each in folders)
 
 
 def to_mapping(config: Config) -> dict:
@@ -317,6 +332,7 @@ def check_fits(config: Config, data: Generated | Stored):
     Raises:
       ConfigError: one of them does not hold.
     """
+    _check_answers(config, data)
     model_class, longest = MODELS[config.model.name], data.longest_source
     limit, capacity = model_class.max_positions(config.model), data.vocabulary.capacity(longest - 1)
     needed = model_class.num_positions(longest, capacity)
@@ -332,6 +348,18 @@ def check_fits(config: Config, data: Generated | Stored):
             raise ConfigError(
                 f"config.training.stop_when_exact: got {count}, must be 0 for {data.name} with strings of up to "
                 f"{longest} symbols: too few of them are held out for a validation part"
+            )
+
+
+def _check_answers(config: Config, data: Generated | Stored):
+    """Check that the model can write answers as long as those of the task."""
+    shortest = config.task.min_length if config.data.source != "pairs" else 1
+    for length in range(shortest, data.longest_source):
+        longest, needed = MODELS[config.model.name].max_answer(length + 1), data.vocabulary.capacity(length)
+        if longest is not None and longest < needed:
+            raise ConfigError(
+                f"config.model.name: got {config.model.name!r}, whose answer to {length} tokens has at most "
+                f"{longest - 1}, but that of {data.name} may have {needed - 1}"
             )
 
 
@@ -358,6 +386,7 @@ def run_shapes(config: Config, data: Generated | Stored, answer_length: int | No
     def run():
         model = MODELS[config.model.name](vocabulary.size, config.model, nnx.Rngs(0))
         tokens = (jnp.ones(length, int) for length in (source, vocabulary.capacity(source - 1)))
-        return model(*tokens, answer_length=answer_length)
+        key = jax.random.key(0) if config.model.dropout > 0 else None  # as in training
+        return model(*tokens, answer_length=answer_length, key=key)
 
     nnx.eval_shape(run)

@@ -118,7 +118,7 @@ class Folder:
           RunError: as in `settings`, or the config is not valid, such as that of another version.
         """
         try:
-            return from_mapping(self.settings())
+            return from_mapping(self.settings(), run=self.path)
         except ConfigError as error:
             raise RunError(f"{self.path / 'config.json'}: {error}") from None
 

@@ -1,4 +1,4 @@
-"""What the tests of extensions share: files of a user's own, in a temporary folder."""
+"""Fixtures of the tests of extensions: files of a user, in a temporary folder."""
 
 import pathlib
 import shutil

@@ -24,6 +24,7 @@ from test_semantics import (  # noqa: F401
 )
 from test_structure import (  # noqa: F401
     test_causal_attention_never_depends_on_the_future,
+    test_large_values_do_not_overflow,
     test_output_depends_on_its_own_query_alone,
     test_padded_attention_never_depends_on_the_padding,
 )

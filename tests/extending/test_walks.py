@@ -1,8 +1,9 @@
-"""What people add from a file of their own: it trains, resumes, answers, is drawn, and decodes as it reads."""
+"""Additions from a file outside of the package train, resume, answer, are drawn, and decode as the full pass does."""
 
 import dataclasses
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -127,6 +128,14 @@ def test_a_run_names_its_import_and_is_opened_with_it_in_a_fresh_process(write_m
     assert lost.returncode == 2
     assert lost.stderr.count("\n") == 1 and f"'{module}' cannot be imported" in lost.stderr
     assert "it ran" not in lost.stderr
+    # Nor is it executed where the folder holds nothing but a config, as one that somebody sends.
+    sent = tmp_path / "sent"
+    sent.mkdir()
+    for name in ("config.json", f"{module}.py"):
+        shutil.copy(folder / name, sent)
+    lost = subprocess.run([*predict[:4], ".", "1 2 3"], **without | {"cwd": sent})
+    assert lost.returncode == 2 and lost.stderr.count("\n") == 1
+    assert "it ran" not in lost.stderr and "lies in the folder of a run" in lost.stderr
 
 
 @pytest.mark.parametrize("name", ["reference", "blockwise"])

@@ -5,12 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.tree_util import Partial
 from traces import equations
 
 import attn
-from attn import masks, per_head, scores
+from attn import masks, mechanisms, per_head, scores
 from attn.functional.implementations import IMPLEMENTATIONS, Implementation
+from attn.mechanisms.registry import MECHANISMS
+from attn.nn.decoder_only import DecoderOnly, DecoderOnlySettings
 
 T, S, N, K, H, HV, C = 5, 7, 4, 2, 3, 2, 2
 I, J = cases.positions(T, S)
@@ -141,9 +144,26 @@ def test_unset_offsets_inside_are_resolved_and_other_positions_are_seen(implemen
         attn.attention(query[1:], key, value, score=made, implementation=implementation)
 
 
-@pytest.fixture
-def all_heads(monkeypatch):
-    """An implementation that takes all heads at once: the marks off, and the reference under vmap."""
+TILE = 4, 3
+
+
+def in_tiles(score, T, S):
+    """Make a score that evaluates another one in tiles of one shape, padded by the last rows and columns."""
+    (r, c), rows, columns = TILE, -(-T // TILE[0]), -(-S // TILE[1])
+
+    def whole(s, i, j):
+        i, j = jnp.minimum(jnp.arange(rows * r), T - 1), jnp.minimum(jnp.arange(columns * c), S - 1)
+        s = jnp.pad(s, ((0, rows * r - T), (0, columns * c - S)), mode="edge").reshape(rows, r, columns, c)
+        tile = jax.vmap(lambda s, i, j: scores.evaluate(score, s, i[:, None], j[None, :]), (0, None, 0))
+        tiles = jax.vmap(tile, (0, 0, None))(s.swapaxes(1, 2), i.reshape(rows, r), j.reshape(columns, c))
+        return tiles.swapaxes(1, 2).reshape(rows * r, columns * c)[:T, :S]
+
+    return scores.as_score(whole)
+
+
+@pytest.fixture(params=["tile", "no tile"])
+def all_heads(request, monkeypatch):
+    """An implementation that takes all heads at once: the marks off, scores in tiles, and the reference under vmap."""
     from attn.functional import mods
 
     def attend(call):
@@ -151,14 +171,16 @@ def all_heads(monkeypatch):
         marked, score_of_head = mods.unwrap_per_head(call.score, call.query.shape[1])
 
         def one(query, key, value, slices):
-            score = score_of_head(slices)
+            score = scores.as_score(score_of_head(slices))
+            score = None if score is None else in_tiles(score, call.T, call.S)
             return IMPLEMENTATIONS["reference"].attend(call._replace(query=query, key=key, value=value, score=score))
 
         repeats = call.query.shape[1] // call.key.shape[1]
         key, value = (jnp.repeat(x, repeats, axis=1) for x in (call.key, call.value))
         return jax.vmap(one, in_axes=(1, 1, 1, 0), out_axes=1)(call.query, key, value, marked)
 
-    monkeypatch.setitem(IMPLEMENTATIONS, "all heads", Implementation(attend, all_heads=True))
+    tile = TILE if request.param == "tile" else None
+    monkeypatch.setitem(IMPLEMENTATIONS, "all heads", Implementation(attend, all_heads=True, tile=tile))
     return "all heads"
 
 
@@ -166,12 +188,41 @@ def test_for_all_heads_at_once_it_becomes_a_marked_score(all_heads):
     arguments = *heads(), TABLES, U
     found = attend(all_heads, shaw_as_pytree)(*arguments)
     np.testing.assert_allclose(found, dense(*arguments), rtol=1e-5, atol=1e-6)
-    with pytest.raises(attn.Unsupported, match=r"must make a pytree.*Partial"):
-        attend(all_heads)(*arguments)
+    if IMPLEMENTATIONS[all_heads].tile is None:
+        with pytest.raises(attn.Unsupported, match=r"captures arrays: .*Partial.* declares its tile"):
+            attend(all_heads)(*arguments)
+    else:  # the maker returns a function that captures arrays
+        np.testing.assert_allclose(attend(all_heads)(*arguments), dense(*arguments), rtol=1e-5, atol=1e-6)
     query, key, value = (x[:, 0] for x in heads())
     _, expected = of_head(query, key, value, TABLES[0], U[0])
     one = attn.attention(query, key, value, score=score_of(TABLES[0], U[0]), implementation=all_heads)
     np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "mechanism",
+    ["alibi", "t5 + softcap(2.0)", "shaw + alibi", "transformer_xl", "softcap(1.0)", "rotary", "lean + shaw"],
+)
+@pytest.mark.parametrize("all_heads", ["tile"], indirect=True)
+def test_scores_of_mechanisms_reach_an_implementation_of_all_heads(mechanism, all_heads, monkeypatch):
+    """A decoder-only model with a cache: logits, and gradients of all parameters, beside the reference."""
+    lean = mechanisms.of(score=lambda s, i, j: s - 0.3 * jnp.abs(i - j))
+    monkeypatch.setitem(MECHANISMS, "lean", lean)
+
+    def run(implementation):
+        settings = DecoderOnlySettings(
+            "decoder_only", width=12, num_heads=3, num_layers=1, mechanism=mechanism, implementation=implementation
+        )
+        graphdef, params = nnx.split(DecoderOnly(9, settings, nnx.Rngs(0)))
+
+        def loss(params):
+            logits = nnx.merge(graphdef, params)(jnp.array([3, 1, 4, 0, 0]), jnp.array([7, 4, 1]))
+            return jnp.sum(jnp.sin(logits)), logits
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    for found, expected in zip(*map(jax.tree.leaves, (run(all_heads), run("reference"))), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_bad_makers_are_explained(untyped):

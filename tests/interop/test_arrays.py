@@ -1,4 +1,4 @@
-"""What the drop-ins share: nothing that broadcasts is spread out."""
+"""The arrays of the drop-ins: nothing that broadcasts is materialised."""
 
 import subprocess
 import sys

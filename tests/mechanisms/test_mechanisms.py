@@ -216,7 +216,7 @@ def test_values_and_masks_are_functions_of_rows():
 
 
 class rows_for_numbers(Mechanism):
-    """What is easily written in place of k.position - q.position."""
+    """A mistake that is easily made: k - q in place of k.position - q.position."""
 
     function: str
 

@@ -105,7 +105,7 @@ ROWS, COLUMNS = np.array([[0, 1], [2, 3], [4, 4]]), np.array([[0, 1, 2], [3, 4, 
 
 
 def mask_of(mechanism, first):
-    """What `multi_head_attention` gets as mask of a layer whose first query stands at `first`, which is causal too."""
+    """Return the mask of a causal layer whose first query stands at `first`."""
     where = sides(first=first)._replace(mask=masks.causal(offset=first))
     return attention(mechanism)._mask(where).resolve(T, S)
 

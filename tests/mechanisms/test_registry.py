@@ -103,6 +103,9 @@ def test_a_class_and_a_mechanism_made_of_functions_are_registered(fresh):
     class mine(mechanisms.Mechanism):
         size: int = 3
 
+        def query(self, x, q):
+            return self.size * x
+
     assert isinstance(parse("mine(size=4)"), mine) and parse("mine(4)").size == 4
     lean = of(mask=lambda i, j: i < j, scale=0.5)  # two mechanisms in one
     assert register(lean, "lean") is lean and register(lean, "lean") is lean
@@ -114,7 +117,8 @@ def test_a_class_and_a_mechanism_made_of_functions_are_registered(fresh):
 
 def test_a_name_that_is_taken_or_not_a_name_is_refused(fresh):
     class rotary(mechanisms.Mechanism):
-        pass
+        def query(self, x, q):
+            return 2 * x
 
     with pytest.raises(ValueError, match="mechanism 'rotary': is known already; choose another name"):
         register(rotary)
@@ -123,3 +127,14 @@ def test_a_name_that_is_taken_or_not_a_name_is_refused(fresh):
         register(of(scale=2.0), "my-own")
     register(rotary, "turned")
     assert isinstance(parse("turned"), rotary)
+
+
+def test_something_that_is_not_a_mechanism_or_changes_nothing_is_refused(fresh):
+    class misspelt(mechanisms.Mechanism):
+        def qery(self, x, q):
+            return 2 * x
+
+    with pytest.raises(TypeError, match="mechanism 'misspelt': overrides none of embedding, query, key"):
+        register(misspelt)
+    with pytest.raises(TypeError):
+        register(lambda s, i, j: s)

@@ -1,4 +1,4 @@
-"""What holds for every model: what its parts may see, and that its ways of running agree."""
+"""Properties of every model: its parts see what they may see, and its ways of running agree."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,8 @@ from model_cases import LENGTH, SIZES, SOURCE, TARGET, VOCABULARY, extend, make,
 
 from attn.mechanisms.registry import MECHANISMS
 from attn.mechanisms.rows import LengthUnknown
-from attn.nn.models import MODELS
+from attn.nn.model import Model
+from attn.nn.models import MODELS, register
 from attn.nn.recurrent import DECODERS
 from attn.nn.transformer import Mechanisms
 
@@ -137,6 +138,12 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters(name):
     kept = {leaf.dtype for leaf in jax.tree.leaves((cache.own, cache.memory))} - {jnp.dtype("int32")}
     assert kept == {jnp.dtype("bfloat16" if half.reads_answer else "float32")}  # keys and values or states; logits
     np.testing.assert_allclose(run(half), run(make(name)), atol=0.15)
+
+
+def test_a_class_that_is_not_a_model_is_refused():
+    with pytest.raises(TypeError, match=r"model 'half': .* must be a Model with settings, start and extend"):
+        register("half")(type("Half", (Model,), {}))
+    assert "half" not in MODELS
 
 
 @pytest.mark.parametrize("name", ["transformer", "decoder_only", "encoder_only", "lstm", "gru"])

@@ -14,7 +14,7 @@ from attn.nn.transformer import Mechanisms
 
 
 def encode(model, tokens):
-    """What the decoder is given of a source."""
+    """Return what the decoder gets of a source."""
     return model.encode(tokens, Example(jnp.sum(tokens != 0)))[0]
 
 
@@ -98,6 +98,20 @@ def test_a_text_without_a_source_is_a_source_of_padding():
     # Read as a prompt, the first tokens of a text are what they are as an answer.
     logits, _ = extend(model, TARGET[2:], start(model, TARGET[:2]))
     np.testing.assert_allclose(logits, one[2:], atol=2e-5)
+
+
+def test_an_encoder_only_model_ends_where_its_source_does():
+    """A cache of more tokens than the source has: the end token follows, one token at a time and all at once."""
+    model = make("encoder_only")
+    source, capacity = SOURCE[:3], 6
+    cache = start(model, source, capacity)
+    logits, _ = extend(model, jnp.zeros(capacity, int), cache)
+    assert (logits[3:].argmax(-1) == VOCABULARY - 1).all() and logits.shape[0] == capacity
+    one_by_one = []
+    for _ in range(capacity):
+        row, cache = extend(model, jnp.zeros(1, int), cache)
+        one_by_one.append(row[0])
+    np.testing.assert_array_equal(jnp.stack(one_by_one), logits)
 
 
 def test_an_encoder_only_model_writes_all_tokens_at_once():

@@ -19,7 +19,7 @@ from attn.tasks.vocabulary import before
 
 @pytest.fixture(autouse=True)
 def only_here(monkeypatch):
-    """What a test registers is gone after it."""
+    """Forget after a test what it has registered."""
     monkeypatch.setattr("attn.tasks.rules.RULES", RULES)
     before = dict(RULES)
     yield

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 import attn.studies.tape  # noqa: F401  registers its model and mechanisms
+from attn.functional.implementations import IMPLEMENTATIONS
 from attn.mechanisms.rows import LengthUnknown
 from attn.nn.models import MODELS
 from attn.tasks.generated import Generated
@@ -168,6 +169,23 @@ def test_seven_heads_do_not_divide_the_default_width():
             ["config.model.mechanism", "60 positions", "must tell 66 apart"],
         ),
         ({"model": {"name": "bert"}}, ["config.model.name", "'bert'", "transformer, decoder_only"]),
+        ({"model": {"mechanism": "rotary(fraction=2)"}}, ["'rotary': fraction: got 2", "at most 1"]),
+        ({"model": {"mechanism": "softcap(-1)"}}, ["'softcap': cap: got -1", "greater than 0"]),
+        ({"model": {"mechanism": "window(-1, 0)"}}, ["'window': left: got -1", "at least 0"]),
+        ({"model": {"mechanism": "scaled(0)"}}, ["'scaled': scale: got 0", "greater than 0"]),
+        ({"model": {"mechanism": "scaled"}}, ["'scaled'", "scale"]),
+        ({"model": {"mechanism": "sinusoidal(base=-2)"}}, ["'sinusoidal': base: got -2", "greater than 0"]),
+        ({"model": {"mechanism": "shaw(clip=1_000_000_000_000)"}}, ["'shaw': clip: got 1000000000000", "65,536"]),
+        ({"model": {"mechanism": "t5(1)"}}, ["'t5': num_buckets: got 1", "at least 2"]),
+        ({"model": {"mechanism": "learned(0)"}}, ["'learned': max_length: got 0", "at least 1"]),
+        (
+            {"task": {"name": "add"}, "model": {"name": "encoder_only"}},
+            ["config.model.name", "'encoder_only'", "answer to 1 tokens has at most 1", "add may have 2"],
+        ),
+        (
+            {"task": {"name": "duplicate", "min_length": 3}, "model": {"name": "encoder_only"}},
+            ["config.model.name", "'encoder_only'", "answer to 3 tokens has at most 3", "duplicate may have 6"],
+        ),
         (
             {"task": {"name": "palindrome"}, "model": {"name": "decoder_only", "prefix": "visible"}},
             ["config.model.prefix", "'visible'", "'palindrome' have no source", "must be 'causal'"],
@@ -208,13 +226,14 @@ def test_one_text_stands_for_the_mechanism_of_all_attention_and_each_can_be_repl
         ({"model": {"mechanism": {"cross": "anchored"}}, "task": {"name": "add"}}, ["length of the answer", "add"]),
         ({"model": {"mechanism": "randomized(rotary)"}, "task": {"name": "add"}}, ["length of the answer", "add"]),
         ({"model": {"name": "tape"}, "task": {"name": "add"}}, ["length of the answer", "add"]),
-        ({"model": {"mechanism": "rotary(fraction=2)"}}, ["rotary: fraction", "got 2"]),
-        ({"model": {"mechanism": "softcap(-1)"}}, ["softcap: cap must be positive"]),
+        ({"model": {"implementation": "reverse_only", "dropout": 0.1}}, ["'reverse_only' does not support dropout"]),
         ({"model": {"implementation": "flash"}}, ["unknown implementation 'flash'"]),
         ({"model": {"implementation": "cudnn"}}, ["'cudnn' does not support"]),
     ],
 )
-def test_a_model_that_does_not_run_is_named_before_anything_is_written(settings, words):
+def test_a_model_that_does_not_run_is_named_before_anything_is_written(settings, words, monkeypatch):
+    without_dropout = dataclasses.replace(IMPLEMENTATIONS["reference"], features={"mask", "score"})
+    monkeypatch.setitem(IMPLEMENTATIONS, "reverse_only", without_dropout)
     config = from_mapping(settings)
     with pytest.raises(ConfigError, match=r"^config\.model: ") as error:
         check_runs(config, Generated(config.task))

@@ -118,7 +118,7 @@ class Study:
 
     @property
     def far(self) -> bool:
-        """Whether any row is evaluated at the farthest length."""
+        """True if any row is evaluated at the farthest length."""
         return any(row.far for row in self.rows.values())
 
     def is_far(self, job: Job) -> bool:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from attn import masks, mechanisms
 from attn.mechanisms.rows import Example, rows
 from attn.nn.attention import Sides
-from attn.nn.block import BlockSettings, Stack
-from attn.nn.model import PAD, Cache, Model
+from attn.nn.block import BlockSettings, Stack, dropout
+from attn.nn.model import PAD, Cache, Model, split
 from attn.nn.models import register
 
 
@@ -24,7 +24,7 @@ class CausalModel(Model):
     maps = (("decoder", "answer", "both"),)
 
     def __init__(self, vocabulary, settings, rngs):
-        ends = dict(tied=True, dtype=jnp.dtype(settings.dtype), rngs=rngs)
+        self.rate, ends = settings.dropout, dict(tied=True, dtype=jnp.dtype(settings.dtype), rngs=rngs)
         self.add_embeddings(vocabulary, settings.width, **ends)
         mechanism = mechanisms.parse(settings.mechanism), "decoder"
         self.stack = Stack(settings, settings.num_layers, mechanism, shared={}, rngs=rngs)
@@ -48,7 +48,8 @@ class CausalModel(Model):
         q = rows(len(tokens), start=index - padding, total=None, example=cache.example)
         k = rows(len(cache.own[0].key), start=-padding, total=None, example=cache.example)
         sides = Sides(q, k, masks.causal(offset=index) & ~masks.prefix(padding))
-        x = self.source_embed(tokens) + shift
+        *_, embedding_key = split(key, len(self.stack.blocks) + 1)
+        x = dropout(self.source_embed(tokens) + self.stack.added(q), self.rate, embedding_key) + shift
         options = dict(cache=(cache.own, index), key=key, return_weights=return_weights)
         x, own, (weights, _) = self.stack(x, sides, **options)
         cache = cache._replace(index=index + len(tokens), own=own)

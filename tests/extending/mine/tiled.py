@@ -32,7 +32,7 @@ def kernel(reach, length, scale, query, query_marks, key, key_marks, value, out)
     i = pl.program_id(1) * r + jnp.arange(r)[:, None]
 
     def step(n, carry):
-        peak, total, weighted = carry
+        peak, total, mean = carry
         j = n * c + jnp.arange(c)[None, :]
         s = scale[0] * (q @ key[0, n].T) + query_marks[0, 0][:, None] + key_marks[0, n][None, :]
         visible = (j - i <= reach[0]) & (j < length[0])
@@ -41,11 +41,13 @@ def kernel(reach, length, scale, query, query_marks, key, key_marks, value, out)
         finite = jnp.where(new == -jnp.inf, 0, new)
         p, shrink = jnp.exp(s - finite[:, None]), jnp.exp(peak - finite)
         v = contract.zero_hidden_values(value[0, n], visible.any(axis=0))
-        return new, total * shrink + p.sum(axis=1), weighted * shrink[:, None] + p @ v
+        before, total = total * shrink, total * shrink + p.sum(axis=1)
+        each = jnp.where(total == 0, 1, total)[:, None]  # a mean, not a sum, so that large values do not overflow
+        return new, total, mean * (before[:, None] / each) + (p / each) @ v
 
     zeros = jnp.zeros(r, q.dtype)
-    _, total, weighted = jax.lax.fori_loop(0, blocks, step, (zeros - jnp.inf, zeros, jnp.zeros((r, out.shape[-1]))))
-    out[0, 0] = (weighted / jnp.where(total == 0, 1, total)[:, None]).astype(out.dtype)
+    _, _, mean = jax.lax.fori_loop(0, blocks, step, (zeros - jnp.inf, zeros, jnp.zeros((r, out.shape[-1]))))
+    out[0, 0] = mean.astype(out.dtype)
 
 
 @jax.custom_vjp
@@ -100,4 +102,9 @@ def attend(call):
     return attend_all(call.query, call.key, call.value, call.mask, jnp.asarray(call.scale)), None
 
 
-register("tiled", Implementation(attend, True, {"mask"}, {"reverse"}, unsupported_reason=unsupported_reason))
+register(
+    "tiled",
+    Implementation(
+        attend, all_heads=True, features={"mask"}, derivatives={"reverse"}, unsupported_reason=unsupported_reason
+    ),
+)
