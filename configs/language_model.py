@@ -2,9 +2,9 @@
 
 python train.py --config=configs/language_model.py
 
-After 3,000 steps, a minute on two cores of a Zen 3, it continues 100.00 % of 10,000 held-out beginnings exactly, and its
-loss on whole held-out strings is 1.387 nats per token. The entropy of the strings is ln(16) / 2 = 1.386: their symbols
-and lengths are drawn evenly, and their second halves are determined.
+After 3,000 steps, a minute on two cores of a Zen 3, it continues 100.00 % of 10,000 held-out beginnings exactly, and
+its loss on whole held-out strings is 1.387 nats per token. The entropy of the strings is ln(16) / 2 = 1.386: their
+symbols and lengths are drawn evenly, and their second halves are determined.
 """
 
 from ml_collections import ConfigDict
