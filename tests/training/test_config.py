@@ -255,3 +255,22 @@ def test_overrides_are_taken_out_of_the_command_line():
     assert overrides == {"model.width": "8", "x": "1"}
     with pytest.raises(ConfigError, match="needs a value"):
         split_overrides(["--config.model.width", "--resume"])
+
+
+@pytest.mark.parametrize("beside", ["config.json", "checkpoints"])
+def test_no_module_in_the_folder_of_a_run_is_executed(beside, tmp_path, monkeypatch):
+    """Nor in one that holds nothing but a config, when it is opened as a run."""
+    (tmp_path / "module_of_a_run.py").write_text("raise SystemExit('it ran')")
+    (tmp_path / beside).mkdir() if beside == "checkpoints" else (tmp_path / beside).write_text("{}")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"'module_of_a_run' is found in the folder of a run .*from which no code"):
+        from_mapping({"imports": ["module_of_a_run"]}, run=tmp_path if beside == "config.json" else None)
+
+
+def test_an_error_inside_an_import_names_its_line(tmp_path, monkeypatch):
+    (tmp_path / "module_with_an_error.py").write_text("\nx = {}['nothing']\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"KeyError: 'nothing'\), line 2 of .*module_with_an_error.py$"):
+        from_mapping({"imports": ["module_with_an_error"]})
+    with pytest.raises(ConfigError, match="must be names of modules, such as"):
+        from_mapping({"imports": ["./module_with_an_error.py"]})
