@@ -3,8 +3,9 @@
 python train.py --config=configs/decoder_only.py
 python train.py --config=configs/decoder_only.py --config.model.prefix=visible
 
-With prefix="causal" a token of the source attends to those before it, with "visible" to the whole source. After 3,000
-steps, two minutes on two cores of a Zen 3, the first answers 100.00 % of 10,000 held-out strings exactly.
+With prefix="causal" a token of the source attends to those before it, with "visible" to the whole source. Both
+end when they are exact, with 100.00 % of 10,000 held-out strings: the first after 5,400 steps, five minutes on two cores
+of a Zen 3, the second after 2,400 steps, three minutes.
 """
 
 from ml_collections import ConfigDict
@@ -21,5 +22,5 @@ def get_config() -> ConfigDict:
         num_layers=3,
         prefix="causal",  # or visible
     )
-    config.training.steps = 3_000  # at most
+    config.training.steps = 6_000  # at most; the learning rate falls more slowly
     return config

@@ -17,5 +17,6 @@ def get_config() -> ConfigDict:
     config = decoder_only.get_config()
     config.task.update(name="palindrome", max_length=16)
     config.model.update(num_layers=2, feed_forward_width=256)
+    config.training.steps = 3_000
     config.training.replaced_tokens = 0.0  # the mirror image of a replaced symbol could not be known
     return config
