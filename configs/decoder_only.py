@@ -4,8 +4,8 @@ python train.py --config=configs/decoder_only.py
 python train.py --config=configs/decoder_only.py --config.model.prefix=visible
 
 With prefix="causal" a token of the source attends to those before it, with "visible" to the whole source. Both end when
-they are exact, with 100.00 % of 10,000 held-out strings: the first after 5,400 steps, five minutes on two cores of a Zen
-3, the second after 2,400 steps, three minutes.
+they are exact, with 100.00 % of 10,000 held-out strings: the first after 5,400 steps, five minutes on two cores of a
+Zen 3, the second after 2,400 steps, three minutes.
 """
 
 from ml_collections import ConfigDict
