@@ -45,9 +45,8 @@ class EncoderOnly(OneStack):
         x, weights = self.run(source, source_rows, length, shift, return_weights)
         # Beyond the source no token is predicted: the answer ends.
         end = jax.nn.one_hot(jnp.full(max(0, capacity - len(source)), self.vocabulary - 1), self.vocabulary)
-        return Cache(0, jnp.concatenate([self.logits(x), end]), (), example), {
-            "encoder": weights
-        } if return_weights else None
+        cache = Cache(0, jnp.concatenate([self.logits(x), end]), (), example)
+        return cache, {"encoder": weights} if return_weights else None
 
     def run(self, tokens: Int[Array, "S"], token_rows: Rows, length: Count, shift, return_weights: bool):
         """Run the stack on tokens of which the first `length` are visible; return its output and the weights."""

@@ -84,7 +84,7 @@ class Tape(EncoderOnly):
 class OneLengthBatches(DrawnBatches):
     """Batches whose examples have one length, drawn per step, and are padded to one of a few widths."""
 
-    @property
+    @functools.cached_property
     def buckets(self) -> tuple[Bucket, ...]:
         """The shapes of batches."""
         task, parts = self.data.task, range(1, _WIDTHS + 1)

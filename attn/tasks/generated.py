@@ -34,7 +34,7 @@ class DrawnBatches:
     batch_size: int
     seed: int
 
-    @property
+    @functools.cached_property
     def buckets(self) -> tuple[Bucket, ...]:
         """The shapes of batches: one, as wide as the longest source and the longest target."""
         return (bucket_of(self.data.sample, self.batch_size),)

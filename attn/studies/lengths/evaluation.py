@@ -90,11 +90,11 @@ class Evaluator:
 
     def decoded(self, questions: Questions) -> Int[np.ndarray, "B T"]:
         """Decode the answers token by token."""
-        return self._in_batches(lambda sources, _: self.decode(self.params, (sources,)), questions, _DECODED_AT_ONCE)
+        return self._in_batches(lambda batch: self.decode(self.params, batch[:1]), questions, _DECODED_AT_ONCE)
 
     def confirmed(self, questions: Questions) -> Bool[np.ndarray, "B"]:
         """Return whether each correct answer would be decoded; see `attn.training.decoding.confirmed`."""
-        return self._in_batches(lambda *batch: self.confirm(self.params, batch), questions, _CONFIRMED_AT_ONCE)
+        return self._in_batches(lambda batch: self.confirm(self.params, batch), questions, _CONFIRMED_AT_ONCE)
 
     def _in_batches(self, program: Callable, questions: Questions, symbols: int) -> np.ndarray:
         """Run a program on questions, in batches of equal shape with about `symbols` source symbols."""
@@ -103,7 +103,7 @@ class Evaluator:
         capacity = self.task.vocabulary.capacity(width)
         size = mesh.size * max(1, symbols // width // mesh.size)
         arrays = questions.sources, questions.targets
-        return in_batches(lambda batch: program(*batch), arrays, (width + 1, capacity), size, mesh)
+        return in_batches(program, arrays, (width + 1, capacity), size, mesh)
 
     def tokens(self, length: int, each: int) -> dict[str, int]:
         """Count correct tokens, by position, and exact strings.
