@@ -141,6 +141,8 @@ def _train_and_report(request: Request, folder: Folder, config: Config, finished
     data = data or _load_data(request, folder, config)
     mesh = meshes.data_mesh(config.training.batch_size)
     check_runs(config, data)
+    if not request.resume:
+        data.questions("test", 100, config.evaluation.seed)  # wrong answers of a rule are reported before writing
     is_writer = jax.process_index() == 0
     with folder.held() if is_writer else contextlib.nullcontext():
         if is_writer:

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from attn.functional import closures, contract, dtypes, mods, scores
 from attn.functional.contract import Call
-from attn.functional.implementations import Implementation, Unsupported
+from attn.functional.implementations import Implementation, Unsupported, name_of
 from attn.functional.masks import as_mask
 from attn.functional.scores import PerHeadScore, Score, as_score
 from attn.functional.sharding import gathered, sharded_along
@@ -21,9 +21,21 @@ def attend_one(chosen: Implementation, call: Call):
     """Compute the attention of one head: (out `[T Hv]`, normaliser of `[T]` or None)."""
     call = contract.resolve(call)
     if not chosen.all_heads:
-        return chosen.attend(call)
+        return _attend(chosen, call)
     arrays = {name: getattr(call, name)[:, None] for name in ("query", "key", "value")}
-    return jax.tree.map(lambda x: x[:, 0], chosen.attend(call._replace(**arrays)))
+    return jax.tree.map(lambda x: x[:, 0], _attend(chosen, call._replace(**arrays)))
+
+
+def _attend(chosen: Implementation, call: Call):
+    """Run an implementation; check the shapes of its results, since a wrong one might broadcast to a wrong value."""
+    result, rows = chosen.attend(call), call.query.shape[:-1]
+    out, shapes = (*rows, call.value.shape[-1]), jax.tree.map(jnp.shape, result)
+    if shapes not in ((out, None), (out, (rows, rows))):
+        raise ValueError(
+            f"implementation {name_of(chosen)!r}: attend returned shapes {shapes}, must return (out, normaliser) of "
+            f"shapes {out}, and {rows} for its peak and its total, or None"
+        )
+    return result
 
 
 def attend_heads(chosen: Implementation, call: Call, *, return_logsumexp: bool):
@@ -43,7 +55,7 @@ def _attend_heads(chosen: Implementation, call: Call, *, return_logsumexp: bool,
         return (out, normalizer.logsumexp()) if return_logsumexp else out
 
     if chosen.all_heads:
-        return results(*chosen.attend(_resolve_vectors_of_all(chosen, call)))
+        return results(*_attend(chosen, _resolve_vectors_of_all(chosen, call)))
 
     def one_head(query, mask, score, dropout, key, value):
         return results(*attend_one(chosen, Call(query, key, value, mask, score, call.scale, dropout)))

@@ -128,6 +128,11 @@ def register(name: str, implementation: Implementation):
     IMPLEMENTATIONS[name] = implementation
 
 
+def name_of(implementation: Implementation) -> str:
+    """Return the name of an implementation in the registry, "" if it has none."""
+    return next((name for name, each in IMPLEMENTATIONS.items() if each is implementation), "")
+
+
 def choose(name: str, call: Call, *, return_logsumexp: bool = False) -> Implementation:
     """Return the implementation that serves a call.
 

@@ -14,9 +14,11 @@ Settings are annotated fields, as of a dataclass. Parameters that `setup` makes 
 `embedding` is one object for the whole model.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -158,6 +160,16 @@ def having(mechanisms: Iterable[Mechanism], name: str) -> Iterator[Mechanism]:
     return (mechanism for mechanism in mechanisms if mechanism.has(name))
 
 
+@contextlib.contextmanager
+def named_in_errors(part: Mechanism, function: str) -> Iterator[None]:
+    """Add a note to an error that the block raises: in which function of which mechanism it is."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in `{function}` of the mechanism {part.expression()!r}")
+        raise
+
+
 def build(mechanism: Mechanism | Chain, layer: Layer, rngs: nnx.Rngs, shared: dict[str, Mechanism]) -> list[Mechanism]:
     """Make the parts of a mechanism for a layer, with new parameters.
 
@@ -170,7 +182,15 @@ def build(mechanism: Mechanism | Chain, layer: Layer, rngs: nnx.Rngs, shared: di
 
     def with_parameters(part: Mechanism) -> Mechanism:
         part = dataclasses.replace(part)  # a copy, since every layer has its own parameters
-        part.setup(layer, rngs)
+        with named_in_errors(part, "setup"):
+            part.setup(layer, rngs)
+            for path, x in jax.tree.leaves_with_path(nnx.state(part, HeadParam)):
+                name, shape = jax.tree_util.keystr(path[:-1], simple=True), jnp.shape(x)
+                if shape[:1] != (layer.num_heads,):
+                    raise ValueError(
+                        f"HeadParam {name}: got shape {shape}, must have one slice per head: the first axis must be "
+                        f"{layer.num_heads}"
+                    )
         return part
 
     built = []

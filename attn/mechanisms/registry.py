@@ -9,7 +9,7 @@ import typing
 
 from attn.mechanisms import added, changes, relative
 from attn.mechanisms.mechanism import FUNCTIONS, Chain, Mechanism
-from attn.settings import Constraint, error_message, nearest
+from attn.settings import Constraint, error_message, nearest, types_of
 
 MECHANISMS: dict[str, type[Mechanism] | Mechanism | Chain] = {
     each.__name__: each
@@ -48,7 +48,7 @@ def parse(text: str) -> Mechanism | Chain:
       ValueError: the text is not a mechanism, or a name or a setting is unknown or wrong.
     """
     try:
-        return _build(ast.parse(text.strip(), mode="eval").body, text)
+        return _build(ast.parse(text.strip(), mode="eval").body)
     except SyntaxError:
         raise ValueError(f"got {text!r}, must be names joined by +, such as 'rotary + softcap(20)'") from None
 
@@ -69,9 +69,9 @@ def _is_mechanism(text: str) -> bool:
 TEXT = Constraint("a mechanism such as 'rotary + softcap(20)', of ", _is_mechanism, MECHANISMS)  # as a setting
 
 
-def _build(node: ast.expr, text: str) -> Mechanism | Chain:
+def _build(node: ast.expr) -> Mechanism | Chain:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _build(node.left, text) + _build(node.right, text)
+        return _build(node.left) + _build(node.right)
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if not isinstance(call.func, ast.Name):
         raise SyntaxError
@@ -83,25 +83,26 @@ def _build(node: ast.expr, text: str) -> Mechanism | Chain:
         if node is call:
             raise ValueError(f"mechanism {name!r}: has no settings; leave the parentheses out")
         return mechanism
-    settings = [_value(argument, text) for argument in call.args]
-    named = {argument.arg: _value(argument.value, text) for argument in call.keywords}
     try:
-        arguments = inspect.signature(mechanism.__init__).bind(None, *settings, **named).arguments
+        named = {argument.arg: argument.value for argument in call.keywords}
+        given = inspect.signature(mechanism.__init__).bind(None, *call.args, **named).arguments
     except TypeError as error:  # an argument too many, too few or unknown
         has = f"its settings are {', '.join(mechanism.__dataclass_fields__)}"
         raise ValueError(
             f"mechanism {name!r}: {error}; {has if mechanism.__dataclass_fields__ else 'it has no settings'}"
         ) from None
-    hints, fields = typing.get_type_hints(mechanism), mechanism.__dataclass_fields__
-    for setting, value in list(arguments.items())[1:]:  # after self
-        if message := error_message(hints[setting], value, fields[setting].metadata.get("constraint")):
+    hints, fields, settings = typing.get_type_hints(mechanism), mechanism.__dataclass_fields__, {}
+    for setting, argument in list(given.items())[1:]:  # after self
+        settings[setting] = _value(argument, hints[setting])
+        if message := error_message(hints[setting], settings[setting], fields[setting].metadata.get("constraint")):
             raise ValueError(f"mechanism {name!r}: {setting}: {message}")
-    return mechanism(*settings, **named)
+    return mechanism(**settings)
 
 
-def _value(node: ast.expr, text: str):
-    """Return a setting: a number, text or a mechanism."""
+def _value(node: ast.expr, hint):
+    """Return a setting: a mechanism where its type is one, else a number or text."""
     try:
         return ast.literal_eval(node)
     except ValueError:
-        return _build(node, text)
+        is_mechanism = any(isinstance(each, type) and issubclass(each, Mechanism) for each in types_of(hint)[0])
+        return _build(node) if is_mechanism else ast.unparse(node)

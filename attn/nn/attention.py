@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from attn.functional import Dropout, masks, multi_head_attention, multi_head_attention_weights, per_head, scores
-from attn.mechanisms.mechanism import Chain, HeadParam, Layer, Mechanism, build, having, scale
+from attn.mechanisms.mechanism import Chain, HeadParam, Layer, Mechanism, build, having, named_in_errors, scale
 from attn.mechanisms.rows import Rows
 
 
@@ -110,7 +110,11 @@ class Attention(nnx.Module):
             # of_head is bound now, since the loop reassigns it.
             def change(per_heads, x, of_head=of_head):
                 part, head = of_head(*per_heads)
-                return getattr(part, name)(x, dataclasses.replace(rows, head=head))
+                with named_in_errors(part, name):
+                    changed = getattr(part, name)(x, dataclasses.replace(rows, head=head))
+                    if jnp.shape(changed) != x.shape:
+                        raise ValueError(f"returned shape {jnp.shape(changed)}, must be {x.shape}, as its argument")
+                return changed
 
             x = jax.vmap(change, in_axes=(0, 1), out_axes=1)(per_heads, x)
         return x
@@ -119,11 +123,12 @@ class Attention(nnx.Module):
         """Return the mask by row numbers: padding and causality, combined with the mechanism's masks."""
         q, k, mask = sides
         for part in having(self.mechanism, "mask"):
-            visible = part.mask(q, k)
+            with named_in_errors(part, "mask"):
+                visible = part.mask(q, k)
             if isinstance(visible, masks.Mask):
                 visible = masks.placed(visible, q.placement, k.placement)
             elif visible is not None:
-                visible = masks.as_mask(_by_row_numbers(visible, q, k))
+                visible = masks.as_mask(_by_row_numbers(part, "mask", visible, q, k))
             mask = visible if mask is None else mask if visible is None else mask & visible
         return mask
 
@@ -149,17 +154,23 @@ def _score_of_head(of_head: Callable, per_heads: Callable, q: Rows, k: Rows, que
     """Return the score of one head by row numbers, given its queries `[T H]` and keys `[S H]`."""
     part, head = of_head(*per_heads())
     q, k = (dataclasses.replace(rows, head=head, vectors=x) for rows, x in ((q, query), (k, key)))
-    score = part.score(q, k)
+    with named_in_errors(part, "score"):
+        score = part.score(q, k)
     if isinstance(score, scores.Score):
         return scores.placed(score, q.placement, k.placement)
-    return None if score is None else scores.as_score(_by_row_numbers(score, q, k))
+    return None if score is None else scores.as_score(_by_row_numbers(part, "score", score, q, k))
 
 
-def _by_row_numbers(function: Callable, q: Rows, k: Rows) -> Callable:
-    """Turn a mask or score of the rows of a tile into one of their numbers."""
+def _by_row_numbers(part: Mechanism, name: str, function, q: Rows, k: Rows) -> Callable:
+    """Turn a mechanism's mask or score of the rows of a tile into one of their numbers."""
+    if not callable(function):
+        with named_in_errors(part, name):
+            raise TypeError(f"returned {type(function).__name__}, must be a {name} of `attn`, a function, or None")
 
     def call(*arguments):  # (i, j) of a mask, (s, i, j) of a score
         *s, i, j = arguments
-        return function(*s, q.tile(i), k.tile(j))
+        with named_in_errors(part, name):
+            return function(*s, q.tile(i), k.tile(j))
 
+    call.__name__ = type(part).__name__  # for messages about its results
     return call

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from attn.functional import Dropout
-from attn.mechanisms.mechanism import Chain, Layer, Mechanism, having
+from attn.mechanisms.mechanism import Chain, Layer, Mechanism, having, named_in_errors
 from attn.mechanisms.rows import Rows
 from attn.nn.attention import Attention, KeysValues, Sides
 from attn.nn.model import ModelSettings, split
@@ -209,11 +209,11 @@ class Stack(nnx.Module):
 
     def added(self, rows: Rows) -> Float[Array, "T D"] | float:
         """Compute the sum that the self-attention's mechanism adds to the embeddings."""
-        return sum_of_embeddings(self.blocks[0].attention.mechanism, rows)
+        return _sum_of_embeddings(self.blocks[0].attention, rows)
 
     def cross_added(self, rows: Rows) -> Float[Array, "T D"] | float:
         """Compute the sum that the cross-attention's mechanism adds to the inputs of queries and keys."""
-        return sum_of_embeddings(self.blocks[0].cross.mechanism, rows)
+        return _sum_of_embeddings(self.blocks[0].cross, rows)
 
     def memory(self, encoded: Float[Array, "S D"], k: Rows) -> tuple[KeysValues, ...]:
         """Compute the keys and values of each layer's cross-attention to an encoded text with rows `k`."""
@@ -263,9 +263,16 @@ def layer(settings: BlockSettings, kind: str) -> Layer:
     return Layer(kind, settings.width, settings.num_heads, head_width, head_width**-0.5, jnp.dtype(settings.dtype))
 
 
-def sum_of_embeddings(mechanisms, rows: Rows) -> Float[Array, "T D"] | float:
-    """Compute the sum of all that mechanisms add to the embeddings of these rows."""
-    return sum(part.embedding(rows) for part in having(mechanisms, "embedding"))
+def _sum_of_embeddings(attention: Attention, rows: Rows) -> Float[Array, "T D"] | float:
+    """Compute the sum of all that an attention layer's mechanism adds to the embeddings of these rows."""
+    total, shape = 0, (*rows.row.shape, attention.W_Q.shape[0])
+    for part in having(attention.mechanism, "embedding"):
+        with named_in_errors(part, "embedding"):
+            added = part.embedding(rows)
+            if jnp.shape(added) != shape:
+                raise ValueError(f"returned shape {jnp.shape(added)}, must be {shape}")
+        total = total + added
+    return total
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Array, "..."]:

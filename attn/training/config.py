@@ -373,9 +373,16 @@ def check_runs(config: Config, data: Generated | Stored):
     """
     try:
         run_shapes(config, data, data.vocabulary.answer_length(data.longest_source - 1))
-    except (LengthUnknown, ValueError, TypeError, NotImplementedError) as error:
+    except Exception as error:  # a user's mechanism or model may raise anything
+        line = "".join(_line_of(error, name) for name in config.imports)
+        is_refusal = isinstance(error, (LengthUnknown, ValueError, TypeError, NotImplementedError))
+        if not is_refusal and not line:
+            raise
         for_data = f" for {data.name}" if isinstance(error, LengthUnknown) else ""
-        raise ConfigError(f"config.model: {' '.join(str(error).split())}{for_data}") from None
+        kind = "" if is_refusal else f"{type(error).__name__}: "
+        notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("in ")]  # not those of JAX
+        message = ", ".join([f"{kind}{error}{for_data}", *notes])
+        raise ConfigError(f"config.model: {' '.join(message.split())}{line}") from None
 
 
 def run_shapes(config: Config, data: Generated | Stored, answer_length: int | None):

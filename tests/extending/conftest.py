@@ -1,7 +1,6 @@
 """Fixtures of the tests of extensions: files of a user, in a temporary folder."""
 
 import pathlib
-import shutil
 import sys
 
 import pytest
@@ -20,14 +19,17 @@ MINE = pathlib.Path(__file__).parent / "mine"
 
 @pytest.fixture
 def write_module(tmp_path, monkeypatch):
-    """`write_module(name)`: copy a file of `mine` into a folder on the path; forget afterwards what it registers."""
+    """`write_module(name)`: copy a file of `mine` to a folder on the path; forget afterwards what it registers.
+
+    With `write_module(name, text)` the file has this text instead.
+    """
     registries = IMPLEMENTATIONS, MECHANISMS, MODELS, RULES
     before, modules = [dict(registry) for registry in registries], []
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
 
-    def write(name: str) -> str:
-        shutil.copy(MINE / f"{name}.py", tmp_path / f"mine_{name}.py")
+    def write(name: str, text: str | None = None) -> str:
+        (tmp_path / f"mine_{name}.py").write_text((MINE / f"{name}.py").read_text() if text is None else text)
         modules.append(f"mine_{name}")
         return modules[-1]
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from implementation_suite import (  # noqa: F401  run here for the kernel
+    test_declared_derivatives_are_right_and_others_are_right_or_refused,
     test_many_heads_equal_one_at_a_time,
     test_what_is_not_declared_is_refused_and_what_is_declared_is_served,
 )

@@ -126,3 +126,18 @@ def test_many_heads_equal_one_at_a_time(implementation, N, K):
             total[:, group] += one.astype(float)
     np.testing.assert_allclose(dkey, sums[0], rtol=2.0**-7, atol=2.0**-7)
     np.testing.assert_allclose(dvalue, sums[1], rtol=2.0**-7, atol=2.0**-7)
+
+
+@pytest.mark.parametrize("kind, derivative", [("reverse", jax.grad), ("forward", jax.jacfwd), ("second", jax.hessian)])
+def test_declared_derivatives_are_right_and_others_are_right_or_refused(implementation, kind, derivative):
+    query, key, value = cases.normal((3, 8), (5, 8), (5, 8), dtype="float16")
+
+    def of(name):
+        return derivative(lambda query: jnp.sum(attn.attention(query, key, value, implementation=name) ** 2))(query)
+
+    try:
+        found = of(implementation)
+    except (TypeError, NotImplementedError, ValueError) as error:  # as JAX raises them where a rule does not exist
+        assert kind not in IMPLEMENTATIONS[implementation].derivatives, error
+        return
+    np.testing.assert_allclose(np.asarray(found, float), np.asarray(of("reference"), float), rtol=2.0**-7, atol=2.0**-7)

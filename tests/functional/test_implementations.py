@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from implementation_suite import (  # noqa: F401  collected here for all that are registered
+    test_declared_derivatives_are_right_and_others_are_right_or_refused,
     test_many_heads_equal_one_at_a_time,
     test_what_is_not_declared_is_refused_and_what_is_declared_is_served,
 )
@@ -13,6 +14,7 @@ from jax import export
 
 import attn
 from attn.functional import implementations, reference
+from attn.functional.contract import Normalizer
 from attn.functional.implementations import DERIVATIVES, FEATURES, IMPLEMENTATIONS, Implementation
 
 ONE, MANY = [(3, 2), (5, 2), (5, 7)], [(3, 4, 2), (5, 2, 2), (5, 2, 7)]
@@ -144,12 +146,21 @@ def test_the_registry_declares_known_features_and_derivatives():
         assert one.features <= set(FEATURES) and one.derivatives <= set(DERIVATIVES)
 
 
-def test_declared_derivatives_exist(implementation):
-    query, key, value = cases.normal(*ONE)
-    objective = lambda q: jnp.sum(attn.attention(q, key, value, implementation=implementation) ** 2)  # noqa: E731
-    reverse = jax.jit(jax.grad(objective))(query)
-    assert np.any(reverse)
-    if "forward" in IMPLEMENTATIONS[implementation].derivatives:
-        np.testing.assert_allclose(jax.jit(jax.jacfwd(objective))(query), reverse, rtol=1e-4, atol=1e-5)
-    if "second" in IMPLEMENTATIONS[implementation].derivatives:
-        assert np.all(np.isfinite(jax.jit(jax.hessian(objective))(query)))
+@pytest.mark.parametrize(
+    "attend",
+    [
+        lambda call: call.value[:1],  # one row instead of T
+        lambda call: (call.value[:1], None),
+        lambda call: (call.query, None),  # H instead of Hv
+        lambda call: (call.value, Normalizer(call.query[:, :1], call.query[:, 0])),  # which would broadcast to T x T
+    ],
+)
+def test_results_of_other_shapes_are_refused(registry, attend):
+    registry("misshapen", 1.0)
+    IMPLEMENTATIONS["misshapen"] = Implementation(attend)
+    for call, shapes in (
+        (attn.attention, [(3, 8), (3, 8), (3, 5)]),
+        (attn.multi_head_attention, [(3, 4, 8)] * 2 + [(3, 4, 5)]),
+    ):
+        with pytest.raises(ValueError, match=r"^implementation 'misshapen': attend returned .*\(3, [58]\), and \(3,\)"):
+            call(*cases.normal(*shapes), implementation="misshapen")

@@ -51,6 +51,9 @@ def test_a_mechanism_may_be_a_setting_of_another():
         ("rotary(1, base=2)", "mechanism 'rotary': multiple values for argument 'base'"),
         ("none(1)", "mechanism 'none': too many positional arguments"),
         ("rotary('x')", "mechanism 'rotary': base: got 'x', must be a number"),
+        ("rotary(base=abc)", "mechanism 'rotary': base: got 'abc', must be a number"),
+        ("rotary(base=learned(9))", "mechanism 'rotary': base: got 'learned(9)', must be a number"),
+        ("randomized(rotry)", "unknown mechanism 'rotry' (did you mean 'rotary'?); known: none, "),
         ("window(1.5, 0)", "mechanism 'window': left: got 1.5, must be a whole number"),
         ("softcap(True)", "mechanism 'softcap': cap: got True, must be a number"),
         ("softcap(1e999)", "mechanism 'softcap': cap: got inf, must be a number"),
@@ -83,8 +86,9 @@ def test_what_is_not_a_mechanism_is_refused_and_not_executed(text, capfd):
 
 
 def test_nothing_is_executed(tmp_path):
-    for text in (f"rotary(base=open({str(tmp_path / 'x')!r}, 'w'))", f"open({str(tmp_path / 'x')!r}, 'w')"):
-        with pytest.raises(ValueError, match="unknown mechanism 'open'"):
+    opened = f"open({str(tmp_path / 'x')!r}, 'w')"
+    for text in (opened, f"rotary(base={opened})", f"randomized({opened})"):
+        with pytest.raises(ValueError, match=r"^unknown mechanism 'open'|: base: got .open"):
             parse(text)
     assert not (tmp_path / "x").exists()
 

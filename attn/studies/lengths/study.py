@@ -179,6 +179,7 @@ class Study:
         _check_fields("", self)
         _check("rows", self.rows, dict, Constraint("a dict with one row or more", bool))
         _check_fields("grid: ", self.grid)
+        models_that_run = set()
         for name, row in self.rows.items():
             _check("a row's name", name, str, _FILE_NAME)
             _check(f"row {name!r}", row, Row)
@@ -189,11 +190,12 @@ class Study:
                 _check(f"row {name!r}: far", task, str, one_of(row.tasks or self.tasks))
             for job in self.jobs(name):
                 try:
-                    self._check_job(job, row)
+                    self._check_job(job, row, models_that_run)
                 except ConfigError as error:
                     raise ConfigError(f"row {name!r}: {error}") from None
 
-    def _check_job(self, job: Job, row: Row):
+    def _check_job(self, job: Job, row: Row, models_that_run: set):
+        """Check one job; models with the lengths of `models_that_run` are not traced again, and new ones are added."""
         config, grid = self.configured(job), self.grid
         farthest = (grid.far,) if self.is_far(job) else ()
         longest = max(self.longest, grid.structured, *grid.within, *grid.beyond, *grid.exact, *farthest)
@@ -203,8 +205,13 @@ class Study:
                 f"the grid has strings of {longest:,} symbols, but its mechanisms distinguish at most {most:,}"
             )
         data = Generated(config.task)
+        source, vocabulary, ends_itself = data.longest_source, data.vocabulary, "learned" in row.ends
+        lengths = source, vocabulary.capacity(source - 1), vocabulary.answer_length(source - 1)
+        if (model := (config.model, lengths, ends_itself)) in models_that_run:  # whatever the seed and the alphabet
+            return
+        models_that_run.add(model)
         check_runs(config, data)
-        if "learned" in row.ends:
+        if ends_itself:
             try:
                 run_shapes(config, data, None)
             except PositionsUnknown:

@@ -1,0 +1,60 @@
+"""Mistakes in a file outside of the package: one line names the mechanism, its function, and the line of the file."""
+
+import pytest
+
+from attn import experiment
+from attn.tasks import Generated
+from attn.training.config import ConfigError, check_runs, from_mapping
+
+FILE = """
+import jax.numpy as jnp
+from attn.mechanisms import HeadParam, Mechanism, register
+
+@register
+class mistaken(Mechanism):
+    {function}
+        {body}
+    def key(self, x, k):
+        return x
+"""
+MISTAKES = [  # function, body, words of the message; the body is line 8 of the file
+    ("def score(self, q, k):", "return lambda s, q, k: s * nope", "NameError: name 'nope' is not defined, in `score`"),
+    ("def query(self, x, q):", "return x * self.gain", "AttributeError: 'mistaken' object has no attribute 'gain', in"),
+    ("def query(self, x, q):", "return x[:, :2]", "returned shape (6, 2), must be (6, 8), as its argument, in `query`"),
+    ("def value(self, x, k):", "return x.sum()", "returned shape (), must be (6, 8), as its argument, in `value`"),
+    ("def embedding(self, rows):", "return jnp.ones(3)", "returned shape (3,), must be (6, 32), in `embedding`"),
+    ("def mask(self, q, k):", "return lambda i, j: i <= j + 1.5", "'Rows' and 'float', in `mask`"),
+    ("def mask(self, q, k):", "return 3", "returned int, must be a mask of `attn`, a function, or None, in `mask`"),
+    ("def score(self, q, k):", "return lambda s, q, k: s * (q - k)", "'Rows' and 'Rows', in `score`"),
+    ("def score(self, q, k):", "return lambda s, q, k: s[None]", "score mistaken returned shape (1, 6, 6)"),
+    ("def setup(self, layer, rngs):", "self.gain = layer.heads", "'Layer' object has no attribute 'heads', in `setup`"),
+    (
+        "def setup(self, layer, rngs):",
+        "self.gain = HeadParam(jnp.ones(layer.head_width))",
+        "HeadParam gain: got shape (8,), must have one slice per head: the first axis must be 4, in `setup`",
+    ),
+]
+
+
+@pytest.mark.parametrize("function, body, words", MISTAKES)
+def test_a_mistake_in_a_mechanism_is_one_line_that_names_it(write_module, tmp_path, function, body, words):
+    module = write_module("mistaken", FILE.format(function=function, body=body))
+    model = {"mechanism": "sinusoidal + mistaken", "width": 32, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    config = from_mapping({"imports": [module], "model": model, "task": {"max_length": 5}})
+    with pytest.raises(ConfigError) as error:
+        check_runs(config, Generated(config.task))
+    message = str(error.value)
+    assert message.startswith("config.model: ") and words in message and "\n" not in message
+    is_raised_in_the_file = "Error: " in message or "unsupported operand" in message
+    assert message.endswith(f", line 8 of {tmp_path / module}.py") == is_raised_in_the_file
+
+
+def test_wrong_answers_of_a_rule_are_one_line_and_nothing_is_written(write_module, repository, tmp_path, capsys):
+    text = "from attn import tasks\n@tasks.register('wrong', fixed_length=True)\ndef wrong(symbols, length, num_symbols):\n"
+    module = write_module("wrong", text + "    return symbols + 1, length\n")  # beyond the last symbol
+    settings = {"imports": module, "task.name": "wrong", "task.max_length": "4"}
+    request = experiment.Request(str(repository / "configs/reverse.py"), settings, str(tmp_path / "run"), False, "off")
+    assert experiment.run(request) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: rule 'wrong': the answer to ") and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
