@@ -36,6 +36,15 @@ MISTAKES = [  # function, body, words of the message; the body is line 8 of the 
 ]
 
 
+WRONG_RULE = """
+from attn import tasks
+
+@tasks.register("wrong", fixed_length=True)
+def wrong(symbols, length, num_symbols):
+    return symbols + 1, length  # beyond the last symbol
+"""
+
+
 @pytest.mark.parametrize("function, body, words", MISTAKES)
 def test_a_mistake_in_a_mechanism_is_one_line_that_names_it(write_module, tmp_path, function, body, words):
     module = write_module("mistaken", FILE.format(function=function, body=body))
@@ -50,8 +59,7 @@ def test_a_mistake_in_a_mechanism_is_one_line_that_names_it(write_module, tmp_pa
 
 
 def test_wrong_answers_of_a_rule_are_one_line_and_nothing_is_written(write_module, repository, tmp_path, capsys):
-    text = "from attn import tasks\n@tasks.register('wrong', fixed_length=True)\ndef wrong(symbols, length, num_symbols):\n"
-    module = write_module("wrong", text + "    return symbols + 1, length\n")  # beyond the last symbol
+    module = write_module("wrong", WRONG_RULE)
     settings = {"imports": module, "task.name": "wrong", "task.max_length": "4"}
     request = experiment.Request(str(repository / "configs/reverse.py"), settings, str(tmp_path / "run"), False, "off")
     assert experiment.run(request) == 2
