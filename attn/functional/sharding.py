@@ -21,6 +21,12 @@ def sharded_along(x: Shaped[Array | np.ndarray, "n *width"], axes) -> Shaped[Arr
     return x if first == axes else jax.sharding.reshard(x, PartitionSpec(axes, *rest))
 
 
+def is_sharded(tree) -> bool:
+    """Return whether any of these arrays is sharded on an explicit mesh, where a kernel would have to shard itself."""
+    arrays = [jax.typeof(x) for x in jax.tree.leaves(tree)]
+    return any(axes is not None for x in arrays for axes in x.sharding.spec)
+
+
 def vary_alike(tree):
     """Make every float vary over all mesh axes over which an array of the tree varies, under `shard_map`.
 

@@ -4,8 +4,12 @@ It takes all heads at once, in blocks of its own, and has masks and reverse mode
 logsumexp, no forward mode, no second order.
 """
 
+import os
 import pathlib
+import re
 import runpy
+import subprocess
+import sys
 
 import attention_cases as cases
 import implementation_suite as suite
@@ -80,6 +84,16 @@ def test_examples_and_heads_with_masks_of_their_own_equal_the_reference(implemen
 
     for ours, expected in zip(jax.tree.leaves(run(implementation)), jax.tree.leaves(run("reference")), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.nightly
+def test_the_whole_shared_suite_picks_it_up_from_outside():
+    tests = pathlib.Path(__file__).parents[1]
+    words = [sys.executable, "-m", "pytest", "-p", "tiled", str(tests / "functional"), "-k", "tiled", "-m", ""]
+    environment = os.environ | {"PYTHONPATH": str(tests / "extending/mine"), "PYTEST_ADDOPTS": "-p no:xdist"}
+    done = subprocess.run(words, cwd=tests.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 50
 
 
 def test_a_taken_name_is_refused_in_one_line(registered):

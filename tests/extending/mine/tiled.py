@@ -21,6 +21,8 @@ def limits(mask):
 
 
 def unsupported_reason(call):
+    if sharding.is_sharded((call.query, call.key, call.value)):
+        return "arrays sharded on an explicit mesh"
     parts = [part for part in mods.nested(call.mask) if not isinstance(part, masks.both)]
     known = all(isinstance(part, masks.causal | masks.padding) for part in parts)
     return None if known else f"mask {call.mask.expression()} (causal and padding, joined by &)"
@@ -60,9 +62,8 @@ def attend_all(query, key, value, mask, scale):
         reach, length = (dtypes.FAR, S) if mask is None else limits(masks.as_mask(mask).resolve(T, S))
         return jnp.int32(reach), jnp.minimum(length, S)
 
-    def by_head(x, size):  # [N blocks size ...]
-        x = jnp.repeat(x, N // x.shape[1], axis=1).swapaxes(0, 1)
-        return jax.vmap(lambda one: in_blocks(one, size))(x)
+    def by_head(x, size):  # [N blocks size ...], or [K blocks size ...]
+        return jax.vmap(lambda one: in_blocks(one, size))(x.swapaxes(0, 1))
 
     def marked_blocks(x, size):
         x, nonfinite = contract.zero_nonfinite_rows(x)
@@ -75,8 +76,8 @@ def attend_all(query, key, value, mask, scale):
     arrays = sharding.vary_alike(arrays)
     shape = sharding.shape_like(arrays[3], (*queries.shape[:3], value.shape[-1]), wide)
 
-    def whole(x):  # all blocks of head n
-        return pl.BlockSpec((1, *x.shape[1:]), lambda n, m: (n,) + (0,) * (x.ndim - 1))
+    def whole(x):  # all blocks of head n, or of the group that it reads
+        return pl.BlockSpec((1, *x.shape[1:]), lambda n, m: (n * len(x) // N,) + (0,) * (x.ndim - 1))
 
     def block(x):  # block m of head n
         return pl.BlockSpec((1, 1, *x.shape[2:]), lambda n, m: (n, m) + (0,) * (x.ndim - 2))
