@@ -103,9 +103,5 @@ def attend(call):
     return attend_all(call.query, call.key, call.value, call.mask, jnp.asarray(call.scale)), None
 
 
-register(
-    "tiled",
-    Implementation(
-        attend, all_heads=True, features={"mask"}, derivatives={"reverse"}, unsupported_reason=unsupported_reason
-    ),
-)
+features = {"features": {"mask"}, "derivatives": {"reverse"}}
+register("tiled", Implementation(attend, all_heads=True, **features, unsupported_reason=unsupported_reason))
