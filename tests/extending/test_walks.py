@@ -34,20 +34,21 @@ SMALL = {
     "evaluation.intermediate_examples": "40",
     "evaluation.batch_size": "40",
 }
+TWO_STACKS = {"model.num_encoder_layers": "1", "model.num_decoder_layers": "1"}
 ONE_TEXT = {"model.name": "decoder_only", "model.num_layers": "2"}
 WALKS = {  # module, settings, most lines
-    "temperature": ("temperature", {"model.mechanism": "temperature + rotary"}, 12),
+    "temperature": ("temperature", TWO_STACKS | {"model.mechanism": "temperature + rotary"}, 12),
     "temperature_decoder_only": ("temperature", ONE_TEXT | {"model.mechanism": "rotary + temperature"}, 12),
-    "learned_rotary": ("learned_rotary", {"model.mechanism": "learned_rotary"}, 15),
-    "unit_queries": ("unit_queries", {"model.mechanism": "sinusoidal + unit_queries"}, 15),
-    "fourier": ("fourier", {"model.mechanism": "fourier"}, 15),
-    "near": ("nearest", {"model.mechanism": "rotary + near"}, 15),
+    "learned_rotary": ("learned_rotary", TWO_STACKS | {"model.mechanism": "learned_rotary"}, 15),
+    "unit_queries": ("unit_queries", TWO_STACKS | {"model.mechanism": "sinusoidal + unit_queries"}, 15),
+    "fourier": ("fourier", TWO_STACKS | {"model.mechanism": "fourier"}, 15),
+    "near": ("nearest", TWO_STACKS | {"model.mechanism": "rotary + near"}, 15),
     "near_decoder_only": ("nearest", ONE_TEXT | {"model.mechanism": "rotary + near"}, 15),
     "model": ("causal_model", {"model.name": "causal_model"}, 60),
-    "sort": ("tasks", {"task.name": "ascending"}, 8 * 3),
-    "parity": ("tasks", {"task.name": "parity"}, 8 * 3),
-    "plus": ("tasks", {"task.name": "plus"}, 8 * 3),
-    "kernel": ("tiled", {"model.implementation": "tiled"}, 110),
+    "sort": ("tasks", TWO_STACKS | {"task.name": "ascending"}, 8 * 3),
+    "parity": ("tasks", TWO_STACKS | {"task.name": "parity"}, 8 * 3),
+    "plus": ("tasks", TWO_STACKS | {"task.name": "plus"}, 8 * 3),
+    "kernel": ("tiled", TWO_STACKS | {"model.implementation": "tiled"}, 110),
 }
 BY_DAY = ("model", "kernel")  # a mechanism is trained by day in a process of its own, below
 walks = pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def assert_cached_decoding_equals_the_full_pass(run):
             logits.append(row[0])
         return jnp.stack(logits)
 
-    alone = jnp.stack([full(params, *one) for one in zip(sources, inputs)])
+    alone = jnp.stack([jax.jit(full)(params, *one) for one in zip(sources, inputs)])
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     shards = jax.sharding.NamedSharding(mesh, jax.P("data"))
     for function in (full, cached):
@@ -113,7 +114,7 @@ def assert_cached_decoding_equals_the_full_pass(run):
 def test_a_run_names_its_import_and_is_opened_with_it_in_a_fresh_process(write_module, tmp_path):
     module, folder = write_module("temperature"), tmp_path / "run"
     command = [sys.executable, str(MINE.parents[2] / "train.py"), f"--imports={module}", f"--workdir={folder}"]
-    settings = SMALL | {"model.mechanism": "rotary + temperature"}
+    settings = SMALL | TWO_STACKS | {"model.mechanism": "rotary + temperature"}
     command += [f"--config.{key}={value}" for key, value in settings.items()]
     where = {"cwd": MINE.parents[2], "capture_output": True, "text": True}
     done = subprocess.run(command, **where)

@@ -68,13 +68,13 @@ def attend(implementation, shaw=shaw):
 
 def test_values_and_gradients_are_those_of_dense_scores(implementation):
     arguments = *heads(), TABLES, U
-    found, expected = attend(implementation)(*arguments), dense(*arguments)
+
+    def value_and_gradients(f):
+        return jax.jit(lambda *a: (f(*a), jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), range(len(a)))(*a)))(*arguments)
+
+    (found, gradients), (expected, expected_gradients) = map(value_and_gradients, (attend(implementation), dense))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    gradients = [
-        jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1, 2, 3, 4))(*arguments)
-        for f in (attend(implementation), dense)
-    ]
-    for ours, theirs in zip(*gradients, strict=True):
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
         assert np.any(theirs)
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -186,13 +186,13 @@ def all_heads(request, monkeypatch):
 
 def test_for_all_heads_at_once_it_becomes_a_marked_score(all_heads):
     arguments = *heads(), TABLES, U
-    found = attend(all_heads, shaw_as_pytree)(*arguments)
-    np.testing.assert_allclose(found, dense(*arguments), rtol=1e-5, atol=1e-6)
+    found, expected = jax.jit(attend(all_heads, shaw_as_pytree))(*arguments), jax.jit(dense)(*arguments)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     if IMPLEMENTATIONS[all_heads].tile is None:
         with pytest.raises(attn.Unsupported, match=r"captures arrays: .*Partial.* declares its tile"):
             attend(all_heads)(*arguments)
     else:  # the maker returns a function that captures arrays
-        np.testing.assert_allclose(attend(all_heads)(*arguments), dense(*arguments), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(jax.jit(attend(all_heads))(*arguments), expected, rtol=1e-5, atol=1e-6)
     query, key, value = (x[:, 0] for x in heads())
     _, expected = of_head(query, key, value, TABLES[0], U[0])
     one = attn.attention(query, key, value, score=score_of(TABLES[0], U[0]), implementation=all_heads)

@@ -56,6 +56,7 @@ def known(monkeypatch):
         monkeypatch.setitem(mechanisms.MECHANISMS, name, mechanism)
 
 
+@pytest.mark.some(9)
 @pytest.mark.parametrize("name", WRITTEN)
 @pytest.mark.parametrize("kind", ["transformer", "decoder_only"])
 def test_positions_are_those_of_the_text_in_cached_decoding_too(kind, name):

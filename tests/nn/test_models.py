@@ -113,7 +113,7 @@ def test_the_answer_is_read_causally_by_its_gradient(name, settings):
         assert (reach[np.tril_indices(len(TARGET))] > 0).all()
 
 
-@pytest.mark.some(8)
+@pytest.mark.some(5)
 @every_case
 def test_padding_of_the_source_changes_nothing(name, settings):
     model = make(name, **settings)
@@ -154,7 +154,7 @@ def test_tied_embeddings_share_one_matrix(name):
     assert saved == matrices * VOCABULARY * SIZES[name]["width"]
 
 
-@pytest.mark.some(8)
+@pytest.mark.some(5)
 @every_case
 def test_every_parameter_gets_a_gradient(name, settings):
     graphdef, params = nnx.split(make(name, **settings), nnx.Param)
