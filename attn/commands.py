@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from rich.console import Console
 from rich.progress import track
 
+from attn.functional import Unsupported
 from attn.inspection import pictures
 from attn.runs import Run, load
 from attn.settings import LOCAL_PATH, error_message, one_of
@@ -31,7 +32,7 @@ from attn.training.progress import readable
 _COLUMN = 14  # characters of a metric
 
 # Errors whose message is one line for the user.
-ERRORS = (CheckpointError, ConfigError, DataError, InputError, LockError, RunError, TrainingError)
+ERRORS = (CheckpointError, ConfigError, DataError, InputError, LockError, RunError, TrainingError, Unsupported)
 
 
 def predict(arguments: argparse.Namespace) -> int:
@@ -166,7 +167,6 @@ def lengths(arguments: argparse.Namespace) -> int:
     from attn.studies.lengths import page  # imported here, since no other command needs them
     from attn.studies.lengths.running import read, run_study, summary
 
-    meshes.use_cores(meshes.cores())
     path = pathlib.Path(arguments.config)
     study = _study(path, arguments.seeds)
     names = _chosen(arguments.only, study.rows)

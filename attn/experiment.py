@@ -128,7 +128,7 @@ def _train_and_report(request: Request, folder: Folder, config: Config, finished
       clock: counts the seconds of each phase.
     """
     if finished and (finished["steps"] >= config.training.steps or finished.get("stopped_when_exact")):
-        _update_data_paths(folder, config)
+        _update_finished(folder, config)
         more = "; for more steps give --config.training.steps=N" if finished["steps"] >= config.training.steps else ""
         print(f"{folder.path} is finished already{more or ', as its answers were exact'}")
         report(finished, folder)
@@ -215,13 +215,13 @@ def prepare(request: Request) -> tuple[Folder, Config]:
     return folder, config
 
 
-def _update_data_paths(folder: Folder, config: Config):
-    """Write the paths of a finished run's data into its config, if the data have been moved."""
+def _update_finished(folder: Folder, config: Config):
+    """Write new paths of the data, or another implementation of attention, into the config of a finished run."""
     before = folder.config()
-    moved = dataclasses.replace(before, data=config.data)
-    if moved != before:
-        folder.check_data(training_data.load(moved, folder.vocabulary(before)))
-        folder.update_config(moved)
+    changed = dataclasses.replace(before, data=config.data, model=config.model)
+    if changed != before:
+        folder.check_data(training_data.load(changed, folder.vocabulary(before)))
+        folder.update_config(changed)
 
 
 def _with_absolute_paths(config: Config) -> Config:

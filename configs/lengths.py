@@ -40,7 +40,7 @@ def _with(mechanism: str) -> Row:
 
 def _pointing(cross: str, self_attention: str = _ONCE, **settings) -> Row:
     """Return a row with one mechanism in the cross-attention and another in self-attention."""
-    self_prior = "; self-attention looks at its own place" if self_attention != "none" else ""
+    self_prior = "; self-attention attends to its own position" if self_attention != "none" else ""
     model = _TRANSFORMER | {"mechanism": {"encoder": self_attention, "decoder": self_attention, "cross": cross}}
     return Row(model, prior=prior(cross) + self_prior, **settings)
 

@@ -12,16 +12,17 @@ To add an implementation, write a function `attend(call)` and register it, from 
    `out` may have any float dtype. With all heads, head n uses the dropout `call.dropout.for_head(n)`. Where "logsumexp"
    is not declared, the normaliser is None.
 3. It must keep the semantics of docs/attention.md. `contract` has them as functions: `prepare` for one head,
-   `zero_nonfinite_rows`, `zero_hidden_values`, `Head.apply_mask`. Sum in float32 or wider.
+   `zero_nonfinite_rows`, `zero_hidden_values`; `Head.visible` of a tile, or `Head.apply_mask` of all queries and keys
+   at once. Sum in float32 or wider.
 4. Pieces for kernels: `blocks` (axes in blocks of any size), `survey` (the blocks that a mask needs), `closures`
    (captured arrays as arguments), `sharding` (varying axes under `shard_map`, in which models are trained:
    `vary_alike` for the inputs of a kernel, `shape_like` for its results).
 5. If it cannot serve a call for another reason (a kind of mask, a dtype, a width, arrays that are sharded on an
    explicit mesh: `sharding.is_sharded`), `unsupported_reason` returns that reason in words.
 6. The shared tests in tests/functional run on everything that is registered before they are collected: all tests of
-   values, gradients and semantics for declared features; for other features it must raise `Unsupported`. Of the
-   package that is its line below; from outside, `python -m pytest -p my_kernel tests/functional`, with its folder in
-   PYTHONPATH. tests/extending/test_implementation.py runs many of them on a kernel from outside.
+   values, gradients and semantics for declared features; for other features it must raise `Unsupported`. In the
+   package, its line below registers it; from outside, `python -m pytest -p my_kernel tests/functional`, with its folder
+   in PYTHONPATH. tests/extending/test_implementation.py does this with a kernel from outside.
 """
 
 import dataclasses

@@ -181,6 +181,9 @@ class segments(Mask):
         query_ids, key_ids = dtypes.comparable(self.query_ids, self.key_ids)
         return query_ids[i] == key_ids[j]
 
+    def extent(self) -> tuple[int, int]:
+        return self.query_ids.shape[-1], self.key_ids.shape[-1]
+
     def bounds(self, rows, columns):
         query_ids, key_ids = dtypes.comparable(self.query_ids, self.key_ids)
         queries, keys = query_ids[rows], key_ids[columns]
@@ -217,6 +220,9 @@ class dense(Mask):
     def __call__(self, i: Index, j: Index):
         return jnp.asarray(self.array)[i, j]
 
+    def extent(self) -> tuple[int, int]:
+        return self.array.shape[-2:]
+
     def bounds(self, rows, columns):
         return tuple(over_blocks(reduce, jnp.asarray(self.array), rows, columns) for reduce in (jnp.any, jnp.all))
 
@@ -247,15 +253,25 @@ class placed(Placed, Mask):
         object.__setattr__(self, "mod", as_mask(self.mod))
 
     def resolve(self, T: int, S: int) -> Mask:
-        # Unwrapped, since implementations recognise some masks by their class.
-        is_identity = T == S and all(isinstance(x, int) and x == 0 for x in (self.query_positions, self.key_positions))
+        # Unwrapped, since implementations recognise some masks by their class; arrays may hold more positions than T.
+        is_identity = (
+            T == S
+            and self.mod.extent() == (dtypes.FAR, dtypes.FAR)
+            and all(isinstance(x, int) and x == 0 for x in (self.query_positions, self.key_positions))
+        )
         return self.mod.resolve(T, S) if is_identity else super().resolve(T, S)
 
     def __call__(self, i: Index, j: Index):
-        return evaluate_bools(self.mod, *self.positions(i, j))
+        i, j = self.positions(i, j)
+        visible, held = evaluate_bools(self.mod, i, j), self.held(i, j)
+        return visible if held is None else visible & held
 
     def bounds(self, rows, columns):
-        return as_mask(self.mod).bounds(*self.positions(rows, columns))
+        rows, columns = self.positions(rows, columns)
+        some, every = self.mod.bounds(rows, columns)
+        first_i, last_i, first_j, last_j = _first_and_last(rows, columns)
+        held = self.held(first_i, first_j)
+        return some, every if held is None else every & held & self.held(last_i, last_j)
 
     def _picture_shape(self):
         return tuple(

@@ -15,7 +15,7 @@ import numpy as np
 from jax.tree_util import GetAttrKey, all_leaves, register_pytree_with_keys
 
 from attn.functional.checks import check_integer, check_scalar, check_shape, describe
-from attn.functional.dtypes import Integer, clamp_known, clamped, is_array
+from attn.functional.dtypes import FAR, Integer, clamp_known, clamped, is_array, known
 
 
 def _is_child(x) -> bool:
@@ -87,6 +87,11 @@ class Mod:
     def _resolve(self, T: int, S: int) -> "Mod":
         """Resolve the fields that are not mods themselves."""
         return self
+
+    def extent(self) -> tuple[int, int]:
+        """Return how many positions of queries and of keys its arrays by position hold; FAR where it has none."""
+        inner = (value for field in dataclasses.fields(self) if isinstance(value := getattr(self, field.name), Mod))
+        return tuple(map(min, zip((FAR, FAR), *(mod.extent() for mod in inner))))
 
     def expression(self) -> str:
         """Return the Python expression of this mod; arrays are shown by value if scalar, else by dtype and shape."""
@@ -259,7 +264,11 @@ def unwrap_per_head(tree, num_heads: int) -> tuple[list, Callable]:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Placed(Mod):
-    """Base class of `masks.placed` and `scores.placed`: a mod evaluated at absolute positions, not row numbers."""
+    """Base class of `masks.placed` and `scores.placed`: a mod evaluated at absolute positions, not row numbers.
+
+    Arrays by position, as of `dense`, hold positions 0, 1, ...: reading others is an error where they are known, and
+    otherwise hides the pair (a mask) or makes its score NaN.
+    """
 
     mod: Callable
     query_positions: Integer
@@ -272,14 +281,28 @@ class Placed(Mod):
 
     def resolve(self, T: int, S: int) -> Mod:
         """Check the positions. The inner mod is not resolved: T and S are not the lengths of its sequences."""
-        for name, length in (("query_positions", T), ("key_positions", S)):
+        for name, length, held in zip(("query_positions", "key_positions"), (T, S), self.mod.extent()):
             if is_array(positions := getattr(self, name)) and positions.shape:
                 check_shape(f"placed: {name}", positions, (length,))
+            last = known(_positions_of(np.array([length - 1]), positions))  # those before 0 are of padding
+            if last is not None and last.max() >= held:
+                raise ValueError(
+                    f"{describe(self.mod)} holds {held} {name.replace('_', ' ')}, but here they go up to {last.max()}"
+                )
         return self
+
+    def extent(self) -> tuple[int, int]:
+        """Return that no array is read at the positions of the outer mod."""
+        return FAR, FAR
 
     def positions(self, i, j):
         """Return the absolute positions of rows i of the queries and j of the keys."""
         return _positions_of(i, self.query_positions), _positions_of(j, self.key_positions)
+
+    def held(self, i, j):
+        """Return whether the arrays of the mod hold these absolute positions; None if it has no such arrays."""
+        T, S = self.mod.extent()
+        return None if min(T, S) == FAR else (i >= 0) & (i < T) & (j >= 0) & (j < S)
 
     def expression(self) -> str:
         return f"placed({describe(self.mod)}, {describe(self.query_positions)}, {describe(self.key_positions)})"

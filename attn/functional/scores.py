@@ -227,6 +227,9 @@ class dense(Score):
     def __call__(self, s: Array, i: Index, j: Index):
         return s + jnp.asarray(self.bias)[i, j].astype(s.dtype)
 
+    def extent(self) -> tuple[int, int]:
+        return self.bias.shape[-2:]
+
 
 @register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -248,7 +251,9 @@ class placed(Placed, Score):
         object.__setattr__(self, "mod", as_score(self.mod))
 
     def __call__(self, s: Array, i: Index, j: Index):
-        return self.mod(s, *self.positions(i, j))
+        i, j = self.positions(i, j)
+        changed, held = self.mod(s, i, j), self.held(i, j)
+        return changed if held is None else jnp.where(held, changed, jnp.nan)
 
 
 @register

@@ -1,9 +1,9 @@
 """Mechanisms, the departures of an attention layer from softmax(Q K^T / sqrt(H)) V; see `Mechanism`.
 
-from attn import mechanisms
+from attn import masks, mechanisms
 
 mechanisms.parse("rotary + softcap(20)")
-mechanisms.rotary() + mechanisms.of(mask=attn.masks.sliding_window(4, 0))
+mechanisms.rotary() + mechanisms.of(mask=masks.sliding_window(4, 0))
 """
 
 from attn.mechanisms.added import learned, sinusoidal

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from attn.functional import masks, mods, scores
+from attn.functional import dtypes, masks, mods, scores
 from attn.mechanisms.mechanism import Chain, Layer, Mechanism
 from attn.mechanisms.rows import Rows
 from attn.settings import POSITIVE, between, setting
@@ -72,10 +72,19 @@ def _divide_by_rms(x: Float[Array, "T H"]) -> Float[Array, "T H"]:
     return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
-class _Score(Mechanism):
-    """A score of `attn.scores`, or a function `(s, i, j) -> s` of positions; see `of`."""
+class _Function(Mechanism):
+    """A function of positions; see `of`."""
 
-    function: Callable[[], scores.Score]  # a function, since NNX would treat the arrays of a score as parameters
+    function: Callable[[], mods.Mod]  # a function, since NNX would treat the arrays of a score as parameters
+
+    @property
+    def max_positions(self) -> int | None:
+        held = min(self.function().extent())
+        return held if held < dtypes.FAR else None
+
+
+class _Score(_Function):
+    """A score of `attn.scores`, or a function `(s, i, j) -> s` of positions."""
 
     def setup(self, layer: Layer, rngs: nnx.Rngs):
         self.num_heads = layer.num_heads
@@ -85,10 +94,8 @@ class _Score(Mechanism):
         return scores.as_score(of_head([jnp.asarray(x)[q.head] for x in of_heads]))
 
 
-class _Mask(Mechanism):
-    """A mask of `attn.masks`, or a function `(i, j) -> bool` of positions; see `of`."""
-
-    function: Callable[[], masks.Mask]
+class _Mask(_Function):
+    """A mask of `attn.masks`, or a function `(i, j) -> bool` of positions."""
 
     def mask(self, q: Rows, k: Rows):
         return self.function()

@@ -198,7 +198,10 @@ class Stack(nnx.Module):
         self.cache_shape, self.dtype = (settings.num_heads, layer(settings, kind).head_width), jnp.dtype(settings.dtype)
 
     def add_norm(self, settings: BlockSettings, rngs: nnx.Rngs):
-        """Make the norm after the last block, which only pre-norm blocks need."""
+        """Make the norm after the last block, which only pre-norm blocks need; every model calls it once.
+
+        It is not made with the blocks, since the order in which a model draws its random keys decides its parameters.
+        """
         is_pre = settings.norm == "pre"
         self.norm = nnx.LayerNorm(settings.width, dtype=self.dtype, rngs=rngs) if is_pre else None
 

@@ -32,7 +32,6 @@ class DecoderOnly(OneStack):
     """A decoder-only Transformer; its arguments are those of `OneStack`."""
 
     settings, kind = DecoderOnlySettings, "decoder"
-    one_text = True
     maps = (("decoder", "answer", "both"),)
 
     def __init__(self, vocabulary: int, settings: DecoderOnlySettings, rngs: nnx.Rngs):
@@ -42,6 +41,10 @@ class DecoderOnly(OneStack):
     @classmethod
     def num_positions(cls, source: int, answer: int) -> int:
         return source + answer
+
+    @classmethod
+    def text_refusal(cls, settings: DecoderOnlySettings) -> str | None:
+        return None if settings.prefix == "causal" else "with prefix = 'visible' it would see what it has to predict"
 
     def start(
         self,

@@ -44,7 +44,7 @@ class Cache(NamedTuple):
     Attributes:
       index: number of tokens read so far, with those of the prompt if it is in the cache; the same for all examples.
       own: the text so far: self-attention keys and values with a capacity, or recurrent states.
-      memory: the encoded source.
+      memory: what else `start` keeps for `extend`: the encoded source, or the number of padding rows before a prompt.
       example: its lengths and random key.
     """
 
@@ -72,13 +72,11 @@ class Model(nnx.Module):
     Attributes:
       settings: the class of its settings.
       reads_answer: whether its predictions depend on the tokens of the answer.
-      one_text: whether it reads source and answer as one text, so that it can learn a text without a source.
       maps: names of its attention maps, and the text of their rows and of their columns: "source", "answer" or "both".
     """
 
     settings: ClassVar[type]
     reads_answer: ClassVar[bool] = True
-    one_text: ClassVar[bool] = False
     maps: ClassVar[tuple[tuple[str, str, str], ...]] = ()
 
     @classmethod
@@ -93,8 +91,13 @@ class Model(nnx.Module):
 
     @classmethod
     def max_answer(cls, source: int) -> int | None:
-        """Return the largest number of tokens of an answer to a source of so many tokens; None for any number."""
+        """Return the largest number of tokens of an answer to a source of these many tokens; None for any number."""
         return None
+
+    @classmethod
+    def text_refusal(cls, settings) -> str | None:
+        """Return why it cannot learn texts without a source, such as a language model's, in words; None if it can."""
+        return "it does not read source and answer as one text"
 
     def add_embeddings(self, vocabulary: int, width: int, *, tied: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
         """Make the embeddings `[V D]` of source and answer."""

@@ -179,7 +179,7 @@ class MultiplicativeDecoder(PlainDecoder):
         hidden, states, _ = super().__call__(x, states, None, length, False)
         key, value = memory
         options = dict(mask=masks.padding(length), scale=1.0)
-        context = attention(hidden, key, value, **options, implementation="fastest")
+        context = attention(hidden, key, value, **options)
         weights = attention_weights(hidden, key, **options) if return_weights else None
         return jnp.tanh(self.W_c(jnp.concatenate([context, hidden], axis=-1))), states, weights
 

@@ -13,6 +13,7 @@ from flax import nnx
 
 from attn import tasks
 from attn.mechanisms.rows import LengthUnknown
+from attn.nn.block import BlockSettings
 from attn.nn.model import ModelSettings
 from attn.nn.models import MODELS
 from attn.settings import PATH, Constraint, description, error_message, nearest, one_of, types_of
@@ -218,11 +219,10 @@ def _check_together(config: Config):
 
 def _check_heads(model: ModelSettings):
     """Check that the heads divide the width, unless `head_width` is given."""
-    num_heads = getattr(model, "num_heads", None)
-    if num_heads and model.head_width is None and model.width % num_heads:
+    if isinstance(model, BlockSettings) and model.head_width is None and model.width % model.num_heads:
         divisors = [str(n) for n in range(1, model.width + 1) if model.width % n == 0]
         raise ConfigError(
-            f"config.model.num_heads: got {num_heads}, must divide config.model.width = {model.width} "
+            f"config.model.num_heads: got {model.num_heads}, must divide config.model.width = {model.width} "
             f"({', '.join(divisors)}) unless config.model.head_width is given"
         )
 
@@ -255,14 +255,13 @@ def _check_data(config: Config):
 
 
 def _check_text(config: Config):
-    """Check that strings without a source have a causal model that reads source and answer as one text."""
-    no_source, model = f"the strings of {config.task.name!r} have no source", config.model
-    if not MODELS[model.name].one_text:
-        suited = " or ".join(repr(name) for name, each in MODELS.items() if each.one_text)
-        raise ConfigError(f"config.model.name: got {model.name!r}, but {no_source}; only {suited} learns them")
-    if getattr(model, "prefix", "causal") != "causal":
+    """Check that the model learns strings without a source."""
+    name = config.model.name
+    if (reason := MODELS[name].text_refusal(config.model)) is not None:
+        suited = [repr(other) for other, each in MODELS.items() if each.text_refusal(each.settings(other)) is None]
         raise ConfigError(
-            f"config.model.prefix: got {model.prefix!r}, but {no_source}, which would be the prefix; must be 'causal'"
+            f"config.model.name: got {name!r}, but the strings of {config.task.name!r} have no source: {reason}; "
+            f"{' or '.join(suited)} with default settings learns them"
         )
 
 

@@ -105,8 +105,8 @@ class Folder:
           RunError: the folder does not exist or is not a run's, or the file is damaged.
         """
         if not self.path.is_dir():
-            fault = "is a file" if self.path.exists() else "does not exist"
-            raise RunError(f"{self.path}: {fault}, must be the folder of a run")
+            problem = "is a file" if self.path.exists() else "does not exist"
+            raise RunError(f"{self.path}: {problem}, must be the folder of a run")
         if not self.is_run():
             raise RunError(f"{self.path}: not a run's folder (it has no config.json)")
         return self._read("config.json")

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from attn.training.config import Config, to_mapping
 
 PATHS = ("path", "validation", "test", "folder")  # settings of `data`; the files there have digests in data.json
-# Settings that may change when a run resumes: length of training, intervals of reports, paths of the data.
+# Settings that may change when a run resumes: length of training, intervals of reports, paths of the data, and the
+# implementation of attention, so that a run may move to a machine without the one that it was started with.
 _MAY_CHANGE = (
     *("training.steps", "training.stop_when_exact", "training.steps_per_call"),
-    *("training.evaluate_every", "training.checkpoint_every"),
+    *("training.evaluate_every", "training.checkpoint_every", "model.implementation"),
     *(f"data.{name}" for name in PATHS),
 )
 

@@ -6,6 +6,7 @@ import importlib.util
 import pathlib
 import sys
 import traceback
+from collections.abc import Iterable
 
 from attn.training.groups import ConfigError
 
@@ -13,7 +14,8 @@ from attn.training.groups import ConfigError
 def import_modules(names, run: pathlib.Path | None = None):
     """Import the modules that register what a config names, from Python's path or the current folder.
 
-    A module in the folder of a run is never executed, since the run may come from another person.
+    A module in the folder of a run is never executed, since the run may come from another person; nor is one that the
+    named modules import in turn, so the current folder is left out if it is that of a run.
 
     Raises:
       ConfigError: a module that cannot be imported, or that lies in the folder of a run.
@@ -21,12 +23,13 @@ def import_modules(names, run: pathlib.Path | None = None):
     is_list = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
     if not is_list or not all(part.isidentifier() for name in names for part in name.split(".")):
         raise ConfigError(f"config.imports: got {names!r}, must be names of modules, such as ['my_mechanism']")
-    if names and str(pathlib.Path.cwd()) not in sys.path:
-        sys.path.append(str(pathlib.Path.cwd()))
+    current = pathlib.Path.cwd()
+    if names and str(current) not in sys.path and not _are_in_a_run([current], run):
+        sys.path.append(str(current))
     for name in names:
         try:
             spec = importlib.util.find_spec(name.partition(".")[0])
-            if spec is not None and _is_in_a_run(spec, run):
+            if spec is not None and _are_in_a_run(_paths(spec), run):
                 raise ConfigError(
                     f"config.imports: {name!r} is found in the folder of a run ({spec.origin}), from which no code is "
                     "executed: run the command from another folder"
@@ -51,8 +54,12 @@ def line_of(error: BaseException, name: str) -> str:
     return f", line {places[-1].lineno} of {places[-1].filename}" if places else ""
 
 
-def _is_in_a_run(spec: importlib.machinery.ModuleSpec, run: pathlib.Path | None) -> bool:
-    """Return whether the file or the package of a module lies in the folder of a run."""
-    paths = [pathlib.Path(path).resolve() for path in (spec.origin, *(spec.submodule_search_locations or ())) if path]
-    folders = {folder for path in paths for folder in path.parents}
+def _paths(spec: importlib.machinery.ModuleSpec) -> list[pathlib.Path]:
+    """Return the file of a module, or the file and the folders of a package."""
+    return [pathlib.Path(path) for path in (spec.origin, *(spec.submodule_search_locations or ())) if path]
+
+
+def _are_in_a_run(paths: Iterable[pathlib.Path], run: pathlib.Path | None) -> bool:
+    """Return whether any of these paths is, or lies in, the folder of a run."""
+    folders = {folder for path in paths for folder in (path.resolve(), *path.resolve().parents)}
     return (run is not None and run.resolve() in folders) or any((each / "checkpoints").is_dir() for each in folders)

@@ -1,6 +1,7 @@
 """Additions from a file outside of the package train, resume, answer, are drawn, and decode as the full pass does."""
 
 import dataclasses
+import importlib
 import os
 import pathlib
 import subprocess
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 from flax import nnx
 from matplotlib.image import imread
+from right_answers import RIGHT
 
 import attn
 from attn import cli, experiment
 from attn.functional.implementations import IMPLEMENTATIONS
 from attn.tasks import Generated
+from attn.tasks.sequences import Task
+from attn.tasks.vocabulary import before
 from attn.training.config import check_runs, from_mapping
 
 MINE = pathlib.Path(__file__).parent / "mine"
@@ -45,9 +49,9 @@ WALKS = {  # module, settings, most lines
     "near": ("nearest", TWO_STACKS | {"model.mechanism": "rotary + near"}, 15),
     "near_decoder_only": ("nearest", ONE_TEXT | {"model.mechanism": "rotary + near"}, 15),
     "model": ("causal_model", {"model.name": "causal_model"}, 60),
-    "sort": ("tasks", TWO_STACKS | {"task.name": "ascending"}, 8 * 3),
-    "parity": ("tasks", TWO_STACKS | {"task.name": "parity"}, 8 * 3),
-    "plus": ("tasks", TWO_STACKS | {"task.name": "plus"}, 8 * 3),
+    "sort": ("tasks", TWO_STACKS | {"task.name": "ascending"}, 8),
+    "parity": ("tasks", TWO_STACKS | {"task.name": "parity"}, 8),
+    "plus": ("tasks", TWO_STACKS | {"task.name": "plus"}, 8),
     "kernel": ("tiled", TWO_STACKS | {"model.implementation": "tiled"}, 110),
 }
 BY_DAY = ("model", "kernel")  # a mechanism is trained by day in a process of its own, below
@@ -56,24 +60,32 @@ walks = pytest.mark.parametrize(
 )
 
 
-def train(module: str, settings: dict[str, str], folder: pathlib.Path, *, resume: bool = False, steps: int = 10) -> int:
-    overrides = {} if resume else SMALL | settings | {"imports": module}
-    config = None if resume else str(MINE.parents[2] / "configs/reverse.py")
-    request = experiment.Request(config, overrides | {"training.steps": str(steps)}, str(folder), resume, "off")
-    return experiment.run(request)
+def lines_of(name: str) -> int:
+    """The lines of a file of `mine`, or, of those with several tasks, of the longest one."""
+    text = (MINE / f"{name}.py").read_text()
+    return max(len(part.splitlines()) for part in (text.split("\n\n\n")[1:] if name == "tasks" else [text]))
+
+
+def fresh(*words: str, **options) -> subprocess.CompletedProcess:
+    """Run Python in a process of its own."""
+    options = {"cwd": MINE.parents[2], "capture_output": True, "text": True} | options
+    return subprocess.run([sys.executable, *words], **options)
 
 
 @walks
 def test_it_trains_resumes_answers_and_is_drawn(walk, write_module, tmp_path, capsys):
     name, settings, most_lines = WALKS[walk]
-    assert len((MINE / f"{name}.py").read_text().splitlines()) <= most_lines
-    folder = tmp_path / "run"
-    assert train(write_module(name), settings, folder) == 0
-    assert train(write_module(name), settings, folder, resume=True, steps=20) == 0
+    assert lines_of(name) <= most_lines
+    folder, overrides = tmp_path / "run", SMALL | settings | {"imports": write_module(name)}
+    request = experiment.Request(str(MINE.parents[2] / "configs/reverse.py"), overrides, str(folder), False, "off")
+    assert experiment.run(request) == 0
+    resumed = fresh("train.py", "--resume", f"--workdir={folder}", "--config.training.steps=20")
+    assert resumed.returncode == 0, resumed.stderr
     assert attn.load(folder).step == 20
+    answered = fresh("-m", "attn.cli", "predict", str(folder), "1 2 3", "4")
+    assert answered.returncode == 0, answered.stderr
     capsys.readouterr()
     for command in (
-        ["predict", str(folder), "1 2 3", "4"],
         ["predict", str(folder), "--beam", "3", "1 2 3", "4"],
         ["evaluate", str(folder), "--lengths", "2:3", "--examples", "8"],
         ["inspect", str(folder), "1 2 3", "--output", str(tmp_path / "map.png")],
@@ -113,24 +125,30 @@ def assert_cached_decoding_equals_the_full_pass(run):
 
 def test_a_run_names_its_import_and_is_opened_with_it_in_a_fresh_process(write_module, tmp_path):
     module, folder = write_module("temperature"), tmp_path / "run"
-    command = [sys.executable, str(MINE.parents[2] / "train.py"), f"--imports={module}", f"--workdir={folder}"]
     settings = SMALL | TWO_STACKS | {"model.mechanism": "rotary + temperature"}
-    command += [f"--config.{key}={value}" for key, value in settings.items()]
-    where = {"cwd": MINE.parents[2], "capture_output": True, "text": True}
-    done = subprocess.run(command, **where)
+    settings = [f"--config.{key}={value}" for key, value in settings.items()]
+    done = fresh("train.py", f"--imports={module}", f"--workdir={folder}", *settings)
     assert done.returncode == 0, done.stderr
-    predict = [sys.executable, "-m", "attn.cli", "predict", str(folder), "1 2 3"]
-    assert subprocess.run(predict, **where).returncode == 0
+    predict = "-m", "attn.cli", "predict"
+    assert fresh(*predict, str(folder), "1 2 3").returncode == 0
     # Without the module one line says which one is missing.
-    without = where | {"cwd": tmp_path.parent, "env": {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}}
-    lost = subprocess.run(predict, **without)
+    without = {"env": {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}}
+    lost = fresh(*predict, str(folder), "1 2 3", cwd=tmp_path.parent, **without)
     assert lost.returncode == 2 and lost.stderr.count("\n") == 1
     assert f"'{module}' cannot be imported" in lost.stderr and "its folder must be in PYTHONPATH" in lost.stderr
     # A file of that name in the run's folder is not executed.
     (folder / f"{module}.py").write_text("raise SystemExit('it ran')")
-    refused = subprocess.run([*predict[:4], ".", "1 2 3"], **without | {"cwd": folder})
+    refused = fresh(*predict, ".", "1 2 3", cwd=folder, **without)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
     assert f"'{module}' is found in the folder of a run" in refused.stderr and "it ran" not in refused.stderr
+
+
+def test_the_sums_of_the_file_are_right(write_module):
+    importlib.import_module(write_module("tasks"))
+    task = Task("plus", symbols=3, max_length=7)
+    questions = Generated(task).questions("test", 300, 0)
+    for source, length, target in zip(questions.sources, questions.lengths, questions.targets):
+        assert before(task.vocabulary.end, target) == RIGHT["add"](source[:length].tolist(), 3)
 
 
 @pytest.mark.parametrize("name", ["reference", "blockwise"])

@@ -155,3 +155,58 @@ def test_positions_that_do_not_fit_are_explained(untyped):
 def test_a_placed_mask_shows_itself():
     assert repr(masks.placed(masks.causal(), 1, 0)).startswith("placed(causal(), 1, 0)\n■ ■ · ·")
     assert len(repr(masks.placed(masks.causal(), np.array([0, 5]), 0)).splitlines()) == 3
+
+
+BOOLS = np.random.default_rng(4).integers(2, size=(9, 8)).astype(bool)
+BY_POSITION = {
+    "masks.dense": (masks.dense(BOOLS), BOOLS),
+    "segments": (
+        masks.segments(np.arange(9) // 3, np.arange(8) // 3),
+        np.equal.outer(np.arange(9) // 3, np.arange(8) // 3),
+    ),
+    "not": (~masks.dense(~BOOLS) | masks.dense(~BOOLS) & (lambda i, j: j < 0), BOOLS),
+}
+
+
+@pytest.mark.parametrize("start", [-2, 0, 2, 5])
+@pytest.mark.parametrize("name", BY_POSITION)
+def test_an_array_by_position_hides_the_positions_that_it_does_not_hold(implementation, name, start):
+    """The nearest row would be read otherwise, and the weights would be plausible and wrong."""
+    mask, array = BY_POSITION[name]
+    query, key, value = cases.normal((T, H), (S, H), (S, HV))
+
+    @jax.jit
+    def call(*starts):
+        return attn.attention(query, key, value, mask=masks.placed(mask, *starts), implementation=implementation)
+
+    held = {(i, j): array[i, j] for i, j in np.ndindex(array.shape)}
+    visible = np.array([[held.get((i + start, j - 1), False) for j in range(S)] for i in range(T)])
+    expected = weights(np.asarray(query @ key.T) / np.sqrt(H), visible) @ np.asarray(value)
+    np.testing.assert_allclose(call(start, -1), expected, rtol=1e-5, atol=1e-6)
+    placed = masks.placed(mask, jnp.int32(start), -1)
+    rows, columns = positions_in_blocks(T, 3), positions_in_blocks(S, 4)
+    pairs = visible[rows[:, None, :, None], columns[None, :, None, :]]
+    some, every = (np.broadcast_to(bound, pairs.shape[:2]) for bound in placed.bounds(rows, columns))
+    assert not (pairs.any(axis=(2, 3)) & ~some).any() and not (every & ~pairs.all(axis=(2, 3))).any()
+
+
+def test_a_bias_by_position_is_not_a_number_where_it_is_not_held(implementation):
+    query, key, value = cases.normal((T, H), (S, H), (S, HV))
+    bias = scores.dense(jnp.ones((9, S + 1)))
+    call = lambda start: attn.attention(  # noqa: E731
+        query, key, value, score=scores.placed(bias, start, 1), implementation=implementation
+    )
+    out = jax.jit(call)(4)
+    np.testing.assert_array_equal(np.isnan(out).all(axis=1), np.arange(T) + 4 >= 9)
+    expected = attn.attention(query, key, value)
+    np.testing.assert_allclose(out[:5], expected[:5], rtol=1e-5, atol=1e-6)
+
+
+def test_known_positions_beyond_an_array_are_an_error(untyped):
+    query, key, value = cases.normal((T, H), (S, H), (S, HV))
+    with pytest.raises(ValueError, match=r"holds 9 query positions, but here they go up to 9$"):
+        attn.attention(query, key, value, score=scores.placed(scores.dense(jnp.ones((9, S))), 3, 0))
+    with pytest.raises(ValueError, match=r"holds 8 key positions, but here they go up to 9$"):
+        attn.attention(query, key, value, mask=masks.placed(masks.causal() & masks.dense(BOOLS), 0, 0))
+    held = masks.placed(masks.dense(np.ones((9, S + 1), bool)), 2, 0)  # more than there are
+    np.testing.assert_array_equal(attn.attention(query, key, value, mask=held), attn.attention(query, key, value))

@@ -49,7 +49,7 @@ CASES = [
 ]
 IDS = [f"{name}-{number}" for number, (name, _) in enumerate(CASES)]
 every_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
-# Of what mechanisms and gates have no part in, the first case of each kind; the others at night.
+# What does not depend on mechanisms and gates is tested by day with the first case of each model, at night with all.
 FIRST = {next(number for number, (name, _) in enumerate(CASES) if name == kind) for kind in MODELS}
 MARKED = [
     pytest.param(*case, id=IDS[number], marks=() if number in FIRST else pytest.mark.nightly)
@@ -92,9 +92,7 @@ def test_cached_decoding_equals_full_decoding_token_for_token(name, settings):
     np.testing.assert_allclose(np.concatenate([first, rest]), full, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"), [case for case in MARKED if MODELS[case.values[0]].reads_answer and case.values[0] != ""]
-)
+@pytest.mark.parametrize(("name", "settings"), [case for case in MARKED if MODELS[case.values[0]].reads_answer])
 def test_the_answer_is_read_causally_by_its_gradient(name, settings):
     model = make(name, **(settings | {"tied_embeddings": False}))
     graphdef, table, rest = nnx.split(model, nnx.PathContains("answer_embed"), ...)
@@ -223,7 +221,5 @@ def test_a_mechanism_that_reads_an_unknown_length_says_so(name, kind):
 
 
 def test_a_name_that_is_taken_is_refused():
-    from attn.nn.models import register
-
     with pytest.raises(ValueError, match="'lstm': is known already"):
         register("lstm")(MODELS["gru"])

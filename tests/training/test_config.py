@@ -188,7 +188,7 @@ def test_seven_heads_do_not_divide_the_default_width():
         ),
         (
             {"task": {"name": "palindrome"}, "model": {"name": "decoder_only", "prefix": "visible"}},
-            ["config.model.prefix", "'visible'", "'palindrome' have no source", "must be 'causal'"],
+            ["config.model.name", "'palindrome' have no source", "prefix = 'visible'", "'decoder_only' with default"],
         ),
         ({"imports": ["no_such_module"]}, ["config.imports", "'no_such_module'", "cannot be imported"]),
         ({"imports": "os"}, ["config.imports", "names of modules"]),
@@ -265,6 +265,20 @@ def test_no_module_in_the_folder_of_a_run_is_executed(beside, tmp_path, monkeypa
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=r"'module_of_a_run' is found in the folder of a run .*from which no code"):
         from_mapping({"imports": ["module_of_a_run"]}, run=tmp_path if beside == "config.json" else None)
+
+
+@pytest.mark.parametrize("beside", ["config.json", "checkpoints"])
+def test_no_module_in_the_folder_of_a_run_is_imported_by_another_one(beside, tmp_path, monkeypatch):
+    """A command that is given the current folder as the run; a module of the user tries an optional import."""
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    mine.mkdir()
+    (mine / "module_with_an_option.py").write_text("try:\n    import an_option\nexcept ImportError:\n    pass\n")
+    run.mkdir()
+    (run / "an_option.py").write_text("raise SystemExit('it ran')")
+    (run / beside).mkdir() if beside == "checkpoints" else (run / beside).write_text("{}")
+    monkeypatch.syspath_prepend(mine)
+    monkeypatch.chdir(run)
+    from_mapping({"imports": ["module_with_an_option"]}, run=run)
 
 
 def test_an_error_inside_an_import_names_its_line(tmp_path, monkeypatch):

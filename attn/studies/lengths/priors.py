@@ -15,7 +15,7 @@ _PRIORS = {
     "alibi": "near keys count more than far ones",
     "anchored_t5": f"distances up to {NEAR}, counted from both ends; no head prefers any",
     "anchored_rotary": "distances between places, counted from both ends; no head prefers any",
-    "line": "that each head looks at one place, which moves evenly",
+    "line": "that each head attends to one position, which moves evenly",
 }
 
 

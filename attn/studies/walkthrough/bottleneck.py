@@ -130,7 +130,7 @@ CLAIM = Claim(
     measure, check, draw, tables,
     title="The bottleneck",
     sentence="A recurrent network squeezes a sequence through one hidden state: the longer it is, the less gets "
-    "through, and the gradient of what was read long ago fades. Attention looks at every input directly.",
+    "through, and the gradient of what was read long ago fades. Attention reads every input directly.",
     source="Bahdanau et al. 2015, sections 1 and 5.1; Cho et al. 2014, On the properties; Bengio et al. 1994",
     link="https://arxiv.org/abs/1409.0473",
     equation=r"\frac{\partial h_T}{\partial x_{T-k}}=\left(\prod_{i=T-k+1}^{T}\frac{\partial h_i}{\partial "

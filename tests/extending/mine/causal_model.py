@@ -20,8 +20,7 @@ class Settings(BlockSettings):
 
 @register("causal_model")
 class CausalModel(Model):
-    settings, one_text = Settings, True
-    maps = (("decoder", "answer", "both"),)
+    settings, maps = Settings, (("decoder", "answer", "both"),)
 
     def __init__(self, vocabulary, settings, rngs):
         self.rate, ends = settings.dropout, dict(tied=True, dtype=jnp.dtype(settings.dtype), rngs=rngs)
@@ -30,6 +29,10 @@ class CausalModel(Model):
         self.stack = Stack(settings, settings.num_layers, mechanism, shared={}, rngs=rngs)
         self.stack.add_norm(settings, rngs)
         self.add_output(vocabulary, settings.width, **ends)
+
+    @classmethod
+    def text_refusal(cls, settings):
+        return None  # it learns texts without a source too
 
     def start(self, source, capacity, *, answer_length=None, key=None, return_weights=False, shift=None):
         length = jnp.sum(source != PAD)
