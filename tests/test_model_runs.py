@@ -1,5 +1,8 @@
 """Runs of every kind of model and position go through the same trainer, decoding, evaluation and pictures."""
 
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 import attn
-from attn import cli, commands
+from attn import cli, commands, experiment
 from attn.inspection.influence import influence
 from attn.studies.probes import untrained
 from attn.tasks.examples import decoder_input
@@ -111,3 +114,18 @@ def test_an_input_beyond_the_range_of_drawn_positions_is_refused(repository, mon
     monkeypatch.setattr(commands, "_load", lambda _: untrained(to_mapping(config)))
     assert cli.main(["predict", "RUN", " ".join("1" * 9)]) == 2
     assert "input 1: 9 tokens are more than the positions can encode, at most 8" in capsys.readouterr().err
+
+
+def test_a_run_moves_to_a_machine_without_its_implementation(copy_run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(copy_run, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["implementation"] = "cudnn"  # as if it had been trained on a GPU
+    (folder / "config.json").write_text(json.dumps(config))
+    assert cli.main(["predict", str(folder), "1 2"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "implementation 'cudnn' does not support" in error
+    assert experiment.run(experiment.Request(None, {"model.implementation": "auto"}, str(folder), True, "off")) == 0
+    capsys.readouterr()
+    assert cli.main(["predict", str(folder), "1 2"]) == 0
+    assert capsys.readouterr().out == "1 2\n"
