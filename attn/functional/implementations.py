@@ -59,7 +59,7 @@ class Implementation:
       heads_at_once: `(N) -> int`, the number of heads to run together, in a loop over such groups; a divisor of N.
 
     Raises:
-      ValueError: an unknown feature or derivative.
+      ValueError: an unknown feature or derivative, or a text in place of a set of backends.
     """
 
     attend: Callable
@@ -77,6 +77,8 @@ class Implementation:
             object.__setattr__(self, name, frozenset(getattr(self, name)))
             if unknown := getattr(self, name).difference(known):
                 raise ValueError(f"Implementation: {name} must be among {', '.join(known)}, got {sorted(unknown)}")
+        if isinstance(self.backends, str):
+            raise ValueError(f"Implementation: backends must be a set of names, got {self.backends!r}")
         if self.backends is not None:
             object.__setattr__(self, "backends", frozenset(self.backends))
 
@@ -86,6 +88,8 @@ class Implementation:
         if self.backends is not None and backend not in self.backends:
             missing.append(f"backend {backend!r}")
         reason = None if missing else self.unsupported_reason(call)
+        if not isinstance(reason, str | None):
+            raise TypeError(f"implementation: unsupported_reason must return a text or None, got {reason!r}")
         return missing if reason is None else [reason]
 
 

@@ -25,7 +25,7 @@ def register(name: str) -> Callable[[type[Model]], type[Model]]:
     """Register a model under a name; a decorator of its class.
 
     Raises:
-      TypeError: the class is not a model with `settings`, `start` and `extend`.
+      TypeError: the class is not a model with `settings`, `start` and `extend`, or its `maps` are not as documented.
       ValueError: another model has the name.
     """
 
@@ -33,6 +33,12 @@ def register(name: str) -> Callable[[type[Model]], type[Model]]:
         is_model = isinstance(model, type) and issubclass(model, Model)
         if not is_model or not all(hasattr(model, part) for part in ("settings", "start", "extend")):
             raise TypeError(f"model {name!r}: got {model!r}, must be a Model with settings, start and extend")
+        for each in model.maps:
+            if not isinstance(each, tuple) or len(each) != 3 or not {*each[1:]} <= {"source", "answer", "both"}:
+                raise TypeError(
+                    f"model {name!r}: maps: got {each!r}, must be (name, rows, columns), the last two of 'source', "
+                    "'answer' and 'both'"
+                )
         if MODELS.setdefault(name, model) is not model:
             raise ValueError(f"model {name!r}: is known already; choose another name")
         return model

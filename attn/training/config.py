@@ -347,6 +347,8 @@ def run_shapes(config: Config, data: Generated | Stored, answer_length: int | No
         model = MODELS[config.model.name](vocabulary.size, config.model, nnx.Rngs(0))
         tokens = (jnp.ones(length, int) for length in (source, vocabulary.capacity(source - 1)))
         key = jax.random.key(0) if config.model.dropout > 0 else None  # as in training
-        return model(*tokens, answer_length=answer_length, key=key)
+        _, weights = model(*tokens, answer_length=answer_length, key=key, return_weights=True)
+        if unknown := sorted(weights.keys() - {name for name, *_ in model.maps}):
+            raise ValueError(f"{config.model.name!r} returns attention weights {unknown}, which its maps do not name")
 
     nnx.eval_shape(run)

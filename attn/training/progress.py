@@ -121,8 +121,11 @@ def waiting(words: str) -> contextlib.AbstractContextManager:
 
 
 def percent(fraction: float | None, *, up: bool = False) -> str:
-    """Format a fraction in percent, rounded down, so that "100.00 %" means all, or up, so that "0.00 %" means none."""
-    if fraction is None:
+    """Format a fraction in percent, rounded down, so that "100.00 %" means all, or up, so that "0.00 %" means none.
+
+    None and NaN, of nothing, are shown as "-".
+    """
+    if fraction is None or math.isnan(fraction):
         return "    -   "
     return f"{(math.ceil if up else math.floor)(round(fraction * 10_000, 6)) / 100:6.2f} %"
 

@@ -1,5 +1,7 @@
 """Mistakes in a file outside of the package: one line names the mechanism, its function, and the line of the file."""
 
+import re
+
 import pytest
 
 from attn import experiment
@@ -66,3 +68,38 @@ def test_wrong_answers_of_a_rule_are_one_line_and_nothing_is_written(write_modul
     error = capsys.readouterr().err
     assert error.startswith("error: rule 'wrong': the answer to ") and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+UNNAMED_MAPS = """
+from attn.nn.decoder_only import DecoderOnly
+from attn.nn.models import register
+
+@register("unnamed")
+class Unnamed(DecoderOnly):
+    maps = ()
+"""
+
+
+def test_attention_weights_without_a_name_are_found_before_training(write_module):
+    module = write_module("unnamed", UNNAMED_MAPS)
+    config = from_mapping({"imports": [module], "model": {"name": "unnamed", "num_layers": 1}})
+    with pytest.raises(ConfigError, match=r"'unnamed' returns attention weights \['decoder'\], which its maps"):
+        check_runs(config, Generated(config.task))
+
+
+EMPTY_ANSWERS = """
+from attn import tasks
+
+@tasks.register("nothing", most_symbols=lambda n: 1)
+def nothing(symbols, length, num_symbols):
+    return symbols[:1], 0
+"""
+
+
+def test_answers_without_a_symbol_are_evaluated_and_reported(write_module, repository, tiny, tmp_path, capsys):
+    settings = {"imports": write_module("nothing", EMPTY_ANSWERS), "task.name": "nothing", "training.steps": "20"}
+    request = experiment.Request(
+        str(repository / "configs/reverse.py"), tiny | settings, str(tmp_path / "run"), False, "off"
+    )
+    assert experiment.run(request) == 0
+    assert re.search(r"^error rate +-  ", capsys.readouterr().out, re.M)

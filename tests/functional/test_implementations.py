@@ -14,7 +14,7 @@ from jax import export
 
 import attn
 from attn.functional import implementations, reference
-from attn.functional.contract import Normalizer
+from attn.functional.contract import Call, Normalizer
 from attn.functional.implementations import DERIVATIVES, FEATURES, IMPLEMENTATIONS, Implementation
 
 ONE, MANY = [(3, 2), (5, 2), (5, 7)], [(3, 4, 2), (5, 2, 2), (5, 2, 7)]
@@ -164,3 +164,12 @@ def test_results_of_other_shapes_are_refused(registry, attend):
     ):
         with pytest.raises(ValueError, match=r"^implementation 'misshapen': attend returned .*\(3, [58]\), and \(3,\)"):
             call(*cases.normal(*shapes), implementation="misshapen")
+
+
+def test_mistakes_in_what_is_declared_are_named(untyped):
+    with pytest.raises(ValueError, match="backends must be a set of names, got 'cpu'"):
+        Implementation(reference.attend, backends="cpu")
+    mistaken = Implementation(reference.attend, unsupported_reason=lambda call: True)
+    call = Call(*cases.normal((3, 8), (3, 8), (3, 8)), None, None, 1.0)
+    with pytest.raises(TypeError, match="unsupported_reason must return a text or None, got True"):
+        mistaken.missing_features(call, "cpu")

@@ -141,6 +141,9 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters(name):
 def test_a_class_that_is_not_a_model_is_refused():
     with pytest.raises(TypeError, match=r"model 'half': .* must be a Model with settings, start and extend"):
         register("half")(type("Half", (Model,), {}))
+    for maps in ("abc", (("cross", "answer"),), (("cross", "answer", "sources"),)):
+        with pytest.raises(TypeError, match=r"model 'half': maps: got .* must be \(name, rows, columns\)"):
+            register("half")(type("Half", (MODELS["gru"],), {"maps": maps}))
     assert "half" not in MODELS
 
 
