@@ -20,10 +20,11 @@ from attn.tasks.examples import DataError
 from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
 from attn.training import meshes
 from attn.training.checkpoints import CheckpointError
+from attn.training.checks import in_one_line
 from attn.training.config import ConfigError
 from attn.training.evaluation import Metrics
 from attn.training.flags import run_file
-from attn.training.folders import RUNS, RunError, file_in_the_way, write_whole
+from attn.training.folders import RUNS, Folder, RunError, file_in_the_way, write_whole
 from attn.training.locks import LockError
 from attn.training.loop import Interrupted, TrainingError
 from attn.training.programs import keep_programs
@@ -35,6 +36,24 @@ _COLUMN = 14  # characters of a metric
 ERRORS = (CheckpointError, ConfigError, DataError, InputError, LockError, RunError, TrainingError, Unsupported)
 
 
+def _naming_mistakes(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Decorate a command of a run so that an error in a module that the run imports is one line."""
+
+    @functools.wraps(command)
+    def run(arguments: argparse.Namespace) -> int:
+        try:
+            return command(arguments)
+        except ERRORS:
+            raise
+        except Exception as error:
+            if (message := in_one_line(error, Folder(arguments.run).config().imports)) is None:
+                raise
+            raise ConfigError(f"{arguments.run}: {message}") from None
+
+    return run
+
+
+@_naming_mistakes
 def predict(arguments: argparse.Namespace) -> int:
     """Print the answer to each input."""
     texts = arguments.inputs
@@ -60,6 +79,7 @@ def _warn_of_unknown(vocabulary: Vocabulary, text: str, number: int = 1):
         print(f"input {number}: {pieces} not in the vocabulary, read as unknown", file=sys.stderr)
 
 
+@_naming_mistakes
 def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate a run: print a table, write a JSON file and a plot."""
     run = _load(arguments.run)
@@ -107,6 +127,7 @@ def _row(metrics: Metrics) -> dict:
     return {"sources": int(metrics.exact_match.count), **metrics.values()}
 
 
+@_naming_mistakes
 def inspect(arguments: argparse.Namespace) -> int:
     """Describe a run, or draw its attention maps for an input."""
     run = _load(arguments.run)

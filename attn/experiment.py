@@ -25,7 +25,8 @@ from attn.tasks.vocabulary import UNREADABLE, Pieces, Vocabulary, before
 from attn.training import data as training_data
 from attn.training import flags, locks, meshes, rows
 from attn.training.checkpoints import CheckpointError
-from attn.training.config import Config, ConfigError, check_fits, check_runs, to_mapping
+from attn.training.checks import check_fits, check_runs
+from attn.training.config import Config, ConfigError, to_mapping
 from attn.training.evaluation import Evaluated
 from attn.training.folders import Folder, RunError, new_folder, newest_folder
 from attn.training.identity import PATHS, flat, may_change
@@ -77,9 +78,14 @@ def run(request: Request) -> int:
     Returns:
       The exit status: 0 done, 1 training failed, 2 an invalid request, 130 interrupted.
     """
-    clock = Clock()
+    clock, was_started = Clock(), meshes.is_started()
     try:
         folder, config = prepare(request)
+        if meshes.is_started() and not was_started:
+            raise ConfigError(
+                f"config.imports: importing {', '.join(config.imports)} computes with JAX before its devices are set "
+                "up: at the top of a file make arrays with NumPy, or make them in the functions that use them"
+            )
         finished = folder.summary() if request.resume else None
         if request.resume:
             _check_resumable(folder, config, finished)
@@ -141,8 +147,7 @@ def _train_and_report(request: Request, folder: Folder, config: Config, finished
     data = data or _load_data(request, folder, config)
     mesh = meshes.data_mesh(config.training.batch_size)
     check_runs(config, data)
-    if not request.resume:
-        data.questions("test", 100, config.evaluation.seed)  # wrong answers of a rule are reported before writing
+    data.questions("test", 100, config.evaluation.seed)  # wrong answers of a rule are reported before writing
     is_writer = jax.process_index() == 0
     with folder.held() if is_writer else contextlib.nullcontext():
         if is_writer:

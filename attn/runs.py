@@ -20,7 +20,7 @@ from attn.tasks.generated import Generated
 from attn.tasks.stored import Stored
 from attn.tasks.vocabulary import InputError, Pieces, Vocabulary
 from attn.training import checkpoints, data, meshes
-from attn.training.config import longest_input
+from attn.training.checks import longest_input
 from attn.training.evaluation import Evaluator, Metrics, Track, batch_sizes, build_programs
 from attn.training.folders import Folder, RunError
 from attn.training.groups import BEAM_WIDTH, Config

@@ -15,7 +15,7 @@ from attn.nn.transformer import Mechanisms
 VOCABULARY, SOURCE, TARGET = 11, jnp.array([3, 1, 4, 5, 9, 0, 0]), jnp.array([8, 2, 7, 1, 10])
 LENGTH = 5  # of the answer
 _BLOCKS = dict(width=30, num_heads=5, head_width=6, feed_forward_width=22)
-SIZES = {
+_KNOWN = {
     "transformer": dict(num_encoder_layers=2, num_decoder_layers=2, **_BLOCKS),
     "decoder_only": dict(num_layers=2, **_BLOCKS),
     "encoder_only": dict(num_layers=2, **_BLOCKS),
@@ -25,16 +25,24 @@ SIZES = {
 }
 
 
-def make(name: str = "transformer", **settings) -> Model:
-    """A model; one mechanism may stand for those of all attention."""
-    if name == "transformer" and isinstance(settings.get("mechanism"), str):
-        settings["mechanism"] = Mechanisms.named(settings["mechanism"])
-    return MODELS[name](VOCABULARY, MODELS[name].settings(name, **(SIZES[name] | settings)), nnx.Rngs(7))
+def _fitting(name: str) -> dict:
+    """The sizes of a model from outside of the package: those of the settings that it has."""
+    return {size: value for size, value in (_KNOWN["tape"]).items() if size in settings_of(name)}
 
 
 def settings_of(name: str) -> set[str]:
     """The names of a model's settings."""
     return {field.name for field in dataclasses.fields(MODELS[name].settings)}
+
+
+SIZES = {name: _KNOWN[name] if name in _KNOWN else _fitting(name) for name in MODELS}
+
+
+def make(name: str = "transformer", **settings) -> Model:
+    """A model; one mechanism may stand for those of all attention."""
+    if name == "transformer" and isinstance(settings.get("mechanism"), str):
+        settings["mechanism"] = Mechanisms.named(settings["mechanism"])
+    return MODELS[name](VOCABULARY, MODELS[name].settings(name, **(SIZES[name] | settings)), nnx.Rngs(7))
 
 
 def run(model: Model, source=SOURCE, inputs=TARGET, **options):

@@ -46,6 +46,7 @@ def shell(copy_run, tiny, tmp_path):
                 "configs/pairs.py": of_pairs,
                 "configs/lstm.py": recurrent,
                 "configs/decoder_only.py": one_stack,
+                "configs/language_model.py": one_stack,
             }
             [sizes] = [sizes[name] for name in sizes if name in line] or [small]
             line += " " + shlex.join(sorted(sizes))

@@ -35,6 +35,8 @@ def _attend(chosen: Implementation, call: Call):
             f"implementation {name_of(chosen)!r}: attend returned shapes {shapes}, must return (out, normaliser) of "
             f"shapes {out}, and {rows} for its peak and its total, or None"
         )
+    if not jnp.issubdtype(result[0].dtype, jnp.floating):
+        raise ValueError(f"implementation {name_of(chosen)!r}: attend returned {result[0].dtype}, must be floats")
     return result
 
 

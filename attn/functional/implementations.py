@@ -25,6 +25,7 @@ To add an implementation, write a function `attend(call)` and register it, from 
    in PYTHONPATH. tests/extending/test_implementation.py does this with a kernel from outside.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Set
 
@@ -73,14 +74,13 @@ class Implementation:
     heads_at_once: Callable[[int], int] = lambda heads: heads
 
     def __post_init__(self):
-        for name, known in (("features", FEATURES), ("derivatives", DERIVATIVES)):
-            object.__setattr__(self, name, frozenset(getattr(self, name)))
-            if unknown := getattr(self, name).difference(known):
+        for name, known in (("features", FEATURES), ("derivatives", DERIVATIVES), ("backends", None)):
+            given = getattr(self, name)
+            if isinstance(given, str):
+                raise ValueError(f"Implementation: {name} must be a set of names, got {given!r}")
+            if known and (unknown := set(given).difference(known)):
                 raise ValueError(f"Implementation: {name} must be among {', '.join(known)}, got {sorted(unknown)}")
-        if isinstance(self.backends, str):
-            raise ValueError(f"Implementation: backends must be a set of names, got {self.backends!r}")
-        if self.backends is not None:
-            object.__setattr__(self, "backends", frozenset(self.backends))
+            object.__setattr__(self, name, None if given is None else frozenset(given))
 
     def missing_features(self, call: Call, backend: str, *, return_logsumexp: bool = False) -> list[str]:
         """Return the reasons why this implementation cannot serve a call on a backend; empty if it can."""
@@ -122,13 +122,19 @@ IMPLEMENTATIONS = {
 }
 
 
+NAMES = collections.ChainMap(IMPLEMENTATIONS, _REQUIRED)  # everything that `implementation=` may be
+
+
 def register(name: str, implementation: Implementation):
     """Add an implementation, to be chosen by `implementation=name`.
 
     Raises:
+      TypeError: it is not an `Implementation`, or the name is not text.
       ValueError: the name is taken.
     """
-    if name in IMPLEMENTATIONS or name in _REQUIRED:
+    if not isinstance(name, str) or not isinstance(implementation, Implementation):
+        raise TypeError(f"register takes a name and an Implementation, got {name!r} and {implementation!r}")
+    if name in NAMES:
         raise ValueError(f"an implementation {name!r} exists already: choose another name")
     IMPLEMENTATIONS[name] = implementation
 
@@ -167,7 +173,7 @@ def choose(name: str, call: Call, *, return_logsumexp: bool = False) -> Implemen
             raise Unsupported(f"no implementation on backend {backend!r} supports {used}")
         return next((each for each in candidates if each.is_worthwhile(call)), candidates[-1])
     if name not in IMPLEMENTATIONS:
-        known = ", ".join(repr(key) for key in (*_REQUIRED, *IMPLEMENTATIONS))
+        known = ", ".join(map(repr, NAMES))
         raise ValueError(f"unknown implementation {name!r}; known: {known}")
     if name not in serving:
         raise Unsupported(

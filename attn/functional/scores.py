@@ -288,7 +288,9 @@ class from_vectors(Score):
         raise TypeError(f"{self.expression()} is made from queries and keys: give it to an attention function")
 
 
-def resolve_vectors(score: Score | None, query: Float[Array, "T H"], key: Float[Array, "S H"]) -> Score | None:
+def resolve_vectors(
+    score: Score | Callable | None, query: Float[Array, "T H"], key: Float[Array, "S H"]
+) -> Score | Callable | None:
     """Replace every `from_vectors` in a score, at any depth, by the score that it makes for one head.
 
     Returns:

@@ -10,8 +10,9 @@ example; the layer maps them over heads. Mechanisms compose: `rotary() + softcap
         def score(self, q, k):
             return lambda s, q, k: s * jnp.exp(self.log[...])
 
-Settings are annotated fields, as of a dataclass. Parameters that `setup` makes belong to one layer; a mechanism with
-`embedding` is one object for the whole model.
+Settings are annotated fields, as of a dataclass. Parameters that `setup` makes, in float32, belong to one layer; a
+mechanism with `embedding` is one object for the whole model. Constant arrays are made in the function that uses them,
+or with NumPy at the top of the file. The functions that change vectors return the dtype of their arguments.
 """
 
 import contextlib
@@ -65,6 +66,8 @@ class Mechanism(nnx.Module):
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            raise TypeError(f"mechanism {cls.__name__!r}: write settings as annotated fields, parameters in `setup`")
         dataclasses.dataclass(eq=False, repr=False)(cls)
 
     def __add__(self, other: "Mechanism | Chain") -> "Chain":
@@ -112,7 +115,8 @@ class Mechanism(nnx.Module):
 
         Returns:
           A function `(s, q, k) -> s` of the rows of a tile, q `[r 1]` and k `[1 c]`; a score of `attn.scores`, a
-          function of positions; or None.
+          function of positions; or None. In the function, `q.row` and `k.row` index terms that were computed for all
+          rows, as in `terms[q.row]`; `position` is another number where a prompt is padded or a cache is used.
         """
         raise NotImplementedError
 

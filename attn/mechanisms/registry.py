@@ -33,6 +33,8 @@ def register(mechanism: type[Mechanism] | Mechanism | Chain, name: str | None = 
         raise TypeError(f"mechanism: got {mechanism!r}, must be a subclass of Mechanism, or made by `of`")
     if is_class and not any(getattr(mechanism, each) is not getattr(Mechanism, each) for each in (*FUNCTIONS, "scale")):
         raise TypeError(f"mechanism {mechanism.__name__!r}: overrides none of {', '.join(FUNCTIONS)}, and has no scale")
+    if name is None and not is_class:
+        raise TypeError(f"mechanism {mechanism!r}: has no name of its own: register(mechanism, 'my_name')")
     name = mechanism.__name__ if name is None else name
     if not name.isidentifier():
         raise ValueError(f"mechanism {name!r}: must be a Python name")

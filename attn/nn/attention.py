@@ -112,8 +112,8 @@ class Attention(nnx.Module):
                 part, head = of_head(*per_heads)
                 with named_in_errors(part, name):
                     changed = getattr(part, name)(x, dataclasses.replace(rows, head=head))
-                    if jnp.shape(changed) != x.shape:
-                        raise ValueError(f"returned shape {jnp.shape(changed)}, must be {x.shape}, as its argument")
+                    if (found := shape_and_dtype(changed)) != (expected := shape_and_dtype(x)):
+                        raise ValueError(f"returned {found}, must be {expected}, as its argument")
                 return changed
 
             x = jax.vmap(change, in_axes=(0, 1), out_axes=1)(per_heads, x)
@@ -142,6 +142,11 @@ class Attention(nnx.Module):
             change = scores.from_vectors(Partial(functools.partial(_score_of_head, of_head), *arguments))
             score = change if score is None else score >> change
         return score
+
+
+def shape_and_dtype(x) -> str:
+    """Return text such as "float32[6, 16]", or the type of what is not an array."""
+    return f"{x.dtype}{[*x.shape]}" if hasattr(x, "dtype") else type(x).__name__
 
 
 def _by_head(part: Mechanism, num_heads: int) -> tuple[Callable, tuple]:

@@ -15,9 +15,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from attn.functional import Dropout
+from attn.functional.implementations import NAMES
 from attn.mechanisms.mechanism import Chain, Layer, Mechanism, having, named_in_errors
 from attn.mechanisms.rows import Rows
-from attn.nn.attention import Attention, KeysValues, Sides
+from attn.nn.attention import Attention, KeysValues, Sides, shape_and_dtype
 from attn.nn.model import ModelSettings, split
 from attn.settings import between, one_of, setting
 
@@ -38,7 +39,7 @@ class BlockSettings(ModelSettings):
     head_width: int | None = setting(None, between(1, 65_536))
     feed_forward_width: int = setting(128, between(1, 65_536))
     norm: str = setting("pre", one_of(("pre", "post")))
-    implementation: str = "fastest"
+    implementation: str = setting("fastest", one_of(NAMES))
 
 
 class FeedForward(nnx.Module):
@@ -273,7 +274,7 @@ def _sum_of_embeddings(attention: Attention, rows: Rows) -> Float[Array, "T D"] 
         with named_in_errors(part, "embedding"):
             added = part.embedding(rows)
             if jnp.shape(added) != shape:
-                raise ValueError(f"returned shape {jnp.shape(added)}, must be {shape}")
+                raise ValueError(f"returned {shape_and_dtype(added)}, must be of shape {[*shape]}")
         total = total + added
     return total
 

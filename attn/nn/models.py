@@ -25,9 +25,13 @@ def register(name: str) -> Callable[[type[Model]], type[Model]]:
     """Register a model under a name; a decorator of its class.
 
     Raises:
-      TypeError: the class is not a model with `settings`, `start` and `extend`, or its `maps` are not as documented.
+      TypeError: the name is not a Python name, the class is not a model with `settings`, `start` and `extend`, or its
+        `maps` are not as documented.
       ValueError: another model has the name.
     """
+
+    if not isinstance(name, str) or not name.isidentifier():
+        raise TypeError(f"register: got {name!r}, must be a name: @register('my_model')")
 
     def add(model: type[Model]) -> type[Model]:
         is_model = isinstance(model, type) and issubclass(model, Model)

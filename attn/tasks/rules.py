@@ -112,10 +112,10 @@ def register(name: str, rule: Rule | None = None, **settings) -> Callable | None
     Raises:
       ValueError: the name is taken or not an identifier, or the rule is not one.
     """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"name: got {name!r}, must be a Python identifier, as in @register('my_task')")
     if rule is None:
         return lambda answer: register(name, Rule(answer, **settings)) or answer
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"name: got {name!r}, must be a Python identifier such as 'my_task'")
     if name in (*RULES, "pairs"):
         raise ValueError(f"name: got {name!r}, which is taken; choose another one than {', '.join(RULES)}, pairs")
     if not isinstance(rule, Rule) or settings:
@@ -135,6 +135,6 @@ def _check(name: str, rule: Rule):
         raise ValueError(f"rule {name!r}: answer(symbols, length, num_symbols) or most_symbols(n): {cause}") from error
     if not all(isinstance(each, int) for each in most) or most[0] < 0 or most != sorted(most):
         raise ValueError(f"rule {name!r}: most_symbols gives {most[:4]} for n = 0 to 3, must be ints that never fall")
-    integers = all(jnp.issubdtype(each.dtype, jnp.integer) for each in (answer, count))
-    if not integers or (answer.ndim, count.ndim) != (1, 0):
+    arrays = [each for each in (answer, count) if isinstance(each, jax.ShapeDtypeStruct)]
+    if [each.ndim for each in arrays if jnp.issubdtype(each.dtype, jnp.integer)] != [1, 0]:
         raise ValueError(f"rule {name!r}: answer returns {answer}, {count}; must be ([m] integers, their number)")

@@ -5,14 +5,9 @@ import dataclasses
 import os
 import pathlib
 import typing
-from collections.abc import Callable, Mapping, Sequence
-
-import jax
-import jax.numpy as jnp
-from flax import nnx
+from collections.abc import Mapping, Sequence
 
 from attn import tasks
-from attn.mechanisms.rows import LengthUnknown
 from attn.nn.block import BlockSettings
 from attn.nn.model import ModelSettings
 from attn.nn.models import MODELS
@@ -21,9 +16,9 @@ from attn.tasks import pairs
 from attn.tasks.generated import Generated
 from attn.tasks.rules import RULES as TASKS
 from attn.tasks.sequences import Task
-from attn.tasks.stored import Stored
+from attn.training.checks import check_fits
 from attn.training.groups import OPTIMIZERS, Config, ConfigError, Data
-from attn.training.imports import import_modules, line_of
+from attn.training.imports import import_modules
 
 # Constraints on the settings of tasks and data, whose records declare none.
 _CONSTRAINTS = {
@@ -263,92 +258,3 @@ def _check_text(config: Config):
             f"config.model.name: got {name!r}, but the strings of {config.task.name!r} have no source: {reason}; "
             f"{' or '.join(suited)} with default settings learns them"
         )
-
-
-def longest_input(model: ModelSettings, capacity: Callable[[int], int]) -> int | None:
-    """Return the number of tokens of the longest source that the model can encode with its answer; None without limit.
-
-    Args:
-      model: settings of the model.
-      capacity: from the number of tokens of a source to the largest number of tokens of its answer.
-    """
-    model_class = MODELS[model.name]
-    limit = model_class.max_positions(model)
-    return limit and max(n for n in range(limit) if model_class.num_positions(n + 1, capacity(n)) <= limit)
-
-
-def check_fits(config: Config, data: Generated | Stored):
-    """Check that the model can encode the longest source with its answer, and that early stopping has validation data.
-
-    Raises:
-      ConfigError: one of them does not hold.
-    """
-    _check_answers(config, data)
-    model_class, longest = MODELS[config.model.name], data.longest_source
-    limit, capacity = model_class.max_positions(config.model), data.vocabulary.capacity(longest - 1)
-    needed = model_class.num_positions(longest, capacity)
-    if limit is not None and limit < needed:
-        raise ConfigError(
-            f"config.model.mechanism: tells {limit} positions apart, must tell {needed} apart for {data.name} with "
-            f"sources of {longest - 1} tokens"
-        )
-    count = config.training.stop_when_exact
-    if count and isinstance(data, Generated):
-        longest = data.task.max_length
-        if not data.has_validation(longest):
-            raise ConfigError(
-                f"config.training.stop_when_exact: got {count}, must be 0 for {data.name} with strings of up to "
-                f"{longest} symbols: too few of them are held out for a validation part"
-            )
-
-
-def _check_answers(config: Config, data: Generated | Stored):
-    """Check that the model can write answers as long as those of the task."""
-    if MODELS[config.model.name].max_answer(1) is None:
-        return
-    shortest = config.task.min_length if config.data.source != "pairs" else 1
-    for length in range(shortest, data.longest_source):
-        longest, needed = MODELS[config.model.name].max_answer(length + 1), data.vocabulary.capacity(length)
-        if longest < needed:
-            raise ConfigError(
-                f"config.model.name: got {config.model.name!r}, whose answer to {length} tokens has at most "
-                f"{longest - 1}, but that of {data.name} may have {needed - 1}"
-            )
-
-
-def check_runs(config: Config, data: Generated | Stored):
-    """Check that the model runs on the longest source and its answer.
-
-    Raises:
-      ConfigError: a mechanism rejects its settings, or needs the length of the answer, which is not known.
-    """
-    try:
-        run_shapes(config, data, data.vocabulary.answer_length(data.longest_source - 1))
-    except Exception as error:  # a user's mechanism or model may raise anything
-        line = "".join(line_of(error, name) for name in config.imports)
-        is_refusal = isinstance(error, (LengthUnknown, ValueError, TypeError, NotImplementedError))
-        if not is_refusal and not line:
-            raise
-        for_data = f" for {data.name}" if isinstance(error, LengthUnknown) else ""
-        kind = "" if is_refusal else f"{type(error).__name__}: "
-        notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("in ")]  # not those of JAX
-        message = ", ".join([f"{kind}{error}{for_data}", *notes])
-        raise ConfigError(f"config.model: {' '.join(message.split())}{line}") from None
-
-
-def run_shapes(config: Config, data: Generated | Stored, answer_length: int | None):
-    """Trace the model on the longest source and its answer, without computing; `answer_length` is None if unknown.
-
-    This starts JAX's backend, so several hosts must have been joined before.
-    """
-    source, vocabulary = data.longest_source, data.vocabulary
-
-    def run():
-        model = MODELS[config.model.name](vocabulary.size, config.model, nnx.Rngs(0))
-        tokens = (jnp.ones(length, int) for length in (source, vocabulary.capacity(source - 1)))
-        key = jax.random.key(0) if config.model.dropout > 0 else None  # as in training
-        _, weights = model(*tokens, answer_length=answer_length, key=key, return_weights=True)
-        if unknown := sorted(weights.keys() - {name for name, *_ in model.maps}):
-            raise ValueError(f"{config.model.name!r} returns attention weights {unknown}, which its maps do not name")
-
-    nnx.eval_shape(run)

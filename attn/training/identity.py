@@ -35,7 +35,12 @@ def digest_of(config: Config) -> str:
 
     Settings at their default are left out, so that a later version may add settings and still open old runs.
     """
-    defaults = flat(dataclasses.asdict(Config()))
+    usual = Config()
+    model, optimizer = (
+        dataclasses.replace(type(group)(), name=default.name)
+        for group, default in ((config.model, usual.model), (config.optimizer, usual.optimizer))
+    )
+    defaults = flat(dataclasses.asdict(dataclasses.replace(usual, model=model, optimizer=optimizer)))
     deciding = {
         key: value
         for key, value in flat(to_mapping(config)).items()

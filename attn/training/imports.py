@@ -21,8 +21,9 @@ def import_modules(names, run: pathlib.Path | None = None):
       ConfigError: a module that cannot be imported, or that lies in the folder of a run.
     """
     is_list = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-    if not is_list or not all(part.isidentifier() for name in names for part in name.split(".")):
-        raise ConfigError(f"config.imports: got {names!r}, must be names of modules, such as ['my_mechanism']")
+    parts = [part for name in names for part in name.split(".")] if is_list else []
+    if not is_list or not all(part.isidentifier() for part in parts) or any(name.endswith(".py") for name in names):
+        raise ConfigError(f"config.imports: got {names!r}, must be names of modules without .py, as ['my_mechanism']")
     current = pathlib.Path.cwd()
     if names and str(current) not in sys.path and not _are_in_a_run([current], run):
         sys.path.append(str(current))
@@ -33,6 +34,10 @@ def import_modules(names, run: pathlib.Path | None = None):
                 raise ConfigError(
                     f"config.imports: {name!r} is found in the folder of a run ({spec.origin}), from which no code is "
                     "executed: run the command from another folder"
+                )
+            if spec is not None and (beside := current / f"{name}.py").exists() and str(beside) != str(spec.origin):
+                raise ConfigError(
+                    f"config.imports: {name!r} is another module, {spec.origin}, not {beside}: rename that file"
                 )
             importlib.import_module(name)
         except ConfigError:

@@ -41,6 +41,17 @@ def use_cores(batch_size: int):
             jax.config.update("jax_num_cpu_devices", largest_divisor(batch_size, cores()))
 
 
+def is_started() -> bool:
+    """Return whether JAX has computed something, so that the number of its devices is fixed."""
+    before = jax.config.jax_num_cpu_devices
+    try:
+        jax.config.update("jax_num_cpu_devices", 2 if before == 1 else 1)  # raises an error if it is
+        jax.config.update("jax_num_cpu_devices", before)
+    except RuntimeError:
+        return True
+    return False
+
+
 def start_hosts(mode: str):
     """Join the other hosts of a pod or a cluster, if there are any. Call before JAX's first computation.
 

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -21,7 +22,8 @@ from attn.functional.implementations import IMPLEMENTATIONS
 from attn.tasks import Generated
 from attn.tasks.sequences import Task
 from attn.tasks.vocabulary import before
-from attn.training.config import check_runs, from_mapping
+from attn.training.checks import check_runs
+from attn.training.config import from_mapping
 
 MINE = pathlib.Path(__file__).parent / "mine"
 SMALL = {
@@ -131,6 +133,12 @@ def test_a_run_names_its_import_and_is_opened_with_it_in_a_fresh_process(write_m
     assert done.returncode == 0, done.stderr
     predict = "-m", "attn.cli", "predict"
     assert fresh(*predict, str(folder), "1 2 3").returncode == 0
+    # A mistake that came later is one line that names the file's.
+    text = (tmp_path / f"{module}.py").read_text()
+    (tmp_path / f"{module}.py").write_text(text.replace("self.log[...]", "self.lag[...]"))
+    mistaken = fresh(*predict, str(folder), "1 2 3")
+    assert mistaken.returncode == 2 and mistaken.stderr.count("\n") == 1
+    assert "no attribute 'lag'" in mistaken.stderr and f", line 12 of {tmp_path / module}.py" in mistaken.stderr
     # Without the module one line says which one is missing.
     without = {"env": {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}}
     lost = fresh(*predict, str(folder), "1 2 3", cwd=tmp_path.parent, **without)
@@ -141,6 +149,15 @@ def test_a_run_names_its_import_and_is_opened_with_it_in_a_fresh_process(write_m
     refused = fresh(*predict, ".", "1 2 3", cwd=folder, **without)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
     assert f"'{module}' is found in the folder of a run" in refused.stderr and "it ran" not in refused.stderr
+
+
+@pytest.mark.nightly
+def test_the_shared_tests_of_models_pick_up_a_model_from_outside():
+    words = "-m", "pytest", "-p", "causal_model", "tests/nn", "-k", "causal_model", "-m", ""
+    environment = os.environ | {"PYTHONPATH": str(MINE), "PYTEST_ADDOPTS": "-p no:xdist"}
+    done = fresh(*words, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 8
 
 
 def test_the_sums_of_the_file_are_right(write_module):

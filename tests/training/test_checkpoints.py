@@ -1,5 +1,6 @@
 """Checkpoints: what does not verify is never used; damaged in any way, an older one takes over, in one line."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -227,6 +228,15 @@ def test_settings_that_decide_the_arrays_are_in_the_digest():
     ):
         assert digest_of(from_mapping({section: {name: value}})) != usual
     assert digest_of(from_mapping({"model": {"name": "lstm"}})) != digest_of(from_mapping({"model": {"name": "gru"}}))
+
+
+@pytest.mark.parametrize("name", ["transformer", "lstm"])
+def test_a_setting_that_is_added_with_a_default_leaves_old_runs_as_they_are(name):
+    config = from_mapping({"model": {"name": name, "width": 32}})
+    later = dataclasses.make_dataclass("Later", [("extra", int, 4)], bases=(type(config.model),), frozen=True)
+    values = {field.name: getattr(config.model, field.name) for field in dataclasses.fields(config.model)}
+    assert digest_of(dataclasses.replace(config, model=later(**values))) == digest_of(config)
+    assert digest_of(dataclasses.replace(config, model=later(**values, extra=5))) != digest_of(config)
 
 
 @pytest.mark.parametrize("failing", ["posix_fallocate", "rename"])

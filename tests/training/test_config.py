@@ -10,7 +10,8 @@ from attn.functional.implementations import IMPLEMENTATIONS
 from attn.mechanisms.rows import LengthUnknown
 from attn.nn.models import MODELS
 from attn.tasks.generated import Generated
-from attn.training.config import Config, ConfigError, check_runs, from_mapping, parse, record, run_shapes, to_mapping
+from attn.training.checks import check_runs, run_shapes
+from attn.training.config import Config, ConfigError, from_mapping, parse, record, to_mapping
 from attn.training.flags import load_config, override, split_overrides
 from attn.training.groups import OPTIMIZERS, AdamW, Training
 from attn.training.state import model_structure
@@ -192,6 +193,8 @@ def test_seven_heads_do_not_divide_the_default_width():
         ),
         ({"imports": ["no_such_module"]}, ["config.imports", "'no_such_module'", "cannot be imported"]),
         ({"imports": "os"}, ["config.imports", "names of modules"]),
+        ({"imports": ["my_mechanism.py"]}, ["config.imports", "names of modules without .py"]),
+        ({"model": {"implementation": "flash"}}, ["config.model.implementation: got 'flash'", "auto, fastest, cudnn"]),
     ],
 )
 def test_wrong_settings_are_named(settings, words):
@@ -227,7 +230,6 @@ def test_one_text_stands_for_the_mechanism_of_all_attention_and_each_can_be_repl
         ({"model": {"mechanism": "randomized(rotary)"}, "task": {"name": "add"}}, ["length of the answer", "add"]),
         ({"model": {"name": "tape"}, "task": {"name": "add"}}, ["length of the answer", "add"]),
         ({"model": {"implementation": "reverse_only", "dropout": 0.1}}, ["'reverse_only' does not support dropout"]),
-        ({"model": {"implementation": "flash"}}, ["unknown implementation 'flash'"]),
         ({"model": {"implementation": "cudnn"}}, ["'cudnn' does not support"]),
     ],
 )
@@ -281,10 +283,17 @@ def test_no_module_in_the_folder_of_a_run_is_imported_by_another_one(beside, tmp
     from_mapping({"imports": ["module_with_an_option"]}, run=run)
 
 
+def test_a_file_with_the_name_of_another_module_is_named(tmp_path, monkeypatch):
+    (tmp_path / "statistics.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"'statistics' is another module, .*statistics.py, not .*: rename that file"):
+        from_mapping({"imports": ["statistics"]})
+
+
 def test_an_error_inside_an_import_names_its_line(tmp_path, monkeypatch):
     (tmp_path / "module_with_an_error.py").write_text("\nx = {}['nothing']\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=r"KeyError: 'nothing'\), line 2 of .*module_with_an_error.py$"):
         from_mapping({"imports": ["module_with_an_error"]})
-    with pytest.raises(ConfigError, match="must be names of modules, such as"):
+    with pytest.raises(ConfigError, match="must be names of modules without"):
         from_mapping({"imports": ["./module_with_an_error.py"]})

@@ -13,7 +13,8 @@ from attn.settings import Constraint, between, error_message, one_of
 from attn.studies.lengths import priors
 from attn.studies.mechanisms import PositionsUnknown
 from attn.tasks.generated import Generated
-from attn.training.config import Config, ConfigError, check_runs, from_mapping, longest_input, run_shapes
+from attn.training.checks import check_runs, longest_input, run_shapes
+from attn.training.config import Config, ConfigError, from_mapping
 
 ENDS = {
     "learned": "the model writes an end token of its own, which counts as a token",
