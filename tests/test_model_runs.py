@@ -80,7 +80,7 @@ def test_without_cross_attention_influence_is_shown_instead(run):
     if run.model.maps and getattr(model, "attention", "some") != "none":
         assert maps.influence is None and maps.weights
         sizes = (model.num_decoder_layers, model.num_heads) if model.name == "transformer" else (1, 1)
-        assert "cross" not in maps.weights or maps.weights["cross"].shape == (*sizes, 4, 4)
+        assert maps.weights["cross"].shape == (*sizes, 4, 4)
     else:
         assert maps.weights == {}
         assert maps.influence.shape == (4, 4)

@@ -263,15 +263,15 @@ class placed(Placed, Mask):
 
     def __call__(self, i: Index, j: Index):
         i, j = self.positions(i, j)
-        visible, held = evaluate_bools(self.mod, i, j), self.held(i, j)
-        return visible if held is None else visible & held
+        visible, in_range = evaluate_bools(self.mod, i, j), self.in_range(i, j)
+        return visible if in_range is None else visible & in_range
 
     def bounds(self, rows, columns):
         rows, columns = self.positions(rows, columns)
         some, every = self.mod.bounds(rows, columns)
         first_i, last_i, first_j, last_j = _first_and_last(rows, columns)
-        held = self.held(first_i, first_j)
-        return some, every if held is None else every & held & self.held(last_i, last_j)
+        in_range = self.in_range(first_i, first_j)
+        return some, every if in_range is None else every & in_range & self.in_range(last_i, last_j)
 
     def _picture_shape(self):
         return tuple(

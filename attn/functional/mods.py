@@ -281,13 +281,13 @@ class Placed(Mod):
 
     def resolve(self, T: int, S: int) -> Mod:
         """Check the positions. The inner mod is not resolved: T and S are not the lengths of its sequences."""
-        for name, length, held in zip(("query_positions", "key_positions"), (T, S), self.mod.extent()):
+        for name, length, size in zip(("query_positions", "key_positions"), (T, S), self.mod.extent()):
             if is_array(positions := getattr(self, name)) and positions.shape:
                 check_shape(f"placed: {name}", positions, (length,))
             last = known(_positions_of(np.array([length - 1]), positions))  # those before 0 are of padding
-            if last is not None and last.max() >= held:
+            if last is not None and last.max() >= size:
                 raise ValueError(
-                    f"{describe(self.mod)} holds {held} {name.replace('_', ' ')}, but here they go up to {last.max()}"
+                    f"{describe(self.mod)} holds {size} {name.replace('_', ' ')}, but here they go up to {last.max()}"
                 )
         return self
 
@@ -299,8 +299,8 @@ class Placed(Mod):
         """Return the absolute positions of rows i of the queries and j of the keys."""
         return _positions_of(i, self.query_positions), _positions_of(j, self.key_positions)
 
-    def held(self, i, j):
-        """Return whether the arrays of the mod hold these absolute positions; None if it has no such arrays."""
+    def in_range(self, i, j):
+        """Return whether arrays by position have entries for these positions; None if the mod has no such arrays."""
         T, S = self.mod.extent()
         return None if min(T, S) == FAR else (i >= 0) & (i < T) & (j >= 0) & (j < S)
 

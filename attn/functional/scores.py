@@ -252,8 +252,8 @@ class placed(Placed, Score):
 
     def __call__(self, s: Array, i: Index, j: Index):
         i, j = self.positions(i, j)
-        changed, held = self.mod(s, i, j), self.held(i, j)
-        return changed if held is None else jnp.where(held, changed, jnp.nan)
+        changed, in_range = self.mod(s, i, j), self.in_range(i, j)
+        return changed if in_range is None else jnp.where(in_range, changed, jnp.nan)
 
 
 @register

@@ -79,8 +79,8 @@ class _Function(Mechanism):
 
     @property
     def max_positions(self) -> int | None:
-        held = min(self.function().extent())
-        return held if held < dtypes.FAR else None
+        size = min(self.function().extent())
+        return size if size < dtypes.FAR else None
 
 
 class _Score(_Function):

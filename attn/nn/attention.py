@@ -125,10 +125,10 @@ class Attention(nnx.Module):
         for part in having(self.mechanism, "mask"):
             with named_in_errors(part, "mask"):
                 visible = part.mask(q, k)
-            if isinstance(visible, masks.Mask):
-                visible = masks.placed(visible, q.placement, k.placement)
-            elif visible is not None:
-                visible = masks.as_mask(_by_row_numbers(part, "mask", visible, q, k))
+                if isinstance(visible, masks.Mask):
+                    visible = masks.placed(visible, q.placement, k.placement)
+                elif visible is not None:
+                    visible = masks.as_mask(_by_row_numbers(part, "mask", visible, q, k))
             mask = visible if mask is None else mask if visible is None else mask & visible
         return mask
 
@@ -161,16 +161,15 @@ def _score_of_head(of_head: Callable, per_heads: Callable, q: Rows, k: Rows, que
     q, k = (dataclasses.replace(rows, head=head, vectors=x) for rows, x in ((q, query), (k, key)))
     with named_in_errors(part, "score"):
         score = part.score(q, k)
-    if isinstance(score, scores.Score):
-        return scores.placed(score, q.placement, k.placement)
-    return None if score is None else scores.as_score(_by_row_numbers(part, "score", score, q, k))
+        if isinstance(score, scores.Score):
+            return scores.placed(score, q.placement, k.placement)
+        return None if score is None else scores.as_score(_by_row_numbers(part, "score", score, q, k))
 
 
 def _by_row_numbers(part: Mechanism, name: str, function, q: Rows, k: Rows) -> Callable:
     """Turn a mechanism's mask or score of the rows of a tile into one of their numbers."""
     if not callable(function):
-        with named_in_errors(part, name):
-            raise TypeError(f"returned {type(function).__name__}, must be a {name} of `attn`, a function, or None")
+        raise TypeError(f"returned {type(function).__name__}, must be a {name} of `attn`, a function, or None")
 
     def call(*arguments):  # (i, j) of a mask, (s, i, j) of a score
         *s, i, j = arguments
