@@ -8,6 +8,7 @@ The axes, in every signature and docstring:
     R  chosen query positions      Hv width of a value        L  layers
     P  rows of a position table    Hr rotated part of H       G  gates of a recurrent cell
     A  accepted answers            q  blocks of r queries     k  blocks of c keys
+    E  width of the embeddings     C  capacity of a cache, or channels of a picture
 
 `B` appears in tasks, training, decoding and metrics; the functions and the model are written for one example.
 """
@@ -16,7 +17,7 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from attn import interop, mechanisms, tasks
+    from attn import interop, mechanisms, pretrained, tasks
     from attn.functional import (
         Dropout,
         Unsupported,
@@ -52,7 +53,7 @@ def load(run):
 
 def __getattr__(name: str):
     """Import a public name at its first use: commands set up their process first, and `tasks` imports TFDS."""
-    if name in ("functional", "interop", "mechanisms", "tasks"):
+    if name in ("functional", "interop", "mechanisms", "pretrained", "tasks"):
         return importlib.import_module(f"attn.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'attn' has no attribute {name!r}")
@@ -77,6 +78,7 @@ __all__ = [
     "multi_head_attention_weights",
     "per_head",
     "positions",
+    "pretrained",
     "scores",
     "tasks",
 ]

@@ -1,5 +1,6 @@
 """Checks of settings: a type and a constraint each; messages say what was given and what is allowed."""
 
+import ast
 import dataclasses
 import difflib
 import functools
@@ -134,6 +135,41 @@ def checked(**constraints: Constraint) -> Callable[[Callable], Callable]:
         return call
 
     return decorate
+
+
+def read_settings(what: str, record: type, call: ast.Call, value: Callable[[ast.expr, object], object]) -> dict:
+    """Return the settings that a call such as `rotary(base=500)`, read from text, gives to a dataclass of settings.
+
+    Args:
+      what: the thing that is made, for messages: "mechanism 'rotary'".
+      record: the dataclass.
+      call: the call.
+      value: `(expression, type) -> value`, of one setting.
+
+    Raises:
+      ValueError: a setting is unknown, missing, given twice, or not allowed.
+    """
+    fields = {field.name: field for field in dataclasses.fields(record)}
+    try:
+        named = {argument.arg: argument.value for argument in call.keywords}
+        given = inspect.signature(record.__init__).bind(None, *call.args, **named).arguments
+    except TypeError as error:  # an argument too many, too few or unknown
+        has = f"its settings are {', '.join(fields)}" if fields else "it has no settings"
+        raise ValueError(f"{what}: {error}; {has}") from None
+    hints, settings = typing.get_type_hints(record), {}
+    for name, argument in list(given.items())[1:]:  # after self
+        settings[name] = value(argument, hints[name])
+        if message := error_message(hints[name], settings[name], fields[name].metadata.get("constraint")):
+            raise ValueError(f"{what}: {name}: {message}")
+    return settings
+
+
+def literal(node: ast.expr, hint) -> object:
+    """Return the value of an expression read from text: a literal, or the expression's text."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return ast.unparse(node)
 
 
 def _is_path(path: str | os.PathLike) -> bool:

@@ -19,7 +19,7 @@ def influence(
 
     Source: gradients over a distance as a measure of memory: Bengio et al. 1994; Pascanu et al. 2013.
     """
-    shift = jnp.zeros((len(source), model.source_embed.features))
+    shift = jnp.zeros_like(model.source_vectors(source))
 
     def logits(shift):
         return model(source, read, answer_length=len(read), shift=shift)

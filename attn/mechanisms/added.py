@@ -15,38 +15,49 @@ class sinusoidal(Mechanism):
 
     Args:
       base: the longest wavelength is 2 pi base tokens.
+      halves: all sines come first and then all cosines; otherwise they alternate.
 
-    Source: Vaswani et al. 2017, section 3.5.
+    Source: Vaswani et al. 2017, section 3.5; halves: the code of that paper.
     """
 
     base: float = setting(10_000.0, POSITIVE)
+    halves: bool = False
 
     def setup(self, layer: Layer, rngs: nnx.Rngs):
         self.width = layer.width
 
     def embedding(self, rows: Rows) -> Float[Array, "T D"]:
-        return positions.sinusoidal(rows.position, self.width, base=self.base)
+        encoding = positions.sinusoidal(rows.position, self.width, base=self.base)
+        return jnp.concatenate([encoding[:, ::2], encoding[:, 1::2]], axis=-1) if self.halves else encoding
 
 
 class learned(Mechanism):
     """A learned table with one row per position.
 
     Args:
-      max_length: number of rows.
+      max_length: number of rows that hold positions.
+      first: number of unused rows before them.
+      per_stack: encoder and decoder have a table each; otherwise the model has one.
 
     Source: Gehring et al. 2017, section 3.1.
     """
 
     max_length: int = setting(512, between(1, 10_000_000))
+    first: int = setting(0, between(0, 10_000_000))
+    per_stack: bool = False
 
     @property
     def max_positions(self) -> int:
         return self.max_length
 
+    @property
+    def scope(self) -> str:
+        return "stack" if self.per_stack else "model"
+
     def setup(self, layer: Layer, rngs: nnx.Rngs):
         init = nnx.initializers.normal(layer.width**-0.5)
-        self.table = nnx.Param(init(rngs.params(), (self.max_length, layer.width)))
+        self.table = nnx.Param(init(rngs.params(), (self.first + self.max_length, layer.width)))
 
     def embedding(self, rows: Rows) -> Float[Array, "T D"]:
         # Padding before a prompt stands at negative positions; no row attends to it.
-        return positions.learned(jnp.maximum(rows.position, 0), self.table[...])
+        return positions.learned(self.first + jnp.maximum(rows.position, 0), self.table[...])

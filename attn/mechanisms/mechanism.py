@@ -11,8 +11,9 @@ example; the layer maps them over heads. Mechanisms compose: `rotary() + softcap
             return lambda s, q, k: s * jnp.exp(self.log[...])
 
 Settings are annotated fields, as of a dataclass. Parameters that `setup` makes, in float32, belong to one layer; a
-mechanism with `embedding` is one object for the whole model. Constant arrays are made in the function that uses them,
-or with NumPy at the top of the file. The functions that change vectors return the dtype of their arguments.
+mechanism with `embedding` is one object for the whole model; `scope` can say otherwise. Constant arrays are made in the
+function that uses them, or with NumPy at the top of the file. The functions that change vectors return the dtype of
+their arguments.
 """
 
 import contextlib
@@ -45,6 +46,7 @@ class Layer:
       width, num_heads, head_width: D, N and H.
       scale: of the scores.
       dtype: of the computation.
+      num_groups: K, the number of key/value heads; None for N.
     """
 
     kind: str
@@ -53,6 +55,7 @@ class Layer:
     head_width: int
     scale: float
     dtype: jnp.dtype
+    num_groups: int | None = None
 
 
 class Mechanism(nnx.Module):
@@ -78,6 +81,11 @@ class Mechanism(nnx.Module):
     def max_positions(self) -> int | None:
         """Number of positions that it can distinguish; None for any number."""
         return None
+
+    @property
+    def scope(self) -> str:
+        """What has parameters of its own: each "layer", each "stack" of layers, or the whole "model"."""
+        return "model" if self.has("embedding") else "layer"
 
     def has(self, name: str) -> bool:
         """Return whether it overrides the function of this name."""
@@ -181,7 +189,7 @@ def build(mechanism: Mechanism | Chain, layer: Layer, rngs: nnx.Rngs, shared: di
       mechanism: as parsed, without parameters.
       layer: the layer that it is for.
       rngs: keys for the initial parameters.
-      shared: the parts that a model has once, those with `embedding`, by their expressions; missing ones are added.
+      shared: the parts that layers share, by their expressions; missing ones are added.
     """
 
     def with_parameters(part: Mechanism) -> Mechanism:
@@ -195,27 +203,40 @@ def build(mechanism: Mechanism | Chain, layer: Layer, rngs: nnx.Rngs, shared: di
                         f"HeadParam {name}: got shape {shape}, must have one slice per head: the first axis must be "
                         f"{layer.num_heads}"
                     )
+            _check_groups(part, layer)
         return part
 
     built = []
     for part in parts(mechanism):
-        name = part.expression()
-        if part.has("embedding"):
-            shared[name] = shared.get(name) or with_parameters(part)
-        built.append(shared.get(name) or with_parameters(part))
+        known, name = {} if part.scope == "layer" else shared, part.expression()
+        if name not in known:
+            known[name] = with_parameters(part)
+        built.append(known[name])
     return built
 
 
+def _check_groups(part: Mechanism, layer: Layer):
+    """Check that keys and values which several heads share are not changed by parameters of single heads."""
+    changes = [name for name in ("key", "value") if part.has(name)]
+    is_grouped = layer.num_groups not in (None, layer.num_heads)
+    if changes and is_grouped and jax.tree.leaves(nnx.state(part, HeadParam)):
+        raise ValueError(
+            f"`{changes[0]}` has parameters per head, but {layer.num_heads} heads share {layer.num_groups} keys and "
+            "values: num_groups must be num_heads"
+        )
+
+
 def build_shared(layers: Iterable[tuple[Mechanism | Chain, Layer]], rngs: nnx.Rngs) -> dict[str, Mechanism]:
-    """Make the parts that a model has once, those with `embedding`, by their expressions.
+    """Make the parts that a model has once, by their expressions.
 
     Each is set up for the first of the layers, given with their mechanisms, in which it occurs.
     """
     shared = {}
     for mechanism, layer in layers:
         layer = dataclasses.replace(layer, scale=scale(mechanism, layer.head_width))
-        for part in having(parts(mechanism), "embedding"):
-            build(part, layer, rngs, shared)
+        for part in parts(mechanism):
+            if part.scope == "model":
+                build(part, layer, rngs, shared)
     return shared
 
 

@@ -4,19 +4,18 @@ A new mechanism is one class and one line here; outside of the package, one clas
 """
 
 import ast
-import inspect
-import typing
 
 from attn.mechanisms import added, changes, relative
 from attn.mechanisms.mechanism import FUNCTIONS, Chain, Mechanism
-from attn.settings import Constraint, error_message, nearest, types_of
+from attn.settings import Constraint, literal, nearest, read_settings, types_of
 
 MECHANISMS: dict[str, type[Mechanism] | Mechanism | Chain] = {
     each.__name__: each
     for each in (
         *(changes.none, changes.scaled, changes.unscaled, changes.softcap, changes.window, changes.qk_norm),
         *(added.sinusoidal, added.learned),
-        *(relative.rotary, relative.alibi, relative.t5, relative.shaw, relative.transformer_xl),
+        *(relative.rotary, relative.llama3_rotary, relative.alibi),
+        *(relative.t5, relative.shaw, relative.transformer_xl),
     )
 }
 
@@ -85,26 +84,10 @@ def _build(node: ast.expr) -> Mechanism | Chain:
         if node is call:
             raise ValueError(f"mechanism {name!r}: has no settings; leave the parentheses out")
         return mechanism
-    try:
-        named = {argument.arg: argument.value for argument in call.keywords}
-        given = inspect.signature(mechanism.__init__).bind(None, *call.args, **named).arguments
-    except TypeError as error:  # an argument too many, too few or unknown
-        has = f"its settings are {', '.join(mechanism.__dataclass_fields__)}"
-        raise ValueError(
-            f"mechanism {name!r}: {error}; {has if mechanism.__dataclass_fields__ else 'it has no settings'}"
-        ) from None
-    hints, fields, settings = typing.get_type_hints(mechanism), mechanism.__dataclass_fields__, {}
-    for setting, argument in list(given.items())[1:]:  # after self
-        settings[setting] = _value(argument, hints[setting])
-        if message := error_message(hints[setting], settings[setting], fields[setting].metadata.get("constraint")):
-            raise ValueError(f"mechanism {name!r}: {setting}: {message}")
-    return mechanism(**settings)
+    return mechanism(**read_settings(f"mechanism {name!r}", mechanism, call, _value))
 
 
 def _value(node: ast.expr, hint):
     """Return a setting: a mechanism where its type is one, else a number or text."""
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        is_mechanism = any(isinstance(each, type) and issubclass(each, Mechanism) for each in types_of(hint)[0])
-        return _build(node) if is_mechanism else ast.unparse(node)
+    is_mechanism = any(isinstance(each, type) and issubclass(each, Mechanism) for each in types_of(hint)[0])
+    return _build(node) if is_mechanism and isinstance(node, ast.Name | ast.Call | ast.BinOp) else literal(node, hint)

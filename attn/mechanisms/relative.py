@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -42,6 +43,40 @@ class rotary(Mechanism):
     key = query
 
 
+class llama3_rotary(Mechanism):
+    """Rotary positions whose long wavelengths are stretched, so that a longer context than in training can be read.
+
+    With wavelengths w = 2 pi / f and the length L of the original context: f stays where w < L / high, becomes
+    f / factor where w > L / low, and changes smoothly in between.
+
+    Args:
+      base: the longest wavelength is 2 pi base tokens, before it is stretched.
+      factor: by which the longest wavelengths are stretched.
+      low, high: wavelengths between L / high and L / low are stretched in part.
+      original: L.
+
+    Source: the code of Grattafiori et al. 2024 (Llama 3.1), section 3.4.2.
+    """
+
+    base: float = setting(500_000.0, POSITIVE)
+    factor: float = setting(8.0, POSITIVE)
+    low: float = setting(1.0, POSITIVE)
+    high: float = setting(4.0, POSITIVE)
+    original: int = setting(8_192, between(1))
+
+    def frequencies(self, width: int) -> Float[np.ndarray, "pairs"]:
+        """Compute the angles per position of the pairs of features."""
+        frequencies = self.base ** (-np.arange(0, width, 2) / width)
+        turns = self.original * frequencies / (2 * np.pi)  # of a pair, over the original context
+        kept = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        return frequencies * (kept + (1 - kept) / self.factor)
+
+    def query(self, x: Float[Array, "T H"], q: Rows) -> Float[Array, "T H"]:
+        return positions.rotary(x, q.position, frequencies=jnp.asarray(self.frequencies(x.shape[-1])))
+
+    key = query
+
+
 class alibi(Mechanism):
     """s - slope |j - i + 1/4|, with one slope per head; the 1/4 distinguishes the two directions.
 
@@ -62,19 +97,27 @@ class t5(Mechanism):
     Args:
       num_buckets: number of buckets.
       max_distance: keys that are farther share the last bucket.
+      bidirectional: half of the buckets are for keys after the query; otherwise these share one.
+      per_stack: the layers of a stack share one table, as in the source; otherwise each has its own.
 
     Source: Raffel et al. 2020, section 2.1.
     """
 
     num_buckets: int = setting(32, between(2, 65_536))
     max_distance: int = setting(128, between(1, 1_000_000))
+    bidirectional: bool = True
+    per_stack: bool = False
+
+    @property
+    def scope(self) -> str:
+        return "stack" if self.per_stack else "layer"
 
     def setup(self, layer: Layer, rngs: nnx.Rngs):
         shape = (layer.num_heads, self.num_buckets)
         self.table = HeadParam(jax.random.normal(rngs.params(), shape) * layer.width**-0.5)
 
     def score(self, q: Rows, k: Rows):
-        settings = {"num_buckets": self.num_buckets, "max_distance": self.max_distance}
+        settings = {name: getattr(self, name) for name in ("num_buckets", "max_distance", "bidirectional")}
         return lambda s, q, k: s + self.table[...][positions.relative_buckets(distance(q, k), **settings)]
 
 

@@ -12,15 +12,25 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from attn.functional import Dropout, masks, multi_head_attention, multi_head_attention_weights, per_head, scores
-from attn.mechanisms.mechanism import Chain, HeadParam, Layer, Mechanism, build, having, named_in_errors, scale
+from attn.mechanisms.mechanism import (
+    Chain,
+    HeadParam,
+    Layer,
+    Mechanism,
+    build,
+    having,
+    named_in_errors,
+    scale,
+)
 from attn.mechanisms.rows import Rows
+from attn.nn.style import PLAIN, Style
 
 
 class KeysValues(NamedTuple):
-    """Keys `[S N H]` and values `[S N H]`."""
+    """Keys `[S K H]` and values `[S K H]`."""
 
-    key: Float[Array, "S N H"]
-    value: Float[Array, "S N H"]
+    key: Float[Array, "S K H"]
+    value: Float[Array, "S K H"]
 
 
 class Sides(NamedTuple):
@@ -34,16 +44,19 @@ class Sides(NamedTuple):
 class Attention(nnx.Module):
     """Multi-head attention: MultiHead(x, m) = sum_n softmax(x W_Q[n] (m W_K[n])^T / sqrt(H)) m W_V[n] W_O[n].
 
-    Keys and values are computed apart from the queries, so that decoding can keep them. There are no biases.
+    Keys and values are computed apart from the queries, so that decoding can keep them. With K < N key/value heads,
+    head n uses W_K and W_V of number n // (N/K). A style may add the biases b_Q, b_K, b_V and b_O.
 
     Args:
       mechanism: its departures from the formula.
       layer: its kind and sizes.
       implementation: of `attn.multi_head_attention`.
-      shared: mechanisms that the model has once; see `attn.mechanisms.mechanism.build`.
+      shared: mechanisms that layers share; see `attn.mechanisms.mechanism.build`.
       rngs: keys for the initial parameters.
+      style: its biases.
 
-    Source: Vaswani et al. 2017, section 3.2.2; the sum over heads is concatenation and projection in one.
+    Source: Vaswani et al. 2017, section 3.2.2; the sum over heads is concatenation and projection in one. Grouped
+    heads: Ainslie et al. 2023, section 2.2.
     """
 
     def __init__(
@@ -54,14 +67,18 @@ class Attention(nnx.Module):
         implementation: str,
         shared: dict[str, Mechanism],
         rngs: nnx.Rngs,
+        style: Style = PLAIN,
     ):
         input_init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=(1, 2))
         output_init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1), out_axis=2)
         heads = layer.num_heads, layer.head_width
+        groups = layer.num_groups or layer.num_heads, layer.head_width
         self.W_Q = nnx.Param(input_init(rngs.params(), (layer.width, *heads)))
-        self.W_K = nnx.Param(input_init(rngs.params(), (layer.width, *heads)))
-        self.W_V = nnx.Param(input_init(rngs.params(), (layer.width, *heads)))
+        self.W_K = nnx.Param(input_init(rngs.params(), (layer.width, *groups)))
+        self.W_V = nnx.Param(input_init(rngs.params(), (layer.width, *groups)))
         self.W_O = nnx.Param(output_init(rngs.params(), (*heads, layer.width)))
+        self.b_Q, self.b_K, self.b_V = (_bias(shape, style.qkv_bias) for shape in (heads, groups, groups))
+        self.b_O = _bias((layer.width,), style.attention_output_bias)
         self.scale, self.dtype = scale(mechanism, layer.head_width), layer.dtype
         self.implementation, self.num_heads = implementation, layer.num_heads
         layer = dataclasses.replace(layer, scale=self.scale)
@@ -69,8 +86,8 @@ class Attention(nnx.Module):
 
     def keys_values(self, memory: Float[Array, "S D"], k: Rows, added: Float[Array, "S D"] | float = 0.0) -> KeysValues:
         """Compute the keys and values of a memory with rows `k`; `added` is added to the keys' inputs only."""
-        key = self._project((memory + added).astype(self.dtype), self.W_K)
-        value = self._project(memory, self.W_V)
+        key = self._project((memory + added).astype(self.dtype), self.W_K, self.b_K)
+        value = self._project(memory, self.W_V, self.b_V)
         return KeysValues(self._apply_mechanism("key", key, k), self._apply_mechanism("value", value, k))
 
     def __call__(
@@ -82,6 +99,7 @@ class Attention(nnx.Module):
         *,
         dropout: Dropout | None = None,
         return_weights: bool = False,
+        edit: Callable[[Float[Array, "N T S"]], Float[Array, "N T S"]] | None = None,
     ) -> tuple[Float[Array, "T D"], Float[Array, "N T S"] | None]:
         """Attend from `x` to the memory.
 
@@ -92,20 +110,31 @@ class Attention(nnx.Module):
           added: is added to the inputs of the queries.
           dropout: of the attention weights.
           return_weights: also return the attention weights.
+          edit: takes the attention weights and returns those that are used; dropout does not go with it.
         """
-        query = self._apply_mechanism("query", self._project((x + added).astype(self.dtype), self.W_Q), sides.q)
+        query = self._project((x + added).astype(self.dtype), self.W_Q, self.b_Q)
+        query = self._apply_mechanism("query", query, sides.q)
         options = dict(mask=self._mask(sides), score=self._score(sides), scale=self.scale)
-        heads = multi_head_attention(query, *memory, **options, dropout=dropout, implementation=self.implementation)
+        needs_weights = return_weights or edit is not None
+        weights = multi_head_attention_weights(query, memory.key, **options) if needs_weights else None
+        if edit is None:
+            heads = multi_head_attention(query, *memory, **options, dropout=dropout, implementation=self.implementation)
+        else:
+            weights = edit(weights)
+            heads = _weighted_sum(weights, memory.value)
         out = jnp.einsum("tnh,nhd->td", heads, self.W_O[...].astype(self.dtype))
-        return out, multi_head_attention_weights(query, memory.key, **options) if return_weights else None
+        return _plus(out, self.b_O), weights if return_weights else None
 
-    def _project(self, x: Float[Array, "T D"], W: nnx.Param) -> Float[Array, "T N H"]:
-        return jnp.einsum("td,dnh->tnh", x, W[...].astype(self.dtype))
+    def _project(self, x: Float[Array, "T D"], W: nnx.Param, b: nnx.Param | None) -> Float[Array, "T N H"]:
+        return _plus(jnp.einsum("td,dnh->tnh", x, W[...].astype(self.dtype)), b)
 
     def _apply_mechanism(self, name: str, x: Float[Array, "T N H"], rows: Rows) -> Float[Array, "T N H"]:
         """Apply the mechanism's function `name` ("query", "key" or "value") to these vectors, mapped over heads."""
         for part in having(self.mechanism, name):
             of_head, per_heads = _by_head(part, self.num_heads)
+
+            if x.shape[1] != self.num_heads:  # K key/value heads; there are no parameters per head then
+                per_heads = per_heads[0], jnp.arange(x.shape[1])
 
             # of_head is bound now, since the loop reassigns it.
             def change(per_heads, x, of_head=of_head):
@@ -142,6 +171,22 @@ class Attention(nnx.Module):
             change = scores.from_vectors(Partial(functools.partial(_score_of_head, of_head), *arguments))
             score = change if score is None else score >> change
         return score
+
+
+def _bias(shape: tuple[int, ...], is_used: bool) -> nnx.Param | None:
+    return nnx.Param(jnp.zeros(shape)) if is_used else None
+
+
+def _plus(x: Float[Array, "..."], bias: nnx.Param | None) -> Float[Array, "..."]:
+    return x if bias is None else x + bias[...].astype(x.dtype)
+
+
+def _weighted_sum(weights: Float[Array, "N T S"], values: Float[Array, "S K H"]) -> Float[Array, "T N H"]:
+    """Compute the outputs of all heads from their weights; each group of N/K heads has one head of values."""
+    num_groups = values.shape[1]
+    weights = weights.reshape(num_groups, -1, *weights.shape[1:])  # [K N/K T S]
+    heads = jnp.einsum("kgts,skh->tkgh", weights.astype(values.dtype), values)
+    return heads.reshape(heads.shape[0], -1, heads.shape[-1])
 
 
 def shape_and_dtype(x) -> str:

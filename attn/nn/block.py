@@ -7,6 +7,7 @@ Source: Vaswani et al. 2017, section 3.1.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,12 +15,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from attn.functional import Dropout
 from attn.functional.implementations import NAMES
 from attn.mechanisms.mechanism import Chain, Layer, Mechanism, having, named_in_errors
 from attn.mechanisms.rows import Rows
 from attn.nn.attention import Attention, KeysValues, Sides, shape_and_dtype
+from attn.nn.dropout import dropout, weights_dropout
 from attn.nn.model import ModelSettings, split
+from attn.nn.style import TEXT, Style, parse
 from attn.settings import between, one_of, setting
 
 
@@ -29,48 +31,70 @@ class BlockSettings(ModelSettings):
 
     Attributes:
       num_heads: N, the same in every attention layer.
+      num_groups: K, the number of key/value heads, a divisor of N; None for N.
       head_width: H; None for width / num_heads, which must then be an integer.
       feed_forward_width: F.
-      norm: "pre" or "post".
+      style: of the blocks, as `attn.nn.style.parse` reads it.
+      norm: "pre" or "post"; None for that of the style.
       implementation: of attention; see `attn.attention`.
     """
 
     num_heads: int = setting(4, between(1, 65_536))
+    num_groups: int | None = setting(None, between(1, 65_536))
     head_width: int | None = setting(None, between(1, 65_536))
     feed_forward_width: int = setting(128, between(1, 65_536))
-    norm: str = setting("pre", one_of(("pre", "post")))
+    style: str = setting("plain", TEXT)
+    norm: str | None = setting(None, one_of(("pre", "post")))
     implementation: str = setting("fastest", one_of(NAMES))
+
+    def __post_init__(self):
+        if self.norm is None:
+            object.__setattr__(self, "norm", parse(self.style).norm)
+
+    @property
+    def choices(self) -> Style:
+        """The style, with the place of the norm that the settings name."""
+        return dataclasses.replace(parse(self.style), norm=self.norm)
 
 
 class FeedForward(nnx.Module):
     """FFN(x) = max(0, x W_1 + b_1) W_2 + b_2, applied to each position separately.
 
-    Args:
-      width, hidden: D and F.
-      dtype: of the computation; parameters are float32.
+    A style may have another activation a instead of max(0, .), no biases, or a gate: (a(x W_g) * x W_1) W_2.
 
-    Source: Vaswani et al. 2017, section 3.3.
+    Args:
+      settings: width D, feed-forward width F, style, and dtype of the computation; parameters are float32.
+      rngs: keys for the initial parameters.
+
+    Source: Vaswani et al. 2017, section 3.3; gate: Shazeer 2020, section 2.
     """
 
-    def __init__(self, width: int, hidden: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.expand = nnx.Linear(width, hidden, dtype=dtype, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
-        self.contract = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
+    def __init__(self, settings: BlockSettings, rngs: nnx.Rngs):
+        style, (D, F) = settings.choices, (settings.width, settings.feed_forward_width)
+        options = dict(use_bias=style.feed_forward_bias, dtype=jnp.dtype(settings.dtype), rngs=rngs)
+        self.expand = nnx.Linear(D, F, kernel_init=nnx.initializers.he_normal(), **options)
+        self.contract = nnx.Linear(F, D, **options)
+        self.gate = nnx.Linear(D, F, **options) if style.gated else None
+        self.activate = style.activate
 
     def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
-        return self.contract(nnx.relu(self.expand(x)))
+        hidden = self.expand(x)
+        hidden = self.activate(hidden) if self.gate is None else self.activate(self.gate(x)) * hidden
+        return self.contract(hidden)
 
 
 class Residual(nnx.Module):
     """The residual connection around a sublayer f: x + f(norm(x)) ("pre"), or norm(x + f(x)) ("post").
 
     Args:
-      settings: width D, position of the norm, and dropout of the sublayer's output.
+      settings: width D, style, and dropout of the sublayer's output.
+      rngs: keys for the initial parameters.
 
     Source: post: Vaswani et al. 2017, section 3.1; pre: Xiong et al. 2020.
     """
 
     def __init__(self, settings: BlockSettings, rngs: nnx.Rngs):
-        self.norm = nnx.LayerNorm(settings.width, dtype=jnp.dtype(settings.dtype), rngs=rngs)
+        self.norm = settings.choices.make_norm(settings.width, jnp.dtype(settings.dtype), rngs)
         self.pre, self.rate = settings.norm == "pre", settings.dropout
 
     def enter(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
@@ -97,6 +121,29 @@ class Memory(NamedTuple):
     added: Float[Array, "T D"] | float
 
 
+class Tap(NamedTuple):
+    """Functions that take an intermediate value of a block and return the one to use; None leaves it as it is.
+
+    They may also keep the value: so everything inside of a model can be seen, changed and differentiated.
+
+    Attributes:
+      attention, cross: of the attention weights `[N T S]` of self-attention and cross-attention.
+      hidden: of the block's output `[T D]`.
+    """
+
+    attention: Callable | None = None
+    cross: Callable | None = None
+    hidden: Callable | None = None
+
+
+NOT_TAPPED = Tap()
+
+
+def no_tap(layer: int) -> Tap:
+    """Leave all intermediate values of all layers as they are."""
+    return NOT_TAPPED
+
+
 class Block(nnx.Module):
     """Self-attention, cross-attention to a memory if there is one, and feed-forward.
 
@@ -117,12 +164,11 @@ class Block(nnx.Module):
         shared: dict[str, Mechanism],
         rngs: nnx.Rngs,
     ):
-        options = dict(implementation=settings.implementation, shared=shared, rngs=rngs)
+        options = dict(implementation=settings.implementation, shared=shared, rngs=rngs, style=settings.choices)
         self.attention, self.attention_residual = Attention(*attention, **options), Residual(settings, rngs)
         self.cross = None if cross is None else Attention(*cross, **options)
         self.cross_residual = None if cross is None else Residual(settings, rngs)
-        hidden = settings.feed_forward_width
-        self.feed_forward = FeedForward(settings.width, hidden, dtype=jnp.dtype(settings.dtype), rngs=rngs)
+        self.feed_forward = FeedForward(settings, rngs)
         self.feed_forward_residual = Residual(settings, rngs)
 
     def __call__(
@@ -133,6 +179,7 @@ class Block(nnx.Module):
         memory: Memory | None,
         key: Array | None,
         return_weights: bool,
+        tap: Tap = NOT_TAPPED,
     ):
         """Compute `x` after the block.
 
@@ -144,6 +191,7 @@ class Block(nnx.Module):
           memory: for the cross-attention.
           key: for dropout.
           return_weights: also return the attention weights.
+          tap: functions of this block's intermediate values.
 
         Returns:
           (x, keys and values of the self-attention, weights of self-attention and cross-attention or None). Weights are
@@ -155,20 +203,22 @@ class Block(nnx.Module):
         self_kv = self.attention.keys_values(entered, sides.q)
         if cache is not None:
             cached, index = cache
-            start = index, 0, 0
-            self_kv = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice(old, new, start), cached, self_kv)
-        options = dict(dropout=weights_dropout(rate, next(keys)), return_weights=return_weights)
+            self_kv = jax.tree.map(
+                lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, axis=0), cached, self_kv
+            )
+        options = dict(dropout=weights_dropout(rate, next(keys)), return_weights=return_weights, edit=tap.attention)
         out, weights = self.attention(entered, self_kv, sides, **options)
         x = self.attention_residual.leave(x, out, next(keys))
 
         cross_weights = None
         if memory is not None:
-            options = dict(dropout=weights_dropout(rate, next(keys)), return_weights=return_weights)
+            options = dict(dropout=weights_dropout(rate, next(keys)), return_weights=return_weights, edit=tap.cross)
             out, cross_weights = self.cross(self.cross_residual.enter(x), *memory, **options)
             x = self.cross_residual.leave(x, out, next(keys))
 
         out = self.feed_forward(self.feed_forward_residual.enter(x))
-        return self.feed_forward_residual.leave(x, out, next(keys)), self_kv, (weights, cross_weights)
+        x = self.feed_forward_residual.leave(x, out, next(keys))
+        return x if tap.hidden is None else tap.hidden(x), self_kv, (weights, cross_weights)
 
 
 class Stack(nnx.Module):
@@ -180,7 +230,10 @@ class Stack(nnx.Module):
       attention: mechanism of the self-attention, and its kind; see `attn.mechanisms.mechanism.Layer`.
       cross: mechanism of the cross-attention; None for blocks without it.
       shared: mechanisms that the model has once.
+      distinct: number of blocks with parameters of their own, each used L / distinct times in succession; None for L.
       rngs: keys for the initial parameters.
+
+    Source: blocks used several times: Lan et al. 2020, section 3.1.
     """
 
     def __init__(
@@ -192,11 +245,15 @@ class Stack(nnx.Module):
         *,
         shared: dict[str, Mechanism],
         rngs: nnx.Rngs,
+        distinct: int | None = None,
     ):
-        (mechanism, kind), options = attention, dict(shared=shared, rngs=rngs)
+        # A copy, to which the blocks add the mechanisms that this stack alone shares.
+        (mechanism, kind), options = attention, dict(shared=dict(shared), rngs=rngs)
         layers = (mechanism, layer(settings, kind)), None if cross is None else (cross, layer(settings, "cross"))
-        self.blocks = nnx.List([Block(settings, *layers, **options) for _ in range(num_layers)])
-        self.cache_shape, self.dtype = (settings.num_heads, layer(settings, kind).head_width), jnp.dtype(settings.dtype)
+        blocks = [Block(settings, *layers, **options) for _ in range(distinct or num_layers)]
+        self.blocks = nnx.List([block for block in blocks for _ in range(num_layers // len(blocks))])
+        groups = settings.num_groups or settings.num_heads
+        self.cache_shape, self.dtype = (groups, layer(settings, kind).head_width), jnp.dtype(settings.dtype)
 
     def add_norm(self, settings: BlockSettings, rngs: nnx.Rngs):
         """Make the norm after the last block, which only pre-norm blocks need; every model calls it once.
@@ -204,16 +261,16 @@ class Stack(nnx.Module):
         It is not made with the blocks, since the order in which a model draws its random keys decides its parameters.
         """
         is_pre = settings.norm == "pre"
-        self.norm = nnx.LayerNorm(settings.width, dtype=self.dtype, rngs=rngs) if is_pre else None
+        self.norm = settings.choices.make_norm(settings.width, self.dtype, rngs) if is_pre else None
 
     def cache(self, capacity: int) -> tuple[KeysValues, ...]:
         """Make an empty key/value cache of every layer."""
         empty = jnp.zeros((capacity, *self.cache_shape), self.dtype)
         return tuple(KeysValues(empty, empty) for _ in self.blocks)
 
-    def added(self, rows: Rows) -> Float[Array, "T D"] | float:
-        """Compute the sum that the self-attention's mechanism adds to the embeddings."""
-        return _sum_of_embeddings(self.blocks[0].attention, rows)
+    def added(self, rows: Rows, width: int | None = None) -> Float[Array, "T E"] | float:
+        """Compute the sum that the self-attention's mechanism adds to the embeddings, of this width; None for D."""
+        return _sum_of_embeddings(self.blocks[0].attention, rows, width)
 
     def cross_added(self, rows: Rows) -> Float[Array, "T D"] | float:
         """Compute the sum that the cross-attention's mechanism adds to the inputs of queries and keys."""
@@ -233,6 +290,7 @@ class Stack(nnx.Module):
         memory: Memory | None = None,
         key: Array | None = None,
         return_weights: bool = False,
+        tap: Callable[[int], Tap] = no_tap,
     ):
         """Compute `x` after the last block and norm.
 
@@ -244,6 +302,7 @@ class Stack(nnx.Module):
           memory: for the cross-attention.
           key: for dropout.
           return_weights: also return the attention weights.
+          tap: from the number of a layer to the functions of its intermediate values.
 
         Returns:
           As of `Block`, of all layers: (x, keys and values of each layer, both weights, `[L N T S]`).
@@ -254,7 +313,7 @@ class Stack(nnx.Module):
         for number, (block, block_key) in enumerate(zip(self.blocks, split(key, len(self.blocks) + 1))):
             block_cache = None if cache is None else (caches[number], index)
             block_memory = memory and memory._replace(keys_values=memory.keys_values[number])
-            x, keys_values, weights = block(x, sides, block_cache, block_memory, block_key, return_weights)
+            x, keys_values, weights = block(x, sides, block_cache, block_memory, block_key, return_weights, tap(number))
             all_keys_values.append(keys_values)
             all_weights.append(weights)
         x = x if self.norm is None else self.norm(x)
@@ -264,12 +323,13 @@ class Stack(nnx.Module):
 def layer(settings: BlockSettings, kind: str) -> Layer:
     """Describe an attention layer of a kind: "encoder", "decoder" or "cross"."""
     head_width = settings.head_width or settings.width // settings.num_heads
-    return Layer(kind, settings.width, settings.num_heads, head_width, head_width**-0.5, jnp.dtype(settings.dtype))
+    sizes = settings.width, settings.num_heads, head_width
+    return Layer(kind, *sizes, head_width**-0.5, jnp.dtype(settings.dtype), settings.num_groups)
 
 
-def _sum_of_embeddings(attention: Attention, rows: Rows) -> Float[Array, "T D"] | float:
+def _sum_of_embeddings(attention: Attention, rows: Rows, width: int | None = None) -> Float[Array, "T E"] | float:
     """Compute the sum of all that an attention layer's mechanism adds to the embeddings of these rows."""
-    total, shape = 0, (*rows.row.shape, attention.W_Q.shape[0])
+    total, shape = 0, (*rows.row.shape, width or attention.W_Q.shape[0])
     for part in having(attention.mechanism, "embedding"):
         with named_in_errors(part, "embedding"):
             added = part.embedding(rows)
@@ -277,18 +337,3 @@ def _sum_of_embeddings(attention: Attention, rows: Rows) -> Float[Array, "T D"] 
                 raise ValueError(f"returned {shape_and_dtype(added)}, must be of shape {[*shape]}")
         total = total + added
     return total
-
-
-def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Array, "..."]:
-    """Zero each element with probability `rate` and scale the rest by 1 / (1 - rate); without a key, do nothing.
-
-    Source: Srivastava et al. 2014.
-    """
-    if key is None or rate == 0:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
-
-
-def weights_dropout(rate: float, key: Array | None) -> Dropout | None:
-    """Make the dropout of attention weights; None without a key or a rate."""
-    return None if key is None or rate == 0 else Dropout(rate, key)

@@ -12,6 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from attn.mechanisms.rows import Example
+from attn.nn.ends import LogitsTransform
+from attn.nn.style import PLAIN, Style
 from attn.settings import between, one_of, setting
 
 PAD = 0  # the token that pads sources and answers
@@ -100,7 +102,7 @@ class Model(nnx.Module):
         return "it does not read source and answer as one text"
 
     def add_embeddings(self, vocabulary: int, width: int, *, tied: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
-        """Make the embeddings `[V D]` of source and answer."""
+        """Make the embeddings `[V E]` of source and answer."""
 
         def embed():
             init = nnx.initializers.normal(width**-0.5)
@@ -109,17 +111,49 @@ class Model(nnx.Module):
         self.source_embed = embed()
         self.answer_embed = None if tied else embed()
 
-    def add_output(self, vocabulary: int, width: int, *, tied: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
-        """Make the matrix `[D V]` of the logits."""
-        self.output = None if tied else nnx.Linear(width, vocabulary, use_bias=False, dtype=dtype, rngs=rngs)
+    def add_output(
+        self,
+        vocabulary: int,
+        width: int,
+        *,
+        tied: bool,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        style: Style = PLAIN,
+        embedding_width: int | None = None,
+    ):
+        """Make the matrix `[E V]` of the logits, and what the style adds to it.
+
+        Args:
+          vocabulary, width: V and D.
+          tied: the matrix is that of the embeddings.
+          dtype: of the computation.
+          rngs: keys for the initial parameters.
+          style: whether there is a transformation before the matrix, a bias and a scale.
+          embedding_width: E, the width after the transformation; None for D.
+        """
+        E = embedding_width or width
+        options = dict(dtype=dtype, rngs=rngs)
+        self.output = None if tied else nnx.Linear(E, vocabulary, use_bias=False, **options)
+        self.logits_transform = LogitsTransform(style, width, E, **options) if style.logits_transform else None
+        self.logits_bias = nnx.Param(jnp.zeros(vocabulary)) if style.logits_bias else None
+        self.logits_scale = width**-0.5 if style.logits_scale and tied else None
+
+    def source_vectors(self, source: Int[Array, "S"]) -> Float[Array, "S E"]:
+        """Return the embeddings of the source's tokens, to which `shift` is added."""
+        return self.source_embed(source)
 
     def embedding_of_answer(self) -> nnx.Embed:
         """Return the embedding of the answer's tokens."""
         return self.source_embed if self.answer_embed is None else self.answer_embed
 
     def logits(self, x: Float[Array, "T D"]) -> Float[Array, "T V"]:
-        """Compute the logits of the last layer's output in the model's dtype; return them in float32."""
-        return (self.embedding_of_answer().attend(x) if self.output is None else self.output(x)).astype(jnp.float32)
+        """Compute the logits of the last layer's output in the model's dtype; return them in float32 or wider."""
+        x = x if self.logits_transform is None else self.logits_transform(x)
+        x = x if self.logits_scale is None else x * self.logits_scale
+        logits = self.embedding_of_answer().attend(x) if self.output is None else self.output(x)
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return logits if self.logits_bias is None else logits + self.logits_bias[...]
 
     def __call__(
         self,

@@ -11,11 +11,13 @@ from attn.nn.encoder_only import EncoderOnly
 from attn.nn.model import Model
 from attn.nn.recurrent import RecurrentGRU, RecurrentLSTM
 from attn.nn.transformer import Transformer
+from attn.nn.vision_transformer import VisionTransformer
 
 MODELS: dict[str, type[Model]] = {
     "transformer": Transformer,
     "decoder_only": DecoderOnly,
     "encoder_only": EncoderOnly,
+    "vision_transformer": VisionTransformer,
     "lstm": RecurrentLSTM,
     "gru": RecurrentGRU,
 }

@@ -182,7 +182,8 @@ class log_length(Mechanism):
         self.is_causal = layer.kind == "decoder"
 
     def score(self, q: Rows, k: Rows):
-        visible = q.token + 1 if self.is_causal else jnp.broadcast_to(k.length, q.token.shape)
+        # Padding before a prompt stands at negative positions; the logarithm of those would give gradients of NaN.
+        visible = jnp.maximum(q.token + 1, 1) if self.is_causal else jnp.broadcast_to(k.length, q.token.shape)
         factor = jnp.log1p(visible.astype(jnp.float32))
         return lambda s, q, k: s * factor[q.row]
 
@@ -219,6 +220,10 @@ class randomized(Mechanism):
     @property
     def scale(self) -> float | None:
         return self.inner.scale
+
+    @property
+    def scope(self) -> str:
+        return self.inner.scope
 
     def has(self, name: str) -> bool:
         return self.inner.has(name)

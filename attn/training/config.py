@@ -206,20 +206,30 @@ def _check_together(config: Config):
         raise ConfigError(
             f"config.task.min_length: got {task.min_length}, must be at most config.task.max_length = {task.max_length}"
         )
-    _check_heads(config.model)
+    _check_divisors(config.model)
     _check_data(config)
     if config.data.source != "pairs":
         check_fits(config, Generated(task))
 
 
-def _check_heads(model: ModelSettings):
-    """Check that the heads divide the width, unless `head_width` is given."""
-    if isinstance(model, BlockSettings) and model.head_width is None and model.width % model.num_heads:
-        divisors = [str(n) for n in range(1, model.width + 1) if model.width % n == 0]
-        raise ConfigError(
-            f"config.model.num_heads: got {model.num_heads}, must divide config.model.width = {model.width} "
-            f"({', '.join(divisors)}) unless config.model.head_width is given"
-        )
+def _check_divisors(model: ModelSettings):
+    """Check that heads divide the width unless `head_width` is given, groups the heads, distinct layers the layers."""
+    pairs = [
+        ("num_groups", "num_heads", ""),
+        ("num_groups", "num_decoder_heads", ""),
+        ("distinct_layers", "num_layers", ""),
+    ]
+    if isinstance(model, BlockSettings) and model.head_width is None:
+        unless = " unless config.model.head_width is given"
+        pairs += [("num_heads", "width", unless), ("num_decoder_heads", "width", unless)]
+    for name, of, unless in pairs:
+        given, whole = getattr(model, name, None), getattr(model, of, None)
+        if given is not None and whole is not None and whole % given:
+            divisors = [str(n) for n in range(1, whole + 1) if whole % n == 0]
+            raise ConfigError(
+                f"config.model.{name}: got {given}, must divide config.model.{of} = {whole} "
+                f"({', '.join(divisors)}){unless}"
+            )
 
 
 def _check_data(config: Config):

@@ -10,6 +10,8 @@ from attn.mechanisms import MECHANISMS, of, parse, register
 from attn.mechanisms.mechanism import parts
 from attn.nn.transformer import Mechanisms
 
+T5 = dict(num_buckets=32, max_distance=128, bidirectional=True, per_stack=False)
+
 
 def told(text):
     """Names and settings of what is read from a text."""
@@ -24,7 +26,7 @@ def told(text):
         (" shaw + softcap(cap=2.5) ", [("shaw", {"clip": 16}), ("softcap", {"cap": 2.5})]),
         ("rotary(500, fraction=0.5)", [("rotary", dict(base=500, fraction=0.5, factor=1.0))]),
         ("(shaw(3)+ t5()) + window(2, right=0)", [
-            ("shaw", {"clip": 3}), ("t5", dict(num_buckets=32, max_distance=128)), ("window", dict(left=2, right=0))
+            ("shaw", {"clip": 3}), ("t5", T5), ("window", dict(left=2, right=0))
         ]),
     ],
 )  # fmt: skip
@@ -34,7 +36,7 @@ def test_names_with_settings_are_joined_by_a_plus(text, expected):
 
 def test_a_mechanism_may_be_a_setting_of_another():
     drawn = parse("randomized(learned(9), 9)")
-    assert told([drawn.inner]) == [("learned", {"max_length": 9})] and drawn.range == 9
+    assert told([drawn.inner]) == [("learned", dict(max_length=9, first=0, per_stack=False))] and drawn.range == 9
     assert told([parse("randomized(inner=rotary, at_test='random')").inner])[0][0] == "rotary"
 
 

@@ -15,7 +15,9 @@ from attn.nn.transformer import Mechanisms
 
 def encode(model, tokens):
     """Return what the decoder gets of a source."""
-    return model.encode(tokens, Example(jnp.sum(tokens != 0)))[0]
+    length = jnp.sum(tokens != 0)
+    own = rows(len(tokens), total=length, example=Example(length))
+    return model.encode(tokens, Sides(own, own, masks.padding(length)))[0]
 
 
 def test_padding_is_out_of_reach_by_its_gradient():

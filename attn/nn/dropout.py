@@ -1,0 +1,22 @@
+"""Dropout of activations and of attention weights; without a random key it does nothing."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from attn.functional import Dropout
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Array, "..."]:
+    """Zero each element with probability `rate` and scale the rest by 1 / (1 - rate); without a key, do nothing.
+
+    Source: Srivastava et al. 2014.
+    """
+    if key is None or rate == 0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
+def weights_dropout(rate: float, key: Array | None) -> Dropout | None:
+    """Make the dropout of attention weights; None without a key or a rate."""
+    return None if key is None or rate == 0 else Dropout(rate, key)

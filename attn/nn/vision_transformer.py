@@ -1,0 +1,98 @@
+"""A vision Transformer: patches of a picture and a class token in, the class of the picture out.
+
+Source: Dosovitskiy et al. 2021, section 3.1.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from attn.functional import masks
+from attn.mechanisms.rows import Count, Example, rows
+from attn.nn.attention import Sides
+from attn.nn.model import PAD, Cache, Weights
+from attn.nn.one_stack import OneStack, OneStackSettings
+from attn.settings import between, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionTransformerSettings(OneStackSettings):
+    """Settings of the vision Transformer.
+
+    Attributes:
+      patch_size: P, the numbers of a patch: its pixels, times the channels.
+    """
+
+    patch_size: int = setting(9, between(1, 1_000_000))
+
+
+class VisionTransformer(OneStack):
+    """A vision Transformer.
+
+    As a source of tokens, a picture is a string of black-and-white patches: the token of a patch is 1 + the number
+    whose binary digits are its P pixels, the first pixel in the lowest digit. The end token is the class token, at
+    whose output the class is predicted: the first and only symbol of the answer.
+
+    Args:
+      vocabulary: V, the number of classes, or of tokens if the source is one of tokens.
+      settings: sizes and kinds.
+      rngs: keys for the initial parameters.
+    """
+
+    settings, kind = VisionTransformerSettings, "encoder"
+    reads_answer = False
+    maps = (("encoder", "source", "source"),)
+
+    def __init__(self, vocabulary: int, settings: VisionTransformerSettings, rngs: nnx.Rngs):
+        if settings.tied_embeddings:
+            raise ValueError("tied_embeddings: got True, must be False: patches have no embeddings of tokens to tie")
+        self.patch_size = settings.patch_size
+        super().__init__(vocabulary, settings, rngs)
+
+    def make_embeddings(self, vocabulary: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        """Make the linear map of patches and the vector of the class token."""
+        self.patch = nnx.Linear(self.patch_size, width, dtype=dtype, rngs=rngs)
+        self.class_token = nnx.Param(nnx.initializers.normal(width**-0.5)(rngs.params(), (width,)))
+
+    @classmethod
+    def max_answer(cls, source: int) -> int:
+        return 2
+
+    def source_vectors(self, source: Int[Array, "S"]) -> Float[Array, "S E"]:
+        """Return the vectors of the patches, and of the class token in place of the end token."""
+        pixels = (source[:, None] - 1) >> jnp.arange(self.patch_size) & 1
+        is_class = jnp.arange(len(source)) == jnp.sum(source != PAD) - 1
+        class_token = self.class_token[...].astype(self.dtype)
+        return jnp.where(is_class[:, None], class_token, self.patch(pixels.astype(self.dtype)))
+
+    def start(
+        self,
+        source: Int[Array, "S"],
+        capacity: int,
+        *,
+        answer_length: Count | None = None,
+        key: Array | None = None,
+        return_weights: bool = False,
+        shift: Float[Array, "S D"] | None = None,
+    ) -> tuple[Cache, Weights | None]:
+        """Compute the logits of the class, and of the end after it; the cache holds them."""
+        length = jnp.sum(source != PAD)
+        example = Example(length, answer_length, length, key)
+        own = rows(len(source), total=length, example=example)
+        x = self.embed(source, own, key, shift)
+        sides = Sides(own, own, masks.padding(length))
+        x, _, (weights, _) = self.stack(x, sides, key=key, return_weights=return_weights)
+        of_class = self.logits(x[length - 1][None])  # [1 V]
+        end = jax.nn.one_hot(jnp.full(capacity, self.vocabulary - 1), self.vocabulary, dtype=of_class.dtype)
+        cache = Cache(0, jnp.concatenate([of_class, end])[:capacity], (), example)
+        return cache, {"encoder": weights} if return_weights else None
+
+    def extend(
+        self, tokens: Int[Array, "T"], cache: Cache, *, key: Array | None = None, return_weights: bool = False
+    ) -> tuple[Float[Array, "T V"], Cache, Weights | None]:
+        """Look up the next T logits; the tokens are not read."""
+        logits = jax.lax.dynamic_slice_in_dim(cache.own, cache.index, len(tokens))
+        return logits, cache._replace(index=cache.index + len(tokens)), {} if return_weights else None

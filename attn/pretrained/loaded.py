@@ -1,0 +1,214 @@
+"""A loaded model: the call that users of the library transformers know, over our model for one example."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from attn.pretrained import generation, inputs
+from attn.pretrained.foundation import Decoder, Edit, Encoder, EncoderDecoder, Record, Vision
+from attn.pretrained.rules import Rule
+
+Model = Encoder | Decoder | EncoderDecoder | Vision
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """The outputs of a call, under the names of the library transformers; those that a model does not have are None.
+
+    Attributes:
+      logits: `[B T V]` of tokens, or `[B classes]`.
+      last_hidden_state: `[B T D]`, of the decoder if there is one.
+      pooler_output: `[B D]`.
+      hidden_states: `[B T D]` of the embeddings and of each layer.
+      attentions: `[B N T T]` per layer.
+      encoder_last_hidden_state, encoder_hidden_states, encoder_attentions: of the encoder, if there is a decoder too.
+      decoder_hidden_states, decoder_attentions: of the decoder, if there is an encoder too.
+      cross_attentions: `[B N T S]` per layer.
+    """
+
+    logits: Float[Array, "B *T V"] | None = None
+    last_hidden_state: Float[Array, "B T D"] | None = None
+    pooler_output: Float[Array, "B D"] | None = None
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
+    encoder_last_hidden_state: Float[Array, "B S D"] | None = None
+    encoder_hidden_states: tuple[Array, ...] | None = None
+    encoder_attentions: tuple[Array, ...] | None = None
+    decoder_hidden_states: tuple[Array, ...] | None = None
+    decoder_attentions: tuple[Array, ...] | None = None
+    cross_attentions: tuple[Array, ...] | None = None
+
+    def __getitem__(self, name: str):
+        return getattr(self, name)
+
+    def __repr__(self) -> str:
+        shown = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, tuple):
+                shown.append(f"{field.name}: {len(value)} of {jnp.shape(value[0])}")
+            elif value is not None:
+                shown.append(f"{field.name}: {jnp.shape(value)}")
+        return f"Output({', '.join(shown)})"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Origin:
+    """The files that a model was loaded from, as far as they are needed to run it and to write it again.
+
+    Attributes:
+      path: the folder or file.
+      config: config.json.
+      graphdef: the structure of our model.
+      rules: of its tensors.
+      dtypes: of the tensors in the file.
+      ignored: names of the tensors that were not used.
+      dtype: of parameters and computation.
+      ends: tokens that begin and end answers.
+    """
+
+    path: pathlib.Path
+    config: Mapping[str, Any]
+    graphdef: nnx.GraphDef
+    rules: tuple[Rule, ...]
+    dtypes: Mapping[str, np.dtype]
+    ignored: tuple[str, ...]
+    dtype: jnp.dtype
+    ends: generation.Ends
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model with the weights of a foreign file; a pytree whose leaves are its parameters.
+
+    Attributes:
+      params: its parameters.
+      origin: its structure and its files.
+    """
+
+    params: nnx.State
+    origin: Origin = dataclasses.field(metadata=dict(static=True))
+
+    @property
+    def model(self) -> Model:
+        """Our model for one example, with its parameters."""
+        return nnx.merge(self.origin.graphdef, self.params)
+
+    @property
+    def config(self) -> dict:
+        """The settings in config.json."""
+        return dict(self.origin.config)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B T"] | None = None,
+        attention_mask: Bool[Array, "B T"] | Int[Array, "B T"] | None = None,
+        token_type_ids: Int[Array, "B T"] | None = None,
+        position_ids: Int[Array, "B T"] | None = None,
+        decoder_input_ids: Int[Array, "B T"] | None = None,
+        decoder_attention_mask: Bool[Array, "B T"] | Int[Array, "B T"] | None = None,
+        pixel_values: Float[Array, "B C height width"] | None = None,
+        *,
+        edit: Edit | None = None,
+        output_attentions: bool = True,
+        output_hidden_states: bool = True,
+    ) -> Output:
+        """Compute the outputs of a batch.
+
+        Args:
+          input_ids: tokens.
+          attention_mask: 0 for padding, which no token attends to; all 1 unless given.
+          token_type_ids: types of the tokens, of BERT and ALBERT; all 0 unless given.
+          position_ids: positions of the tokens; 0, 1, 2, ... unless given.
+          decoder_input_ids, decoder_attention_mask: tokens of the answer so far.
+          pixel_values: pictures, of ViT.
+          edit: `(name, layer, weights) -> weights`, changes attention weights `[N T S]` before they are used; `name` is
+            "encoder", "decoder" or "cross". Return `weights.at[3].set(0)` to remove head 3, or add an array of zeros
+            to differentiate with respect to it.
+          output_attentions, output_hidden_states: return them; without, less memory is needed.
+
+        Raises:
+          ValueError: an input is missing, means nothing for this model, or has a wrong shape or values out of range.
+        """
+        given = dict(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            pixel_values=pixel_values,
+        )
+        arrays = inputs.checked(self.model, given, self.origin.dtype)
+        # A new function would be compiled at every call, so with `edit` the caller jits.
+        run = _run_compiled if edit is None else _run
+        options = dict(edit=edit, attentions=output_attentions, hidden_states=output_hidden_states)
+        with _precise(self.origin.dtype):
+            return run(self.origin.graphdef, self.params, arrays, **options)
+
+    def generate(
+        self,
+        input_ids: Int[Array, "B T"],
+        attention_mask: Bool[Array, "B T"] | Int[Array, "B T"] | None = None,
+        *,
+        max_new_tokens: int = 20,
+    ) -> Int[Array, "B length"]:
+        """Decode greedily with a key/value cache, until the end token or for `max_new_tokens`.
+
+        Args:
+          input_ids: prompts, padded at the front; of an encoder-decoder the sources.
+          attention_mask: 0 for padding; all 1 unless given.
+          max_new_tokens: the number of tokens to write at most.
+
+        Returns:
+          The prompts with what follows, or the answers with their start token; padded after the end token. Inside of
+          `jax.jit` they have `max_new_tokens` new tokens, outside as many as the longest answer.
+
+        Raises:
+          ValueError: the model does not write text, or as in a call.
+        """
+        model = self.model
+        given = inputs.checked_prompt(model, input_ids, attention_mask, max_new_tokens)
+        room, ends = generation.rounded(max_new_tokens), self.origin.ends
+        if isinstance(model, EncoderDecoder) and ends.start is None:
+            raise ValueError(f"{self.origin.path}: names no decoder_start_token_id, with which answers begin")
+        ids = given["input_ids"]
+        with _precise(self.origin.dtype):
+            new, count = generation.decode(
+                self.origin.graphdef, self.params, ids, given["attention_mask"], max_new_tokens, ends=ends, room=room
+            )
+        new = new[:, : max_new_tokens if isinstance(count, jax.core.Tracer) else int(count)]
+        before = ids if isinstance(model, Decoder) else jnp.full((len(ids), 1), ends.start, ids.dtype)
+        return jnp.concatenate([before, new], axis=1)
+
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return f"Pretrained({self.origin.config.get('model_type')}, {count:,} parameters, from {self.origin.path})"
+
+
+def _precise(dtype: jnp.dtype):
+    """Return the context of float32 products that are as precise as on a CPU, unless the user has chosen another."""
+    chosen = jax.config.jax_default_matmul_precision
+    return jax.default_matmul_precision("highest" if chosen is None and dtype == jnp.float32 else chosen)
+
+
+def _run(graphdef: nnx.GraphDef, params: nnx.State, arrays: dict[str, Array], *, edit, attentions, hidden_states):
+    model = nnx.merge(graphdef, params)
+
+    def one(arrays):
+        return model(Record(edit, attentions=attentions, hidden_states=hidden_states), **arrays)
+
+    return Output(**jax.vmap(one)(arrays))
+
+
+_run_compiled = functools.partial(jax.jit, static_argnames=("graphdef", "edit", "attentions", "hidden_states"))(_run)

@@ -1,0 +1,137 @@
+"""Loads foreign weights into our models, and writes them again."""
+
+import fnmatch
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Collection, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from attn.pretrained.families import FAMILIES
+from attn.pretrained.files import FileError, Tensor, open_tensors, read_json, save_tensors
+from attn.pretrained.generation import ends_of
+from attn.pretrained.loaded import Origin, Pretrained
+from attn.pretrained.plan import Plan
+from attn.pretrained.rules import by_path, read_all
+from attn.pretrained.settings import Keys
+from attn.settings import error_message, one_of
+
+# Files beside the weights that `save` copies.
+_BESIDE = (
+    *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "preprocessor_config.json"),
+)
+# Endings of names in files that TensorFlow's names were kept in, and the usual ones.
+_OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
+_DTYPES = ("float32", "float64", "bfloat16")
+
+
+def load(path: str | os.PathLike, *, dtype: str = "float32", ignore: Collection[str] = ()) -> Pretrained:
+    """Load a model from a folder as the library transformers writes it, or from a GGUF file.
+
+    Args:
+      path: a folder with config.json and weights (safetensors, in several files too, or an old file of PyTorch, of
+        which nothing is executed), a file of weights beside its config.json, or a file that ends with .gguf.
+      dtype: of parameters and computation: float32, bfloat16, or float64 with jax_enable_x64.
+      ignore: keys of config.json that are known not to matter.
+
+    Returns:
+      The model: `load(path)(input_ids=...)`.
+
+    Raises:
+      FileError: a file is missing or damaged; a tensor is missing, unknown, misshapen or not finite; or config.json
+        has a key that is not understood.
+      ValueError: another dtype.
+    """
+    if message := error_message(str, dtype, one_of(_DTYPES)):
+        raise ValueError(f"dtype: {message}")
+    if jnp.zeros((), dtype).dtype != dtype:
+        raise ValueError(f"dtype: got {dtype!r}, which needs jax.config.update('jax_enable_x64', True)")
+    path = pathlib.Path(os.path.expanduser(path))
+    folder = path if path.is_dir() else path.parent
+    config = read_json(folder / "config.json")
+    tensors = {_usual(name): tensor for name, tensor in open_tensors(path).items()}
+    plan = _plan(Keys(config, folder / "config.json"), tensors, dtype, ignore)
+    tensors, ignored = _without(tensors, plan)
+    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: plan.build(nnx.Rngs(0))), nnx.Param)
+    params = _filled(shapes, read_all(plan.rules, tensors, by_path(shapes), jnp.dtype(dtype)))
+    generation = folder / "generation_config.json"
+    said = config | (read_json(generation) if generation.exists() else {})
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    origin = Origin(path, config, graphdef, tuple(plan.rules), dtypes, ignored, jnp.dtype(dtype), ends_of(said))
+    return Pretrained(params, origin)
+
+
+def save(model: Pretrained, folder: str | os.PathLike):
+    """Write a folder that the library transformers, and `load`, read: the same tensors, bit for bit, in their dtypes.
+
+    Args:
+      model: a loaded model, whose parameters may have changed.
+      folder: is made if it does not exist; files in it that have the same names are replaced.
+
+    Raises:
+      FileError: the folder or a file cannot be written.
+    """
+    folder, origin = pathlib.Path(os.path.expanduser(folder)), model.origin
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        params = {path: np.asarray(jax.device_get(value)) for path, value in by_path(model.params).items()}
+        arrays = {rule.theirs: rule.write(params).astype(origin.dtypes[rule.theirs]) for rule in origin.rules}
+        save_tensors(folder / "model.safetensors", arrays)
+        (folder / "config.json").write_text(json.dumps(dict(origin.config), indent=2) + "\n")
+        source = origin.path if origin.path.is_dir() else origin.path.parent
+        for name in _BESIDE:
+            if (source / name).exists() and not (folder / name).exists():
+                shutil.copyfile(source / name, folder / name)
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be written ({error.strerror or error})") from None
+
+
+def _plan(keys: Keys, tensors: Mapping[str, Tensor], dtype: str, ignore: Collection[str]) -> Plan:
+    """Return the plan of the family that config.json names."""
+    kind = keys.take("model_type", hint=str)
+    if message := error_message(str, kind, one_of(FAMILIES)):
+        raise keys.error(f"key 'model_type': {message}")
+    plan = FAMILIES[kind](keys, tensors.keys(), dtype)
+    keys.check_all_read(also=tuple(ignore))
+    return plan
+
+
+def _usual(name: str) -> str:
+    for old, new in _OLD_NAMES.items():
+        name = name.removesuffix(old) + new if name.endswith(old) else name
+    return name
+
+
+def _without(tensors: Mapping[str, Tensor], plan: Plan) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the tensors without those that are not parameters and without copies, and the names of these."""
+    kept, ignored = dict(tensors), []
+    names = {rule.theirs for rule in plan.rules}
+    for name, tensor in tensors.items():
+        original = plan.copies.get(name)
+        if name not in names and any(fnmatch.fnmatch(name, pattern) for pattern in plan.ignored):
+            ignored.append(name)
+        elif original in tensors:
+            _check_copy(name, tensor, tensors[original], original)
+            ignored.append(name)
+        elif original is not None:
+            # The file has only the copy.
+            kept[original] = tensor
+            ignored.append(name)
+    return {name: tensor for name, tensor in kept.items() if name not in ignored}, tuple(ignored)
+
+
+def _check_copy(name: str, tensor: Tensor, original: Tensor, of: str):
+    if tensor.shape != original.shape or not np.array_equal(tensor.read(), original.read(), equal_nan=True):
+        raise FileError(f"{tensor.file}: tensor {name!r}: differs from {of!r}, of which it must be a copy")
+
+
+def _filled(shapes: nnx.State, params: Mapping[str, jax.Array]) -> nnx.State:
+    """Return a state with these arrays in the places of its shapes."""
+    flat = nnx.to_flat_state(shapes)
+    return nnx.from_flat_state([(path, each.replace(params[".".join(map(str, path))])) for path, each in flat])

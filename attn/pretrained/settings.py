@@ -1,0 +1,142 @@
+"""Reads config.json: every key that decides what is computed must be understood."""
+
+import fnmatch
+import pathlib
+
+from attn.nn.style import ACTIVATIONS
+from attn.pretrained.files import FileError
+from attn.settings import error_message, nearest
+
+# Keys that do not decide what is computed from weights and inputs: dropout, initial values, training, tokens,
+# generation, names. A family adds its own.
+IGNORED = (
+    *("architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "_*", "auto_map", "name_or_path"),
+    *("*dropout*", "*_pdrop", "*layerdrop", "initializer_*", "init_std", "gradient_checkpointing", "use_cache"),
+    *("*_token_id", "*_token_ids", "vocab_file", "tokenizer_class", "bad_words_ids", "task_specific_params", "prefix"),
+    *(
+        "id2label",
+        "label2id",
+        "num_labels",
+        "problem_type",
+        "finetuning_task",
+        "return_dict*",
+        "output_*",
+        "torchscript",
+    ),
+    *("pruned_heads", "use_bfloat16", "quantization_config_file", "language", "license", "tags", "directionality"),
+    *("do_sample", "early_stopping", "num_beams", "num_beam_groups", "max_length", "min_length", "length_penalty"),
+    *(
+        "temperature",
+        "top_k",
+        "top_p",
+        "typical_p",
+        "repetition_penalty",
+        "no_repeat_ngram_size",
+        "num_return_sequences",
+    ),
+    *("diversity_penalty", "encoder_no_repeat_ngram_size", "remove_invalid_values", "exponential_decay_length_penalty"),
+    *(
+        "normalize_before",
+        "add_bias_logits",
+        "add_final_layer_norm",
+        "normalize_embedding",
+        "static_position_embeddings",
+    ),
+    *(
+        "extra_pos_embeddings",
+        "gradient_checkpointing_kwargs",
+        "model_max_length",
+        "pretraining_tp",
+        "attn_implementation",
+    ),
+)
+# Names of activations in config.json, and ours.
+_ACTIVATIONS = {
+    **{name: name for name in ACTIVATIONS},
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_python": "gelu",
+    "swish": "silu",
+}
+_MISSING = object()
+
+
+class Keys:
+    """The keys of a config.json, which remember what has been read.
+
+    Args:
+      values: the object that the file holds.
+      path: of the file, for messages.
+    """
+
+    def __init__(self, values: dict, path: pathlib.Path):
+        self.values, self.path, self._read = values, path, set()
+
+    def take(self, name: str, default=_MISSING, *, hint: type = int):
+        """Return the value of a key; None counts as missing where there is a default.
+
+        Args:
+          name: the key.
+          default: the value if there is none; without a default the key must be there.
+          hint: its type; an int must be positive.
+
+        Raises:
+          FileError: the key is missing, or its value is of another type.
+        """
+        self._read.add(name)
+        value = self.values.get(name)
+        if value is None and default is not _MISSING:
+            return default
+        if value is None:
+            raise self.error(f"key {name!r}: none given, must be {_WORDS[hint]}")
+        if message := error_message(hint, value):
+            raise self.error(f"key {name!r}: {message}")
+        if hint is int and not 0 < value < 2**31:
+            raise self.error(f"key {name!r}: got {value}, must be {_WORDS[int]}")
+        return value
+
+    def skip(self, *names: str):
+        """Mark keys as understood whose values do not matter here."""
+        self._read |= {*names}
+
+    def activation(self, name: str, default: str) -> str:
+        """Return the name of an activation, as `attn.nn.style` calls it."""
+        given = self.take(name, default, hint=str)
+        if given not in _ACTIVATIONS:
+            known = ", ".join(_ACTIVATIONS)
+            raise self.error(f"key {name!r}: got {given!r}, must be one of {known}{nearest(given, _ACTIVATIONS)}")
+        return _ACTIVATIONS[given]
+
+    def expect(self, **values):
+        """Check that keys have these values, or are missing or None: nothing else is implemented."""
+        for name, value in values.items():
+            self._read.add(name)
+            if self.values.get(name) not in (None, value):
+                raise self.error(f"key {name!r}: got {self.values[name]!r}, must be {value!r}: no other is implemented")
+
+    def check_all_read(self, *ignored: str, also: tuple[str, ...] = ()):
+        """Check that every key has been read, or is ignored by name, or switched off (null, false, 0 or empty).
+
+        Args:
+          ignored: further names or patterns of this family.
+          also: names that the user wants to be ignored.
+
+        Raises:
+          FileError: a key is not understood.
+        """
+        for name, value in self.values.items():
+            known = name in self._read or any(fnmatch.fnmatch(name, each) for each in (*IGNORED, *ignored, *also))
+            if not known and value:
+                raise self.error(
+                    f"key {name!r} = {repr(value)[:80]} is not understood, and may decide what is computed; if it does "
+                    f"not: load(..., ignore=[{name!r}])"
+                )
+
+    def error(self, message: str) -> FileError:
+        """Return an error about the file."""
+        return FileError(f"{self.path}: {message}")
+
+
+_WORDS = {int: "a whole number from 1 to 2,147,483,647", float: "a number", bool: "true or false", str: "text"}
+_WORDS |= {dict: "an object"}
