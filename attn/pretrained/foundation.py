@@ -179,7 +179,7 @@ class Vision(nnx.Module):
             "attentions": record.weights("encoder"),
         }
         if self.has_logits:
-            outputs["logits"] = self.model.logits(x[0])
+            outputs["logits"] = self.model.logits(x[:1])[0]
         return outputs | pooled(x[0], self.pooler, None)
 
 

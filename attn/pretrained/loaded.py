@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from attn.pretrained import generation, inputs
 from attn.pretrained.foundation import Decoder, Edit, Encoder, EncoderDecoder, Record, Vision
 from attn.pretrained.rules import Rule
+from attn.pretrained.tokens import Tokens, load_tokens
 
+ArrayLike = Any  # an array of JAX or NumPy, or nested lists of numbers; `inputs` checks it
 Model = Encoder | Decoder | EncoderDecoder | Vision
 
 
@@ -68,6 +70,7 @@ class Origin:
     Attributes:
       path: the folder or file.
       config: config.json.
+      metadata: of a GGUF file; None of a folder.
       graphdef: the structure of our model.
       rules: of its tensors.
       dtypes: of the tensors in the file.
@@ -78,12 +81,18 @@ class Origin:
 
     path: pathlib.Path
     config: Mapping[str, Any]
+    metadata: Mapping[str, Any] | None
     graphdef: nnx.GraphDef
     rules: tuple[Rule, ...]
     dtypes: Mapping[str, np.dtype]
     ignored: tuple[str, ...]
     dtype: jnp.dtype
     ends: generation.Ends
+
+    @functools.cached_property
+    def tokens(self) -> Tokens:
+        """The tokenizer, read when it is first needed."""
+        return load_tokens(self.path, self.metadata)
 
 
 @jax.tree_util.register_dataclass
@@ -105,19 +114,28 @@ class Pretrained:
         return nnx.merge(self.origin.graphdef, self.params)
 
     @property
+    def tokens(self) -> Tokens:
+        """The tokenizer of its texts.
+
+        Raises:
+          FileError: there is none, or the library tokenizers is not installed.
+        """
+        return self.origin.tokens
+
+    @property
     def config(self) -> dict:
         """The settings in config.json."""
         return dict(self.origin.config)
 
     def __call__(
         self,
-        input_ids: Int[Array, "B T"] | None = None,
-        attention_mask: Bool[Array, "B T"] | Int[Array, "B T"] | None = None,
-        token_type_ids: Int[Array, "B T"] | None = None,
-        position_ids: Int[Array, "B T"] | None = None,
-        decoder_input_ids: Int[Array, "B T"] | None = None,
-        decoder_attention_mask: Bool[Array, "B T"] | Int[Array, "B T"] | None = None,
-        pixel_values: Float[Array, "B C height width"] | None = None,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        decoder_input_ids: ArrayLike | None = None,
+        decoder_attention_mask: ArrayLike | None = None,
+        pixel_values: ArrayLike | None = None,
         *,
         edit: Edit | None = None,
         output_attentions: bool = True,
@@ -126,12 +144,12 @@ class Pretrained:
         """Compute the outputs of a batch.
 
         Args:
-          input_ids: tokens.
+          input_ids: `[B T]` tokens.
           attention_mask: 0 for padding, which no token attends to; all 1 unless given.
           token_type_ids: types of the tokens, of BERT and ALBERT; all 0 unless given.
           position_ids: positions of the tokens; 0, 1, 2, ... unless given.
           decoder_input_ids, decoder_attention_mask: tokens of the answer so far.
-          pixel_values: pictures, of ViT.
+          pixel_values: `[B C height width]` pictures, of ViT.
           edit: `(name, layer, weights) -> weights`, changes attention weights `[N T S]` before they are used; `name` is
             "encoder", "decoder" or "cross". Return `weights.at[3].set(0)` to remove head 3, or add an array of zeros
             to differentiate with respect to it.
@@ -158,15 +176,15 @@ class Pretrained:
 
     def generate(
         self,
-        input_ids: Int[Array, "B T"],
-        attention_mask: Bool[Array, "B T"] | Int[Array, "B T"] | None = None,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
         *,
         max_new_tokens: int = 20,
     ) -> Int[Array, "B length"]:
         """Decode greedily with a key/value cache, until the end token or for `max_new_tokens`.
 
         Args:
-          input_ids: prompts, padded at the front; of an encoder-decoder the sources.
+          input_ids: `[B T]` prompts, padded at the front; of an encoder-decoder the sources.
           attention_mask: 0 for padding; all 1 unless given.
           max_new_tokens: the number of tokens to write at most.
 

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from attn.pretrained import llama_gguf
 from attn.pretrained.families import FAMILIES
 from attn.pretrained.files import FileError, Tensor, open_tensors, read_json, save_tensors
 from attn.pretrained.generation import ends_of
 from attn.pretrained.loaded import Origin, Pretrained
 from attn.pretrained.plan import Plan
-from attn.pretrained.rules import by_path, read_all
+from attn.pretrained.rules import Params, by_path, read_all
 from attn.pretrained.settings import Keys
 from attn.settings import error_message, one_of
 
@@ -53,17 +54,22 @@ def load(path: str | os.PathLike, *, dtype: str = "float32", ignore: Collection[
     if jnp.zeros((), dtype).dtype != dtype:
         raise ValueError(f"dtype: got {dtype!r}, which needs jax.config.update('jax_enable_x64', True)")
     path = pathlib.Path(os.path.expanduser(path))
-    folder = path if path.is_dir() else path.parent
-    config = read_json(folder / "config.json")
-    tensors = {_usual(name): tensor for name, tensor in open_tensors(path).items()}
-    plan = _plan(Keys(config, folder / "config.json"), tensors, dtype, ignore)
+    if path.suffix == ".gguf":
+        file, (config, tensors, metadata) = path, llama_gguf.read(path)
+        said = config
+    else:
+        folder, metadata = path if path.is_dir() else path.parent, None
+        file, config = folder / "config.json", read_json(folder / "config.json")
+        tensors = {_usual(name): tensor for name, tensor in open_tensors(path).items()}
+        generation = folder / "generation_config.json"
+        said = config | (read_json(generation) if generation.exists() else {})
+    plan = _plan(Keys(config, file), tensors, dtype, ignore)
     tensors, ignored = _without(tensors, plan)
     graphdef, shapes = nnx.split(nnx.eval_shape(lambda: plan.build(nnx.Rngs(0))), nnx.Param)
-    params = _filled(shapes, read_all(plan.rules, tensors, by_path(shapes), jnp.dtype(dtype)))
-    generation = folder / "generation_config.json"
-    said = config | (read_json(generation) if generation.exists() else {})
+    params = filled(shapes, read_all(plan.rules, tensors, by_path(shapes), jnp.dtype(dtype)))
     dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-    origin = Origin(path, config, graphdef, tuple(plan.rules), dtypes, ignored, jnp.dtype(dtype), ends_of(said))
+    rules = tuple(plan.rules)
+    origin = Origin(path, config, metadata, graphdef, rules, dtypes, ignored, jnp.dtype(dtype), ends_of(said))
     return Pretrained(params, origin)
 
 
@@ -131,7 +137,7 @@ def _check_copy(name: str, tensor: Tensor, original: Tensor, of: str):
         raise FileError(f"{tensor.file}: tensor {name!r}: differs from {of!r}, of which it must be a copy")
 
 
-def _filled(shapes: nnx.State, params: Mapping[str, jax.Array]) -> nnx.State:
+def filled(shapes: nnx.State, params: Params) -> nnx.State:
     """Return a state with these arrays in the places of its shapes."""
     flat = nnx.to_flat_state(shapes)
     return nnx.from_flat_state([(path, each.replace(params[".".join(map(str, path))])) for path, each in flat])

@@ -12,13 +12,16 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import einops
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Shaped
+from jaxtyping import Array
 
 from attn.pretrained.files import FileError, Tensor
 from attn.settings import nearest
+
+Params = Mapping[str, Array | np.ndarray | jax.ShapeDtypeStruct]  # by their paths; shapes are enough for some
 
 
 class Rule(NamedTuple):
@@ -41,18 +44,18 @@ class Rule(NamedTuple):
         """The paths of the parameters."""
         return (self.ours,) if isinstance(self.ours, str) else self.ours
 
-    def shape(self, params: Mapping[str, Shaped[Array, "..."]]) -> tuple[int, ...]:
+    def shape(self, params: Params) -> tuple[int, ...]:
         """Return the shape that the tensor must have."""
         theirs, _ = self._sides()
         letters = self._letters(params)
         return tuple(int(np.prod([_size(letters, each) for each in group])) for group in theirs)
 
-    def read(self, tensor: np.ndarray, params: Mapping[str, Shaped[Array, "..."]]) -> dict[str, np.ndarray]:
+    def read(self, tensor: np.ndarray, params: Params) -> dict[str, np.ndarray]:
         """Return the parameters that a tensor holds, by their paths."""
         array = einops.rearrange(tensor, self.axes, **self._letters(params))
         return {self.ours: array} if isinstance(self.ours, str) else dict(zip(self.ours, array))
 
-    def write(self, params: Mapping[str, Shaped[Array, "..."]]) -> np.ndarray:
+    def write(self, params: Params) -> np.ndarray:
         """Return the tensor that holds the parameters."""
         arrays = [np.asarray(params[path]) for path in self.paths]
         array = arrays[0] if isinstance(self.ours, str) else np.stack(arrays)
@@ -66,7 +69,7 @@ class Rule(NamedTuple):
             for side in self.axes.split("->")
         ]
 
-    def _letters(self, params: Mapping[str, Shaped[Array, "..."]]) -> dict[str, int]:
+    def _letters(self, params: Params) -> dict[str, int]:
         """Return the size of each axis, from the shapes of our parameters."""
         _, ours = self._sides()
         shape = params[self.paths[0]].shape
@@ -110,13 +113,13 @@ def attention(
     return [*rules, Rule(f"{theirs}.{output}.bias", f"{ours}.b_O", "d -> d")] if output_bias else rules
 
 
-def by_path(params: nnx.State) -> dict[str, Array]:
-    """Return parameters by their paths, such as "model.stack.blocks.0.attention.W_Q"."""
+def by_path(params: nnx.State) -> dict:
+    """Return parameters, or their shapes, by their paths, such as "model.stack.blocks.0.attention.W_Q"."""
     return {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(params)}
 
 
 def read_all(
-    rules: Iterable[Rule], tensors: Mapping[str, Tensor], shapes: Mapping[str, Shaped[Array, "..."]], dtype: jnp.dtype
+    rules: Iterable[Rule], tensors: Mapping[str, Tensor], shapes: Params, dtype: jnp.dtype
 ) -> dict[str, Array]:
     """Read the parameters from the tensors of a file: shapes and names first, values only if all of these are right.
 
@@ -142,7 +145,7 @@ def read_all(
     return params
 
 
-def check_names(rules: Iterable[Rule], tensors: Mapping[str, Tensor], shapes: Mapping[str, Shaped[Array, "..."]]):
+def check_names(rules: Iterable[Rule], tensors: Mapping[str, Tensor], shapes: Params):
     """Check that rules, tensors and parameters belong together, one to one, and that the shapes are right."""
     filled = [path for rule in rules for path in rule.paths]
     if sorted(filled) != sorted(shapes):  # a mistake of ours, not of the file

@@ -10,7 +10,7 @@ from flax import nnx
 from attn.nn.style import changed
 from attn.nn.transformer import Mechanisms, Transformer
 from attn.pretrained.foundation import EncoderDecoder
-from attn.pretrained.plan import Plan, prefix_of
+from attn.pretrained.plan import Plan, has_head, prefix_of
 from attn.pretrained.rules import Rule, attention, linear, norm
 from attn.pretrained.settings import Keys
 
@@ -53,7 +53,7 @@ def _plan(keys, names, dtype, root, rules, style, positions) -> Plan:
     keys.expect(is_encoder_decoder=True, is_decoder=False, tie_word_embeddings=True)
     D, layers = keys.take("d_model"), {each: keys.take(f"{each}_layers") for each in ("encoder", "decoder")}
     keys.skip("num_hidden_layers")  # repeats encoder_layers
-    has_logits = "final_logits_bias" in names
+    has_logits = has_head(keys, names, "final_logits_bias", "ConditionalGeneration MTModel")
     settings = Transformer.settings(
         "transformer",
         width=D,

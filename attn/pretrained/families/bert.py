@@ -11,7 +11,7 @@ from flax import nnx
 from attn.nn.encoder_only import EncoderOnly
 from attn.nn.style import changed
 from attn.pretrained.foundation import Encoder
-from attn.pretrained.plan import Plan, prefix_of
+from attn.pretrained.plan import Plan, has_head, prefix_of
 from attn.pretrained.rules import Rule, attention, linear, norm
 from attn.pretrained.settings import Keys
 
@@ -83,10 +83,13 @@ def albert(keys: Keys, names: Collection[str], dtype: str) -> Plan:
 def _plan(keys, names, dtype, root, rules, E, distinct=None, *, predictions, transform, pooler) -> Plan:
     """Return the plan, given the rules of the layers; heads are there if their tensors are."""
     D, heads, types = keys.take("hidden_size"), keys.take("num_attention_heads"), keys.take("type_vocab_size", 2)
-    vocabulary, has_logits = keys.take("vocab_size"), f"{predictions}.bias" in names
-    has_pooler, has_classifier = f"{pooler}.weight" in names, "classifier.weight" in names
+    vocabulary, has_pooler = keys.take("vocab_size"), has_head(keys, names, f"{pooler}.", "SequenceClassification")
+    has_logits = has_head(keys, names, f"{predictions}.", "MaskedLM PreTraining")
+    has_classifier = has_head(keys, names, "classifier.", "SequenceClassification")
     if has_classifier and not has_pooler:
-        raise keys.error("tensor 'classifier.weight': only a classifier of the pooled output is implemented")
+        raise keys.error(
+            "key 'architectures': of the models with a classifier only ...ForSequenceClassification is known"
+        )
     style = changed(
         "bert",
         epsilon=keys.take("layer_norm_eps", 1e-12, hint=float),

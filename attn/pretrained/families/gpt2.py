@@ -10,7 +10,7 @@ from flax import nnx
 from attn.nn.decoder_only import DecoderOnly
 from attn.nn.style import changed
 from attn.pretrained.foundation import Decoder
-from attn.pretrained.plan import Plan, prefix_of
+from attn.pretrained.plan import Plan, has_head, prefix_of
 from attn.pretrained.rules import Rule, norm
 from attn.pretrained.settings import Keys
 
@@ -23,7 +23,7 @@ def gpt2(keys: Keys, names: Collection[str], dtype: str) -> Plan:
     D, L, root = keys.take("n_embd"), keys.take("n_layer"), prefix_of("transformer.", names)
     tied = keys.take("tie_word_embeddings", True, hint=bool)
     # A file of a model without a head has no matrix of the logits, but neither has one with tied embeddings.
-    has_logits = tied or "lm_head.weight" in names
+    has_logits = tied or has_head(keys, names, "lm_head.", "LMHeadModel")
     settings = DecoderOnly.settings(
         "decoder_only",
         width=D,

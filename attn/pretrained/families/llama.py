@@ -10,7 +10,7 @@ from flax import nnx
 from attn.nn.decoder_only import DecoderOnly
 from attn.nn.style import changed
 from attn.pretrained.foundation import Decoder
-from attn.pretrained.plan import Plan, prefix_of
+from attn.pretrained.plan import Plan, has_head, prefix_of
 from attn.pretrained.rules import Rule, attention, linear, norm
 from attn.pretrained.settings import Keys
 
@@ -25,7 +25,7 @@ def llama(keys: Keys, names: Collection[str], dtype: str) -> Plan:
         raise keys.error(f"key 'num_key_value_heads': got {K}, must divide num_attention_heads = {N}")
     bias, wide_bias = (keys.take(name, False, hint=bool) for name in ("attention_bias", "mlp_bias"))
     tied = keys.take("tie_word_embeddings", False, hint=bool)
-    has_logits = tied or "lm_head.weight" in names
+    has_logits = tied or has_head(keys, names, "lm_head.", "CausalLM")
     settings = DecoderOnly.settings(
         "decoder_only",
         width=D,

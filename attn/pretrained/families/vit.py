@@ -11,7 +11,7 @@ from flax import nnx
 from attn.nn.style import changed
 from attn.nn.vision_transformer import VisionTransformer
 from attn.pretrained.foundation import Vision
-from attn.pretrained.plan import Plan, prefix_of
+from attn.pretrained.plan import Plan, has_head, prefix_of
 from attn.pretrained.rules import Rule, attention, linear, norm
 from attn.pretrained.settings import Keys
 
@@ -27,7 +27,8 @@ def vit(keys: Keys, names: Collection[str], dtype: str) -> Plan:
     if height % p or width % q:
         raise keys.error(f"key 'patch_size': got {p} x {q}, must divide image_size = {height} x {width}")
     root, bias = prefix_of("vit.", names), keys.take("qkv_bias", True, hint=bool)
-    has_logits, has_pooler = "classifier.weight" in names, f"{root}pooler.dense.weight" in names
+    has_logits = has_head(keys, names, "classifier.", "ImageClassification")
+    has_pooler = has_head(keys, names, f"{root}pooler.")
     pooled = keys.take("pooler_output_size", D)
     settings = VisionTransformer.settings(
         "vision_transformer",

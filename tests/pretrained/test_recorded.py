@@ -1,0 +1,129 @@
+"""Logits, hidden states and attention maps equal those of the library transformers, for every family.
+
+All parameters of the recorded models were drawn anew, so that no bias of 0 and no gain of 1 hides an error.
+"""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pretrained.recordings import CASES, NO_INFLUENCE, real_rows, recording
+
+from attn import pretrained
+from attn.pretrained.families import FAMILIES
+from attn.pretrained.files import open_tensors, save_tensors
+from attn.pretrained.loading import filled, load, save
+from attn.pretrained.rules import by_path
+
+# Hidden states of T5 reach 30, and 1e-5 is less than ten steps of float32 there: so a relative part.
+TOLERANCES = {"float32": dict(atol=1e-5, rtol=1e-5), "float64": dict(atol=1e-9, rtol=0)}
+every_case = pytest.mark.parametrize("case", CASES)
+WRITERS = [case for case in CASES if recording(case).group("generate")]
+
+
+@contextlib.contextmanager
+def float64(on: bool = True):
+    """Let JAX compute in float64."""
+    with jax.enable_x64(on):
+        yield
+
+
+def output_of(out: pretrained.Output, name: str) -> np.ndarray:
+    """Return an output by its name in the recordings, such as "attentions/1"."""
+    name, _, layer = name.partition("/")
+    return np.asarray(out[name][int(layer)] if layer else out[name])
+
+
+def test_every_family_is_recorded():
+    assert {recording(case).path.name.split("_")[0].rstrip("3") for case in CASES} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@every_case
+def test_outputs_equal_the_recorded_ones(case, dtype):
+    recorded = recording(case)
+    with float64(dtype == "float64"):
+        model = load(recorded.path, dtype=dtype)
+        for batch in recorded.batches:
+            inputs, expected = recorded.inputs(batch), recorded.outputs(dtype, batch)
+            out = model(**inputs) if expected else None
+            for name, values in expected.items():
+                rows = real_rows(name, inputs, values)
+                found = output_of(out, name)
+                assert found.dtype == dtype and found.shape == values.shape
+                message = f"{batch}{name} is the first output that differs"
+                np.testing.assert_allclose(found[rows], values[rows], **TOLERANCES[dtype], err_msg=message)
+            if expected:
+                lengths = {name.partition("/")[0] for name in expected}
+                given = {name for name in vars(out) if out[name] is not None}
+                assert lengths <= given and given - lengths <= {"last_hidden_state", "pooler_output"}
+
+
+@pytest.mark.parametrize("case", WRITERS)
+def test_greedy_decoding_writes_the_recorded_tokens(case):
+    recorded = recording(case).group("generate")
+    model = load(recording(case).path)
+    new = recorded["tokens"].shape[1] - (
+        recorded["input_ids"].shape[1] if "decoder" not in vars(model.model.model) else 1
+    )
+    tokens = model.generate(recorded["input_ids"], recorded["attention_mask"], max_new_tokens=9)
+    assert new <= 9
+    np.testing.assert_array_equal(tokens, recorded["tokens"])
+
+
+@every_case
+def test_what_is_saved_loads_again_bit_for_bit(case, tmp_path):
+    path = recording(case).path
+    model = load(path)
+    save(model, tmp_path)
+    before, after = open_tensors(path), open_tensors(tmp_path)
+    assert after.keys() == before.keys() - set(model.origin.ignored)
+    for name, tensor in after.items():
+        values, expected = tensor.read(), before[name].read()
+        assert values.dtype == expected.dtype
+        np.testing.assert_array_equal(values, expected, err_msg=name)
+    again = load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
+
+
+@every_case
+def test_every_tensor_matters(case, tmp_path):
+    """Changing any one tensor changes an output, but for those of which the recording says that they cannot."""
+    recorded = recording(case)
+    model = load(recorded.path)
+    params = {path: np.asarray(x) for path, x in by_path(model.params).items()}
+
+    @jax.jit
+    def run(params):
+        return [
+            jax.tree.leaves(pretrained.Pretrained(params, model.origin)(**recorded.inputs(b))) for b in recorded.batches
+        ]
+
+    usual, without = run(model.params), []
+    for rule in model.origin.rules:
+        changed = rule.write(params)
+        changed = changed + np.random.default_rng(0).normal(size=changed.shape).astype(np.float32)
+        new = filled(model.params, {**params, **rule.read(changed, params)})
+        differences = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), run(new), usual)
+        if max(jax.tree.leaves(differences)) < 1e-4:
+            without.append(rule.theirs)
+    assert sorted(without) == sorted(NO_INFLUENCE[case])
+
+
+@every_case
+def test_each_missing_or_misshapen_tensor_is_one_line(case, tmp_path):
+    recorded = recording(case)
+    (tmp_path / "config.json").write_bytes((recorded.path / "config.json").read_bytes())
+    arrays = {name: tensor.read() for name, tensor in open_tensors(recorded.path).items()}
+    for name in list(arrays)[:: max(1, len(arrays) // 5)]:
+        for change in ("missing", "misshapen"):
+            changed = {key: x for key, x in arrays.items() if key != name}
+            if change == "misshapen":
+                changed[name] = np.zeros((*arrays[name].shape, 2), np.float32)
+            save_tensors(tmp_path / "model.safetensors", changed)
+            with pytest.raises(pretrained.FileError) as error:
+                load(tmp_path)
+            assert "\n" not in str(error.value) and name in str(error.value)
+            assert str(tmp_path) in str(error.value)
