@@ -116,9 +116,16 @@ def _add_evaluate(commands):
 
 def _add_inspect(commands):
     inspect = commands.add_parser(
-        "inspect", help="Draw the attention maps of every layer and head, or describe the data and the model of a run."
+        "inspect",
+        help="Draw the attention maps of every layer and head, or describe the data and the model, of a run or of a "
+        "folder of pretrained weights.",
     )
-    _add_run(inspect)
+    inspect.add_argument(
+        "run",
+        metavar="RUN",
+        help="Folder of the run; or a folder of config.json and weights, as Hugging Face's libraries write it, or a GGUF "
+        "file.",
+    )
     inspect.add_argument(
         "input",
         metavar="INPUT",
@@ -127,7 +134,10 @@ def _add_inspect(commands):
         help='Input to draw the attention maps for, such as "3 1 4 1 5". Without it, the run is described.',
     )
     inspect.add_argument(
-        "--output", metavar="FILE", help="Write the picture to this .png, .svg or .pdf file. Default: RUN/inspect.png."
+        "--output",
+        metavar="FILE",
+        help="Write the picture to this .png, .svg or .pdf file. Default: RUN/inspect.png; inspect.png in the current "
+        "folder for pretrained weights.",
     )
 
 

@@ -13,6 +13,7 @@ from rich.progress import track
 
 from attn.functional import Unsupported
 from attn.inspection import pictures
+from attn.pretrained.files import FileError
 from attn.runs import Run, load
 from attn.settings import LOCAL_PATH, error_message, one_of
 from attn.studies import report
@@ -28,12 +29,22 @@ from attn.training.folders import RUNS, Folder, RunError, file_in_the_way, write
 from attn.training.locks import LockError
 from attn.training.loop import Interrupted, TrainingError
 from attn.training.programs import keep_programs
-from attn.training.progress import readable
+from attn.training.progress import readable, shortened
 
 _COLUMN = 14  # characters of a metric
 
 # Errors whose message is one line for the user.
-ERRORS = (CheckpointError, ConfigError, DataError, InputError, LockError, RunError, TrainingError, Unsupported)
+ERRORS = (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FileError,
+    InputError,
+    LockError,
+    RunError,
+    TrainingError,
+    Unsupported,
+)
 
 
 def _naming_mistakes(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
@@ -127,23 +138,54 @@ def _row(metrics: Metrics) -> dict:
     return {"sources": int(metrics.exact_match.count), **metrics.values()}
 
 
-@_naming_mistakes
 def inspect(arguments: argparse.Namespace) -> int:
-    """Describe a run, or draw its attention maps for an input."""
+    """Describe a run or a pretrained model, or draw its attention maps for an input."""
+    from attn import pretrained  # imported here, since runs do not need it
+
+    return _inspect_foreign(arguments) if pretrained.is_foreign(arguments.run) else _inspect_run(arguments)
+
+
+@_naming_mistakes
+def _inspect_run(arguments: argparse.Namespace) -> int:
     run = _load(arguments.run)
     if arguments.input is None:
         if arguments.output is not None:
             raise InputError(f"--output={arguments.output}: give an INPUT to draw")
         print("\n".join(map(readable, run.about())))
         return 0
-    output = run.folder / "inspect.png" if arguments.output is None else pathlib.Path(arguments.output)
-    if output.suffix not in (".png", ".svg", ".pdf"):
-        raise InputError(f"--output={output}: the ending must be .png, .svg or .pdf")
-    report.check_writable(output)
-    written = run.inspect(arguments.input, output)
+    written = run.inspect(arguments.input, _picture(arguments, run.folder / "inspect.png"))
     _warn_of_unknown(run.vocabulary, arguments.input)
     print(f"wrote {written}")
     return 0
+
+
+def _inspect_foreign(arguments: argparse.Namespace) -> int:
+    from attn import pretrained
+
+    model = pretrained.load(arguments.run)
+    if arguments.input is None:
+        print("\n".join(map(readable, model.about())))
+        return 0
+    output = _picture(arguments, pathlib.Path("inspect.png"))
+    try:
+        maps = model.look(arguments.input)
+    except pretrained.FileError:
+        raise
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    title = f"{pathlib.Path(arguments.run).name}: {shortened(readable(arguments.input), 90)}"
+    pictures.save(pictures.draw_maps(maps, title), output)
+    print(f"wrote {output}")
+    return 0
+
+
+def _picture(arguments: argparse.Namespace, default: pathlib.Path) -> pathlib.Path:
+    """Return the file to draw into."""
+    output = default if arguments.output is None else pathlib.Path(arguments.output)
+    if output.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(f"--output={output}: the ending must be .png, .svg or .pdf")
+    report.check_writable(output)
+    return output
 
 
 def _resumable(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:

@@ -6,8 +6,18 @@ model.generate(input_ids, max_new_tokens=20)
 attn.pretrained.save(model, another_folder)
 """
 
-from attn.pretrained.files import FileError
+import os
+import pathlib
+
+from attn.pretrained.files import FOLDER_NAMES, SUFFIXES, FileError
 from attn.pretrained.loaded import Output, Pretrained
 from attn.pretrained.loading import load, save
 
-__all__ = ["FileError", "Output", "Pretrained", "load", "save"]
+
+def is_foreign(path: str | os.PathLike) -> bool:
+    """Return whether a path is a file or a folder of foreign weights, by its names alone."""
+    path = pathlib.Path(os.path.expanduser(path))
+    return path.suffix in SUFFIXES or any((path / name).exists() for name in FOLDER_NAMES)
+
+
+__all__ = ["FileError", "Output", "Pretrained", "is_foreign", "load", "save"]

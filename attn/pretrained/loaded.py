@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -208,6 +209,36 @@ class Pretrained:
         new = new[:, : max_new_tokens if isinstance(count, jax.core.Tracer) else int(count)]
         before = ids if isinstance(model, Decoder) else jnp.full((len(ids), 1), ends.start, ids.dtype)
         return jnp.concatenate([before, new], axis=1)
+
+    def look(self, given, *, answer: str | None = None, edit: Edit | None = None):
+        """Compute the attention maps of a text or a picture: `attn.pretrained.looking.look`."""
+        from attn.pretrained.looking import look  # imported here, since loading and calling need nothing of it
+
+        return look(self, given, answer=answer, edit=edit)
+
+    def save(self, folder: str | os.PathLike):
+        """Write a folder that the library transformers reads: `attn.pretrained.save`."""
+        from attn.pretrained.loading import save  # imported here, since `loading` imports this module
+
+        save(self, folder)
+
+    def about(self) -> list[str]:
+        """Describe the model in lines."""
+        config, origin = self.origin.config, self.origin
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        dtypes = ", ".join(sorted({str(dtype) for dtype in origin.dtypes.values()}))
+        lines = [
+            f"weights     {origin.path}, {len(origin.rules)} tensors of {dtypes}",
+            f"model       {config.get('model_type')}, {count:,} parameters",
+        ]
+        stacks = {"encoder": "encoder", "decoder": "decoder", "stack": "layers"}
+        for name, shown in stacks.items():
+            if (stack := getattr(self.model.model, name, None)) is not None:
+                heads, width = stack.blocks[0].attention.W_Q.shape[1], stack.blocks[0].attention.W_Q.shape[0]
+                lines.append(f"{shown:<12}{len(stack.blocks)} of {heads} heads, width {width}")
+        if origin.ignored:
+            lines.append(f"not used    {', '.join(origin.ignored)}")
+        return lines
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
