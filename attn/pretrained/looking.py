@@ -40,9 +40,9 @@ def look(model: Pretrained, given, *, answer: str | None = None, edit: Edit | No
         return Maps(weights, None, {name: ("source", "source")}, model.tokens.names(ids), [], [])
     if answer is None:
         [written] = model.generate([ids], max_new_tokens=_LONGEST_ANSWER)
-        written = np.asarray(written)[1:]
+        written = written[1:].tolist()
     else:
-        written = np.array(model.tokens.encode(answer), int)
+        written = model.tokens.encode(answer)
     read = [model.origin.ends.start, *written[:-1]]
     out = model([ids], decoder_input_ids=[read], edit=edit, output_hidden_states=False)
     weights = {"cross": out.cross_attentions, "decoder": out.decoder_attentions, "encoder": out.encoder_attentions}

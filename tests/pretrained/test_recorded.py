@@ -4,21 +4,24 @@ All parameters of the recorded models were drawn anew, so that no bias of 0 and 
 """
 
 import contextlib
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pretrained.recordings import CASES, NO_INFLUENCE, real_rows, recording
 
 from attn import pretrained
 from attn.pretrained.families import FAMILIES
 from attn.pretrained.files import open_tensors, save_tensors
 from attn.pretrained.loading import filled, load, save
 from attn.pretrained.rules import by_path
+from attn.studies.recordings import CASES, FOLDER, real_rows, recording
 
 # Hidden states of T5 reach 30, and 1e-5 is less than ten steps of float32 there: so a relative part.
 TOLERANCES = {"float32": dict(atol=1e-5, rtol=1e-5), "float64": dict(atol=1e-9, rtol=0)}
+# Names of the tensors that change nothing: biases of keys, which the softmax cancels.
+NO_INFLUENCE = json.loads((FOLDER / "no_influence.json").read_text())
 every_case = pytest.mark.parametrize("case", CASES)
 WRITERS = [case for case in CASES if recording(case).group("generate")]
 

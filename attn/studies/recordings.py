@@ -1,15 +1,17 @@
-"""The recordings of benchmarks/hugging_face.py: folders of tiny models, with what the library transformers computed."""
+"""The recordings of benchmarks/hugging_face.py: folders of tiny models, with what the library transformers computed.
+
+They are in the checkout; an installed package does not have them, and `CASES` is then empty.
+"""
 
 import functools
-import json
 import pathlib
 
 import numpy as np
 
-FOLDER = pathlib.Path(__file__).parent / "recorded"
+import attn
+
+FOLDER = pathlib.Path(attn.__file__).parents[1] / "tests" / "pretrained" / "recorded"
 CASES = sorted(path.parent.name for path in FOLDER.glob("*/recorded.npz"))
-# Names of the tensors that change nothing, such as biases of keys, which the softmax cancels.
-NO_INFLUENCE = json.loads((FOLDER / "no_influence.json").read_text())
 
 
 class Recording:
