@@ -69,6 +69,7 @@ class Claim:
       equation: the equation of the claim, in TeX that matplotlib can read.
       method: paragraphs that describe the measurement.
       full, quick: the sizes of the measurement, such as `each`, the strings evaluated per length.
+      missing: returns what it needs and is not installed; None if nothing is missing.
     """
 
     measure: Callable[[Sizes, Trainer], Numbers]
@@ -83,6 +84,7 @@ class Claim:
     method: Sequence[str]
     full: Sizes
     quick: Sizes
+    missing: Callable[[], str | None] = lambda: None
 
     def sizes(self, quick: bool) -> Sizes:
         """Return the sizes of a quick or of a full measurement."""

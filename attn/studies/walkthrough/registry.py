@@ -1,6 +1,17 @@
 """The claims by name, in the order of the walkthrough. A new claim is a file with a `CLAIM`, and one line here."""
 
-from attn.studies.walkthrough import access, bottleneck, cross, heads, parallel, positions, reading, scaling
+from attn.studies.walkthrough import (
+    access,
+    atoms,
+    blocks,
+    bottleneck,
+    cross,
+    heads,
+    parallel,
+    positions,
+    reading,
+    scaling,
+)
 
 CLAIMS = {
     "bottleneck": bottleneck.CLAIM,
@@ -11,4 +22,6 @@ CLAIMS = {
     "positions": positions.CLAIM,
     "parallel": parallel.CLAIM,
     "reading": reading.CLAIM,
+    "blocks": blocks.CLAIM,
+    "atoms": atoms.CLAIM,
 }

@@ -46,8 +46,12 @@ def walk(folder: pathlib.Path, names: Sequence[str], *, quick: bool) -> dict[str
     for name in names:
         if name in measured:
             print(f"{name} is measured already; delete {name}.json to measure it again")
+    for name, reason in (missing := {each: CLAIMS[each].missing() for each in names}).items():
+        if reason is not None and name not in measured:
+            print(f"{name} is not measured: {reason}")
+    to_measure = [name for name in names if name not in measured and missing[name] is None]
     try:
-        run_jobs("claim", {name: measure(name) for name in names if name not in measured}, folder)
+        run_jobs("claim", {name: measure(name) for name in to_measure}, folder)
     finally:  # if interrupted, write a page of the claims measured so far
         write_whole(folder / "index.html", page.write(measured))
     return {name: measured[name] for name in CLAIMS if name in measured}
