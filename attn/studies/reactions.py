@@ -30,7 +30,7 @@ from attn.pretrained import Pretrained
 from attn.studies.smiles import ARROW, SPECIAL, Graph, colors, read, tokenize
 
 PACKAGE, VERSION = "rxnmapper", "0.4.3"
-INSTALL = "pip install --no-deps --require-hashes -r requirements-models.txt"
+INSTALL = "pip install --no-deps --require-hashes -r requirements-models.txt, or make models"
 LAYER, HEAD = 10, 5  # counted from 0: the head that the package uses
 _NEIGHBORS = 90.0  # factor for pairs of atoms next to a pair that has been mapped
 _NOTHING = 1e-8  # a probability that counts as none
