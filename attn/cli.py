@@ -123,8 +123,8 @@ def _add_inspect(commands):
     inspect.add_argument(
         "run",
         metavar="RUN",
-        help="Folder of the run; or a folder of config.json and weights, as Hugging Face's libraries write it, or a GGUF "
-        "file.",
+        help="Folder of the run; or a folder with config.json and weights, as the library transformers writes it, or a "
+        "GGUF file.",
     )
     inspect.add_argument(
         "input",

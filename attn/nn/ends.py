@@ -14,7 +14,7 @@ class Bottom(nnx.Module):
     Args:
       style: whether embeddings are scaled and normalised.
       width: D.
-      embedding_width: E, the width of the embeddings; if it is not D, they are projected.
+      embedding_width: E, the width of the embeddings, which are projected to D; None for D without a projection.
       rate: of the dropout.
       dtype: of the computation.
       rngs: keys for the initial parameters.
@@ -23,12 +23,12 @@ class Bottom(nnx.Module):
     """
 
     def __init__(
-        self, style: Style, width: int, embedding_width: int, *, rate: float, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, style: Style, width: int, embedding_width: int | None, *, rate: float, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
-        self.scale = embedding_width**0.5 if style.embedding_scale else None
-        self.norm = style.make_norm(embedding_width, dtype, rngs) if style.embedding_norm else None
-        is_narrow = embedding_width != width
-        self.project = nnx.Linear(embedding_width, width, dtype=dtype, rngs=rngs) if is_narrow else None
+        E = embedding_width or width
+        self.scale = E**0.5 if style.embedding_scale else None
+        self.norm = style.make_norm(E, dtype, rngs) if style.embedding_norm else None
+        self.project = None if embedding_width is None else nnx.Linear(E, width, dtype=dtype, rngs=rngs)
         self.rate, self.dtype = rate, dtype
 
     def __call__(

@@ -137,7 +137,7 @@ class Model(nnx.Module):
         self.output = None if tied else nnx.Linear(E, vocabulary, use_bias=False, **options)
         self.logits_transform = LogitsTransform(style, width, E, **options) if style.logits_transform else None
         self.logits_bias = nnx.Param(jnp.zeros(vocabulary)) if style.logits_bias else None
-        self.logits_scale = width**-0.5 if style.logits_scale and tied else None
+        self.logits_scale = width**-0.5 if style.logits_scale else None
 
     def source_vectors(self, source: Int[Array, "S"]) -> Float[Array, "S E"]:
         """Return the embeddings of the source's tokens, to which `shift` is added."""

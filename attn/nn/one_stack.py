@@ -68,7 +68,8 @@ class OneStack(Model):
             distinct=settings.distinct_layers,
         )
         self.stack.add_norm(settings, rngs)
-        self.bottom = Bottom(settings.choices, settings.width, E, rate=settings.dropout, **options)
+        width = settings.width
+        self.bottom = Bottom(settings.choices, width, settings.embedding_width, rate=settings.dropout, **options)
         tied = settings.tied_embeddings
         self.add_output(vocabulary, settings.width, tied=tied, style=settings.choices, embedding_width=E, **options)
 

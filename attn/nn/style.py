@@ -46,7 +46,7 @@ class Style:
       embedding_scale: multiply the embeddings of tokens by sqrt(D).
       logits_transform: apply a linear layer, the activation and a norm before the matrix of the logits.
       logits_bias: add a bias to the logits.
-      logits_scale: multiply logits by D^-1/2 where the embeddings are tied.
+      logits_scale: multiply logits by D^-1/2, for large embeddings that are tied.
     """
 
     norm: str = setting("pre", one_of(("pre", "post")))
@@ -86,7 +86,7 @@ STYLES: dict[str, Style] = {
     ),
     "gpt2": dataclasses.replace(_LAYER, activation="gelu_tanh"),
     "t5": dataclasses.replace(_RMS, logits_scale=True),
-    "t5_gated": dataclasses.replace(_RMS, activation="gelu_tanh", gated=True, logits_scale=True),
+    "t5_gated": dataclasses.replace(_RMS, activation="gelu_tanh", gated=True),
     "bart": dataclasses.replace(_LAYER, norm="post", embedding_norm=True, logits_bias=True),
     "marian": dataclasses.replace(_LAYER, norm="post", activation="silu", embedding_scale=True, logits_bias=True),
     "vit": dataclasses.replace(_LAYER, epsilon=1e-12, logits_bias=True),

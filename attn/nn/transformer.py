@@ -104,7 +104,7 @@ class Transformer(Model):
         self.encoder.add_norm(settings, rngs)
         self.decoder.add_norm(settings, rngs)
         self.source_bottom, self.answer_bottom = (
-            Bottom(style, D, D, rate=settings.dropout, **options) for _ in range(2)
+            Bottom(style, D, None, rate=settings.dropout, **options) for _ in range(2)
         )
         self.add_output(vocabulary, D, tied=settings.tied_embeddings, style=style, **options)
 

@@ -92,7 +92,8 @@ class Encoder(nnx.Module):
       model: the encoder.
       types: embeddings of the types of tokens; None if there are none.
       pooler: linear layer of the first token's output; None if there is none.
-      classifier: linear layer of the pooled output; None if there is none.
+      classifier: linear layer of the pooled output, or of the output of each token; None if there is none.
+      classifies_tokens: which of these.
       has_logits: the model predicts tokens.
     """
 
@@ -103,10 +104,11 @@ class Encoder(nnx.Module):
         types: nnx.Embed | None = None,
         pooler: nnx.Linear | None = None,
         classifier: nnx.Linear | None = None,
+        classifies_tokens: bool = False,
         has_logits: bool,
     ):
         self.model, self.types, self.pooler, self.classifier = model, types, pooler, classifier
-        self.has_logits = has_logits
+        self.classifies_tokens, self.has_logits = classifies_tokens, has_logits
 
     def __call__(
         self,
@@ -128,17 +130,11 @@ class Encoder(nnx.Module):
         }
         if self.has_logits:
             outputs["logits"] = self.model.logits(x)
-        return outputs | pooled(x[0], self.pooler, self.classifier)
-
-
-def pooled(x: Float[Array, "D"], pooler: nnx.Linear | None, classifier: nnx.Linear | None) -> Outputs:
-    """Compute what the heads make of the first token's output."""
-    outputs = {}
-    if pooler is not None:
-        x = outputs["pooler_output"] = jnp.tanh(pooler(x))
-    if classifier is not None:
-        outputs["logits"] = classifier(x)
-    return outputs
+        if self.pooler is not None:
+            outputs["pooler_output"] = jnp.tanh(self.pooler(x[0]))
+        if self.classifier is not None:
+            outputs["logits"] = self.classifier(x if self.classifies_tokens else outputs["pooler_output"])
+        return outputs
 
 
 class Vision(nnx.Module):
@@ -180,7 +176,9 @@ class Vision(nnx.Module):
         }
         if self.has_logits:
             outputs["logits"] = self.model.logits(x[:1])[0]
-        return outputs | pooled(x[0], self.pooler, None)
+        if self.pooler is not None:
+            outputs["pooler_output"] = jnp.tanh(self.pooler(x[0]))
+        return outputs
 
 
 class Prompt(NamedTuple):

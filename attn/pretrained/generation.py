@@ -1,27 +1,36 @@
 """Greedy decoding of pretrained models, with the key/value cache."""
 
 import functools
+import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from attn.pretrained.files import FileError
 from attn.pretrained.foundation import Decoder
 
 _ROUND = 64  # capacities are multiples of it, so that another length seldom compiles another program
 
 
 class Ends(NamedTuple):
-    """The tokens that begin and end an answer.
+    """What a model's files say of greedy decoding.
 
     Attributes:
       end: tokens after which an answer has ended.
       pad: fills the rest of an answer that has ended.
       start: the first token of an encoder-decoder's answer.
-      first, last: tokens that the first and the last written one are forced to be; None to leave them.
+      first: token that an encoder-decoder must write first; None for any.
+      last: token that must be written last if nothing has ended before; None for any.
+      never: tokens that are not written.
+      min_length, min_new_tokens: an answer does not end before it has so many tokens, the prompt or the start token
+        included, or not.
+      repetition_penalty: logits of tokens that are there already are divided by it, or multiplied if negative.
+      no_repeat: number of tokens that must not come in the same order twice; 0 for any.
+      left_out: settings that are not implemented.
     """
 
     end: tuple[int, ...]
@@ -29,20 +38,62 @@ class Ends(NamedTuple):
     start: int | None = None
     first: int | None = None
     last: int | None = None
+    never: tuple[int, ...] = ()
+    min_length: int = 0
+    min_new_tokens: int = 0
+    repetition_penalty: float = 1.0
+    no_repeat: int = 0
+    left_out: tuple[str, ...] = ()
 
 
-def ends_of(config: Mapping) -> Ends:
-    """Return the tokens that config.json, or generation_config.json over it, names."""
-    end = config.get("eos_token_id")
-    end = tuple(end) if isinstance(end, list) else () if end is None else (end,)
-    pad = config.get("pad_token_id")
-    start = config.get("decoder_start_token_id")
+# Settings of the library transformers that change greedy decoding, and their values that change nothing.
+_NOT_IMPLEMENTED = {
+    "encoder_repetition_penalty": 1,
+    "encoder_no_repeat_ngram_size": 0,
+    "begin_suppress_tokens": [],
+    "sequence_bias": {},
+    "exponential_decay_length_penalty": 0,
+}
+
+
+def ends_of(config: Mapping, path: pathlib.Path) -> Ends:
+    """Return what generation_config.json, or without it config.json, says.
+
+    Raises:
+      FileError: a token is not a number.
+    """
+
+    def tokens(name: str) -> tuple[int, ...]:
+        given = config.get(name)
+        given = [] if given is None else given if isinstance(given, list) else [given]
+        if not all(isinstance(each, int) and not isinstance(each, bool) and abs(each) < 2**31 for each in given):
+            raise FileError(f"{path}: key {name!r}: got {given!r:.80}, must be a token or a list of tokens")
+        return tuple(given)
+
+    def one(name: str) -> int | None:
+        return next(iter(tokens(name)), None)
+
+    words = config.get("bad_words_ids") or []
+    words = words if isinstance(words, list) and all(isinstance(each, list) for each in words) else []
+    single = {each[0] for each in words if len(each) == 1 and isinstance(each[0], int)}
+    left_out = [name for name, value in _NOT_IMPLEMENTED.items() if config.get(name) not in (None, value)]
+    left_out += ["bad_words_ids of several tokens"] * any(len(each) > 1 for each in words)
+    penalty = config.get("repetition_penalty") or 1.0
+    if not isinstance(penalty, int | float) or not penalty > 0:
+        raise FileError(f"{path}: key 'repetition_penalty': got {penalty!r:.80}, must be a number greater than 0")
+    end, pad, start = tokens("eos_token_id"), one("pad_token_id"), one("decoder_start_token_id")
     return Ends(
         end,
         pad if pad is not None else end[0] if end else 0,
-        start if start is not None else config.get("bos_token_id"),
-        config.get("forced_bos_token_id"),
-        config.get("forced_eos_token_id"),
+        start if start is not None else one("bos_token_id"),
+        one("forced_bos_token_id"),
+        one("forced_eos_token_id"),
+        tuple(sorted(single | set(tokens("suppress_tokens")))),
+        one("min_length") or 0,
+        one("min_new_tokens") or 0,
+        float(penalty),
+        one("no_repeat_ngram_size") or 0,
+        tuple(left_out),
     )
 
 
@@ -56,56 +107,98 @@ def decode(
     *,
     ends: Ends,
     room: int,
-) -> tuple[Int[Array, "B room"], Int[Array, ""]]:
+) -> tuple[Int[Array, "B length"], Int[Array, ""]]:
     """Write the most probable token again and again, until all answers have ended or are long enough.
 
     Args:
       graphdef, params: of a `Decoder` or `EncoderDecoder`.
       input_ids, attention_mask: prompts padded at the front, or sources.
       max_new_tokens: the number of tokens to write at most.
-      ends: tokens of beginning and end.
+      ends: how answers begin and end.
       room: at least `max_new_tokens`.
 
     Returns:
-      (new tokens, padded, and their number: that of the longest answer).
+      (prompts or start tokens with what was written, padded; the number of tokens of the longest).
     """
     model = nnx.merge(graphdef, params)
     B, T = input_ids.shape
-    written = jnp.full((B, room), ends.pad, input_ids.dtype)
     if isinstance(model, Decoder):
+        before = input_ids
         logits, state = jax.vmap(lambda ids, mask: model.prefill(ids, mask, T + room))(input_ids, attention_mask)
-        first = T
     else:
+        before = jnp.full((B, 1), ends.start, input_ids.dtype)
         state = jax.vmap(lambda ids, mask: model.prefill(ids, mask, room + 1))(input_ids, attention_mask)
-        start = jnp.full((B,), ends.start, input_ids.dtype)
-        logits, state = jax.vmap(model.step, in_axes=(0, None, 0))(start, jnp.int32(0), state)
-        first = 1
-
-    def is_end(token):
-        return jnp.isin(token, jnp.array(ends.end, token.dtype)) if ends.end else jnp.zeros(token.shape, bool)
-
-    def choose(logits, count, ended):
-        token = jnp.argmax(logits, axis=-1).astype(input_ids.dtype)
-        if ends.first is not None:
-            token = jnp.where(count == 0, ends.first, token)
-        if ends.last is not None:
-            token = jnp.where(count == max_new_tokens - 1, ends.last, token)
-        return jnp.where(ended, ends.pad, token)
+        logits, state = jax.vmap(model.step, in_axes=(0, None, 0))(before[:, 0], jnp.int32(0), state)
+    first = before.shape[1]
+    total = first + max_new_tokens
+    tokens = jnp.pad(before, ((0, 0), (0, room)), constant_values=ends.pad)
+    ends = ends if first == 1 else ends._replace(first=None)  # of a longer prompt the first token is written already
 
     def is_running(carry):
-        _, _, _, count, ended = carry
-        return (count < max_new_tokens) & ~ended.all()
+        _, _, place, ended = carry
+        return (place < total) & ~ended.all()
 
-    def write(carry):
-        logits, state, written, count, ended = carry
-        token = choose(logits, count, ended)
-        written = jax.lax.dynamic_update_slice_in_dim(written, token[:, None], count, axis=1)
-        logits, state = jax.vmap(model.step, in_axes=(0, None, 0))(token, first + count, state)
-        return logits, state, written, count + 1, ended | is_end(token)
+    def write(carry, logits=None):
+        state, tokens, place, ended = carry
+        if logits is None:
+            token = jax.lax.dynamic_index_in_dim(tokens, place - 1, axis=1, keepdims=False)
+            logits, state = jax.vmap(model.step, in_axes=(0, None, 0))(token, place - 1, state)
+        token = _choose(logits, tokens, place, place - first, total, ends)
+        token = jnp.where(ended, ends.pad, token)
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], place, axis=1)
+        return state, tokens, place + 1, ended | jnp.isin(token, jnp.array(ends.end, token.dtype))
 
-    carry = logits, state, written, jnp.int32(0), jnp.zeros(B, bool)
-    _, _, written, count, _ = jax.lax.while_loop(is_running, write, carry)
-    return written, count
+    # The prompt has given the logits of the first token already.
+    carry = write((state, tokens, jnp.int32(first), jnp.zeros(B, bool)), logits)
+    _, tokens, place, _ = jax.lax.while_loop(is_running, write, carry)
+    return tokens, place
+
+
+def _choose(
+    logits: Float[Array, "B V"],
+    tokens: Int[Array, "B length"],
+    place: Int[Array, ""],
+    count: Int[Array, ""],
+    total: Int[Array, ""],
+    ends: Ends,
+) -> Int[Array, "B"]:
+    """Return the most probable token of those that may be written at a place of the texts.
+
+    Args:
+      logits: of the next token.
+      tokens: so far, of which the first `place` count.
+      place: where the token is written.
+      count: number of new tokens before it.
+      total: number of tokens that the texts have at most.
+      ends: how answers begin and end.
+    """
+    if ends.repetition_penalty != 1:
+        lower = jnp.where(logits < 0, logits * ends.repetition_penalty, logits / ends.repetition_penalty)
+        rows, is_written = jnp.arange(len(tokens))[:, None], jnp.arange(tokens.shape[1]) < place
+        numbers = jnp.where(is_written, tokens, logits.shape[1])  # those beyond the vocabulary are dropped
+        present = jnp.zeros(logits.shape, bool).at[rows, numbers].set(True, mode="drop")
+        logits = jnp.where(present, lower, logits)
+    if ends.no_repeat:
+        logits = jax.vmap(_without_repeats, in_axes=(0, 0, None, None))(logits, tokens, place, ends.no_repeat)
+    for token in ends.never:
+        logits = logits.at[:, token].set(-jnp.inf)
+    too_short = (place < ends.min_length) | (count < ends.min_new_tokens)
+    for token in ends.end:
+        logits = logits.at[:, token].set(jnp.where(too_short, -jnp.inf, logits[:, token]))
+    token = jnp.argmax(logits, axis=-1).astype(tokens.dtype)
+    token = token if ends.first is None else jnp.where(count == 0, ends.first, token)
+    return token if ends.last is None else jnp.where(place == total - 1, ends.last, token)
+
+
+def _without_repeats(
+    logits: Float[Array, "V"], tokens: Int[Array, "length"], place: Int[Array, ""], n: int
+) -> Float[Array, "V"]:
+    """Hide the tokens that would repeat n tokens in succession."""
+    start = jnp.arange(len(tokens) - n + 1)
+    last = jax.lax.dynamic_slice_in_dim(tokens, place - n + 1, n - 1)  # the n - 1 tokens before the place
+    windows = tokens[start[:, None] + jnp.arange(n)]  # [starts n]
+    repeats = (windows[:, :-1] == last).all(axis=1) & (start + n <= place) & (place >= n - 1)
+    return logits.at[jnp.where(repeats, windows[:, -1], len(logits))].set(-jnp.inf, mode="drop")
 
 
 def rounded(count: int) -> int:

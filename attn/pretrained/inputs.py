@@ -108,9 +108,10 @@ def _check_integers(name: str, array: Array):
 
 def _check_ranges(model, arrays: Mapping[str, Array]):
     """Check the values of inputs that are known, and the lengths of texts."""
-    limit, vocabulary = longest(model), model.model.source_embed.num_embeddings
-    types = getattr(model, "types", None)
-    below = {"input_ids": vocabulary, "decoder_input_ids": vocabulary, "position_ids": limit}
+    limit, types = longest(model), getattr(model, "types", None)
+    of_source, of_answer = model.model.source_embed, model.model.embedding_of_answer()
+    below = {"input_ids": of_source.num_embeddings, "decoder_input_ids": of_answer.num_embeddings}
+    below |= {"position_ids": limit}
     below |= {"token_type_ids": types and types.num_embeddings}
     for name, array in arrays.items():
         bound = 2 if name.endswith("attention_mask") else below[name]

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -199,16 +200,17 @@ class Pretrained:
         model = self.model
         given = inputs.checked_prompt(model, input_ids, attention_mask, max_new_tokens)
         room, ends = generation.rounded(max_new_tokens), self.origin.ends
+        if ends.left_out:
+            warnings.warn(f"generate: greedy decoding leaves out {', '.join(ends.left_out)} of the model", stacklevel=2)
         if isinstance(model, EncoderDecoder) and ends.start is None:
             raise ValueError(f"{self.origin.path}: names no decoder_start_token_id, with which answers begin")
         ids = given["input_ids"]
         with _precise(self.origin.dtype):
-            new, count = generation.decode(
+            tokens, count = generation.decode(
                 self.origin.graphdef, self.params, ids, given["attention_mask"], max_new_tokens, ends=ends, room=room
             )
-        new = new[:, : max_new_tokens if isinstance(count, jax.core.Tracer) else int(count)]
-        before = ids if isinstance(model, Decoder) else jnp.full((len(ids), 1), ends.start, ids.dtype)
-        return jnp.concatenate([before, new], axis=1)
+        longest = max_new_tokens + (ids.shape[1] if isinstance(model, Decoder) else 1)
+        return tokens[:, : longest if isinstance(count, jax.core.Tracer) else int(count)]
 
     def look(self, given, *, answer: str | None = None, edit: Edit | None = None):
         """Compute the attention maps of a text or a picture: `attn.pretrained.looking.look`."""

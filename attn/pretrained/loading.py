@@ -56,20 +56,19 @@ def load(path: str | os.PathLike, *, dtype: str = "float32", ignore: Collection[
     path = pathlib.Path(os.path.expanduser(path))
     if path.suffix == ".gguf":
         file, (config, tensors, metadata) = path, llama_gguf.read(path)
-        said = config
+        ends = ends_of(config, path)
     else:
         folder, metadata = path if path.is_dir() else path.parent, None
         file, config = folder / "config.json", read_json(folder / "config.json")
         tensors = {_usual(name): tensor for name, tensor in open_tensors(path).items()}
         generation = folder / "generation_config.json"
-        said = config | (read_json(generation) if generation.exists() else {})
-    plan = _plan(Keys(config, file), tensors, dtype, ignore)
+        ends = ends_of(read_json(generation), generation) if generation.exists() else ends_of(config, file)
+    plan, graphdef, shapes = _planned(Keys(config, file, ignore), tensors, dtype)
     tensors, ignored = _without(tensors, plan)
-    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: plan.build(nnx.Rngs(0))), nnx.Param)
     params = filled(shapes, read_all(plan.rules, tensors, by_path(shapes), jnp.dtype(dtype)))
     dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
     rules = tuple(plan.rules)
-    origin = Origin(path, config, metadata, graphdef, rules, dtypes, ignored, jnp.dtype(dtype), ends_of(said))
+    origin = Origin(path, config, metadata, graphdef, rules, dtypes, ignored, jnp.dtype(dtype), ends)
     return Pretrained(params, origin)
 
 
@@ -98,14 +97,20 @@ def save(model: Pretrained, folder: str | os.PathLike):
         raise FileError(f"{folder}: cannot be written ({error.strerror or error})") from None
 
 
-def _plan(keys: Keys, tensors: Mapping[str, Tensor], dtype: str, ignore: Collection[str]) -> Plan:
-    """Return the plan of the family that config.json names."""
+def _planned(keys: Keys, tensors: Mapping[str, Tensor], dtype: str) -> tuple[Plan, nnx.GraphDef, nnx.State]:
+    """Return the plan of the family that config.json names, and the structure and shapes of the model."""
     kind = keys.take("model_type", hint=str)
     if message := error_message(str, kind, one_of(FAMILIES)):
         raise keys.error(f"key 'model_type': {message}")
-    plan = FAMILIES[kind](keys, tensors.keys(), dtype)
-    keys.check_all_read(also=tuple(ignore))
-    return plan
+    try:
+        plan = FAMILIES[kind](keys, tensors.keys(), dtype)
+        keys.check_all_read()
+        graphdef, shapes = nnx.split(nnx.eval_shape(lambda: plan.build(nnx.Rngs(0))), nnx.Param)
+    except FileError:
+        raise
+    except (ValueError, TypeError, OverflowError) as error:  # sizes that no model can have
+        raise keys.error(" ".join(str(error).split())[:300]) from None
+    return plan, graphdef, shapes
 
 
 def _usual(name: str) -> str:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 from flax import nnx
 
 from attn.pretrained.rules import Rule
-from attn.pretrained.settings import Keys
 
 
 class Plan(NamedTuple):
@@ -27,19 +26,9 @@ class Plan(NamedTuple):
 
 def prefix_of(prefix: str, names: Collection[str]) -> str:
     """Return the prefix if any name has it, else "": files of models without a head leave it out."""
-    return prefix if any(name.startswith(prefix) for name in names) else ""
+    return prefix if any_begins(names, prefix) else ""
 
 
-def has_head(keys: Keys, names: Collection[str], tensors: str, architectures: str = "") -> bool:
-    """Return whether a model has a head: config.json says so, or a tensor of it is there.
-
-    Args:
-      keys: of config.json.
-      names: of the tensors.
-      tensors: the beginning of the names of the head's tensors.
-      architectures: endings of the names of models that have it, separated by blanks.
-    """
-    named = [each for each in keys.values.get("architectures") or () if isinstance(each, str)]
-    return any(name.startswith(tensors) for name in names) or any(
-        each.endswith(tuple(architectures.split())) for each in named
-    )
+def any_begins(names: Collection[str], beginning: str) -> bool:
+    """Return whether any name has this beginning: whether the tensors of a head are there, or some of them."""
+    return any(name.startswith(beginning) for name in names)

@@ -2,54 +2,28 @@
 
 import fnmatch
 import pathlib
+from collections.abc import Collection
 
 from attn.nn.style import ACTIVATIONS
 from attn.pretrained.files import FileError
 from attn.settings import error_message, nearest
 
-# Keys that do not decide what is computed from weights and inputs: dropout, initial values, training, tokens,
-# generation, names. A family adds its own.
-IGNORED = (
-    *("architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "_*", "auto_map", "name_or_path"),
-    *("*dropout*", "*_pdrop", "*layerdrop", "initializer_*", "init_std", "gradient_checkpointing", "use_cache"),
-    *("*_token_id", "*_token_ids", "vocab_file", "tokenizer_class", "bad_words_ids", "task_specific_params", "prefix"),
-    *(
-        "id2label",
-        "label2id",
-        "num_labels",
-        "problem_type",
-        "finetuning_task",
-        "return_dict*",
-        "output_*",
-        "torchscript",
-    ),
-    *("pruned_heads", "use_bfloat16", "quantization_config_file", "language", "license", "tags", "directionality"),
-    *("do_sample", "early_stopping", "num_beams", "num_beam_groups", "max_length", "min_length", "length_penalty"),
-    *(
-        "temperature",
-        "top_k",
-        "top_p",
-        "typical_p",
-        "repetition_penalty",
-        "no_repeat_ngram_size",
-        "num_return_sequences",
-    ),
-    *("diversity_penalty", "encoder_no_repeat_ngram_size", "remove_invalid_values", "exponential_decay_length_penalty"),
-    *(
-        "normalize_before",
-        "add_bias_logits",
-        "add_final_layer_norm",
-        "normalize_embedding",
-        "static_position_embeddings",
-    ),
-    *(
-        "extra_pos_embeddings",
-        "gradient_checkpointing_kwargs",
-        "model_max_length",
-        "pretraining_tp",
-        "attn_implementation",
-    ),
-)
+# Keys that do not decide what is computed from weights and inputs: names, training, initial values, tokens, generation.
+_IGNORED = """
+    model_type transformers_version transformers.js* torch_dtype dtype _* auto_map name_or_path language license tags
+    *dropout* *_pdrop *layerdrop initializer_* init_std gradient_checkpointing use_cache pruned_heads use_bfloat16
+    torchscript pretraining_tp attn_implementation return_dict* output_* is_llama_config
+    *_token_id *_token_ids vocab_file tokenizer_class model_max_length predict_special_tokens prefix
+    id2label label2id num_labels problem_type finetuning_task task_specific_params directionality summary_*
+    pooler_fc_* pooler_num_* pooler_size_* pooler_type classifier_activation
+    do_sample early_stopping num_beams num_beam_groups max_length min_length length_penalty temperature top_k top_p
+    typical_p repetition_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size num_return_sequences
+    diversity_penalty remove_invalid_values exponential_decay_length_penalty bad_words_ids suppress_tokens
+    begin_suppress_tokens forced_*
+    normalize_before normalize_embedding add_bias_logits add_final_layer_norm static_position_embeddings
+    extra_pos_embeddings
+"""
+IGNORED = tuple(_IGNORED.split())
 # Names of activations in config.json, and ours.
 _ACTIVATIONS = {
     **{name: name for name in ACTIVATIONS},
@@ -68,10 +42,11 @@ class Keys:
     Args:
       values: the object that the file holds.
       path: of the file, for messages.
+      ignore: keys that the user wants to be ignored.
     """
 
-    def __init__(self, values: dict, path: pathlib.Path):
-        self.values, self.path, self._read = values, path, set()
+    def __init__(self, values: dict, path: pathlib.Path, ignore: Collection[str] = ()):
+        self.values, self.path, self._read, self._ignored = values, path, set(), tuple(ignore)
 
     def take(self, name: str, default=_MISSING, *, hint: type = int):
         """Return the value of a key; None counts as missing where there is a default.
@@ -96,6 +71,39 @@ class Keys:
             raise self.error(f"key {name!r}: got {value}, must be {_WORDS[int]}")
         return value
 
+    def architecture(self, *known: str) -> str:
+        """Return the name of the model, which decides which heads it has; "" if there is none.
+
+        Raises:
+          FileError: it is not one of the known names.
+        """
+        names = self.take("architectures", [], hint=list)
+        if not names or "architectures" in self._ignored:
+            return ""
+        if names[0] not in known:
+            raise self.error(
+                f"key 'architectures': got {names[0]!r}, must be one of {', '.join(known)}{nearest(names[0], known)}"
+            )
+        return names[0]
+
+    def num_labels(self) -> int:
+        """Return the number of classes."""
+        return len(self.take("id2label", {}, hint=dict)) or self.take("num_labels", 2)
+
+    def layers(self, name: str, default=_MISSING, *, most: int) -> int:
+        """Return a number of layers, which must be at most `most`, since each is built before tensors are compared."""
+        count = self.take(name, default)
+        if count > most:
+            raise self.error(f"key {name!r}: got {count}, must be at most {most:,} for the tensors that are there")
+        return count
+
+    def heads(self, name: str, width: int, head_width: int | None = None) -> int:
+        """Return a number of heads, which must divide the width unless the width of a head is given."""
+        count = self.take(name)
+        if head_width is None and width % count:
+            raise self.error(f"key {name!r}: got {count}, must divide the width {width}")
+        return count
+
     def skip(self, *names: str):
         """Mark keys as understood whose values do not matter here."""
         self._read |= {*names}
@@ -115,18 +123,19 @@ class Keys:
             if self.values.get(name) not in (None, value):
                 raise self.error(f"key {name!r}: got {self.values[name]!r}, must be {value!r}: no other is implemented")
 
-    def check_all_read(self, *ignored: str, also: tuple[str, ...] = ()):
+    def check_all_read(self, *ignored: str):
         """Check that every key has been read, or is ignored by name, or switched off (null, false, 0 or empty).
 
         Args:
-          ignored: further names or patterns of this family.
-          also: names that the user wants to be ignored.
+          ignored: further names or patterns.
 
         Raises:
           FileError: a key is not understood.
         """
         for name, value in self.values.items():
-            known = name in self._read or any(fnmatch.fnmatch(name, each) for each in (*IGNORED, *ignored, *also))
+            known = name in self._read or any(
+                fnmatch.fnmatch(name, each) for each in (*IGNORED, *ignored, *self._ignored)
+            )
             if not known and value:
                 raise self.error(
                     f"key {name!r} = {repr(value)[:80]} is not understood, and may decide what is computed; if it does "
@@ -139,4 +148,4 @@ class Keys:
 
 
 _WORDS = {int: "a whole number from 1 to 2,147,483,647", float: "a number", bool: "true or false", str: "text"}
-_WORDS |= {dict: "an object"}
+_WORDS |= {dict: "an object", list: "a list"}

@@ -5,12 +5,13 @@ Source: Lewis et al. 2020; Junczys-Dowmunt et al. 2018.
 
 from collections.abc import Collection
 
+import jax.numpy as jnp
 from flax import nnx
 
 from attn.nn.style import changed
 from attn.nn.transformer import Mechanisms, Transformer
 from attn.pretrained.foundation import EncoderDecoder
-from attn.pretrained.plan import Plan, has_head, prefix_of
+from attn.pretrained.plan import Plan, any_begins, prefix_of
 from attn.pretrained.rules import Rule, attention, linear, norm
 from attn.pretrained.settings import Keys
 
@@ -39,9 +40,6 @@ def bart(keys: Keys, names: Collection[str], dtype: str) -> Plan:
 def marian(keys: Keys, names: Collection[str], dtype: str) -> Plan:
     """Return the plan of a Marian: positions are sines, then cosines."""
     keys.skip("max_position_embeddings")  # the positions are computed
-    if not keys.take("share_encoder_decoder_embeddings", True, hint=bool):
-        raise keys.error("key 'share_encoder_decoder_embeddings': got False, must be True: no other is implemented")
-    keys.expect(decoder_vocab_size=keys.take("vocab_size"))
     return _plan(keys, names, dtype, prefix_of("model.", names), [], "marian", "sinusoidal(halves=True)")
 
 
@@ -50,17 +48,27 @@ _BOTTOM = {"encoder": "source_bottom", "decoder": "answer_bottom"}
 
 def _plan(keys, names, dtype, root, rules, style, positions) -> Plan:
     """Return the plan, given the rules of what is below the layers."""
-    keys.expect(is_encoder_decoder=True, is_decoder=False, tie_word_embeddings=True)
-    D, layers = keys.take("d_model"), {each: keys.take(f"{each}_layers") for each in ("encoder", "decoder")}
+    keys.expect(is_encoder_decoder=True, is_decoder=False)
+    D, stacks = keys.take("d_model"), ("encoder", "decoder")
+    layers = {each: keys.layers(f"{each}_layers", most=len(names)) for each in stacks}
     keys.skip("num_hidden_layers")  # repeats encoder_layers
-    has_logits = has_head(keys, names, "final_logits_bias", "ConditionalGeneration MTModel")
+    heads = {"bart": ("BartModel", "BartForConditionalGeneration"), "marian": ("MarianModel", "MarianMTModel")}[style]
+    has_logits = keys.architecture(*heads) == heads[1] or any_begins(names, "final_logits_bias")
+    tied = keys.take("tie_word_embeddings", True, hint=bool)
+    # One table for source and answer, or two, of which the second may also be the matrix of the logits.
+    shares = keys.take("share_encoder_decoder_embeddings", True, hint=bool)
+    one_table = tied and shares
+    vocabulary = keys.take("vocab_size")
+    of_answer = keys.take("decoder_vocab_size", vocabulary)
+    if one_table and of_answer != vocabulary:
+        raise keys.error(f"key 'decoder_vocab_size': got {of_answer}, must be vocab_size = {vocabulary} for one table")
     settings = Transformer.settings(
         "transformer",
         width=D,
         num_encoder_layers=layers["encoder"],
         num_decoder_layers=layers["decoder"],
-        num_heads=keys.take("encoder_attention_heads"),
-        num_decoder_heads=keys.take("decoder_attention_heads"),
+        num_heads=keys.heads("encoder_attention_heads", D),
+        num_decoder_heads=keys.heads("decoder_attention_heads", D),
         feed_forward_width=keys.take("encoder_ffn_dim"),
         decoder_feed_forward_width=keys.take("decoder_ffn_dim"),
         style=changed(
@@ -70,10 +78,19 @@ def _plan(keys, names, dtype, root, rules, style, positions) -> Plan:
             logits_bias=has_logits,
         ),
         mechanism=Mechanisms(positions, positions, "none"),
-        tied_embeddings=True,
+        tied_embeddings=one_table,
         dtype=dtype,
     )
-    rules = [Rule(f"{root}shared.weight", "model.source_embed.embedding", "v d -> v d"), *rules]
+    shared, tables = f"{root}shared.weight", [f"{root}{stack}.embed_tokens.weight" for stack in stacks]
+    if one_table:
+        rules.append(Rule(shared, "model.source_embed.embedding", "v d -> v d"))
+        copies = dict.fromkeys([*tables, "lm_head.weight"], shared)
+    else:
+        parts = ("source_embed", "answer_embed")
+        rules += [Rule(name, f"model.{part}.embedding", "v d -> v d") for name, part in zip(tables, parts)]
+        copies = {"lm_head.weight": tables[1]} if tied else {}
+    if has_logits and not tied:
+        rules.append(Rule("lm_head.weight", "model.output.kernel", "v d -> d v"))
     rules += [Rule("final_logits_bias", "model.logits_bias", "1 v -> v")] if has_logits else []
     for stack, count in layers.items():
         for number in range(count):
@@ -85,13 +102,14 @@ def _plan(keys, names, dtype, root, rules, style, positions) -> Plan:
             rules += linear(f"{theirs}.fc1", f"{ours}.feed_forward.expand")
             rules += linear(f"{theirs}.fc2", f"{ours}.feed_forward.contract")
             rules += norm(f"{theirs}.final_layer_norm", f"{ours}.feed_forward_residual.norm")
-    vocabulary = keys.take("vocab_size")
 
     def build(rngs: nnx.Rngs) -> EncoderDecoder:
-        return EncoderDecoder(Transformer(vocabulary, settings, rngs), has_logits=has_logits)
+        model = Transformer(of_answer, settings, rngs)
+        if not one_table:
+            model.source_embed = nnx.Embed(vocabulary, D, dtype=jnp.dtype(dtype), rngs=rngs)
+            model.output = None if tied or not has_logits else model.output
+        return EncoderDecoder(model, has_logits=has_logits)
 
-    shared = f"{root}shared.weight"
-    embeddings = (f"{root}encoder.embed_tokens.weight", f"{root}decoder.embed_tokens.weight", "lm_head.weight")
-    # Marian's positions are computed, but old files hold them.
-    ignored = ("*.embed_positions.weight",) if style == "marian" else ()
-    return Plan(build, rules, ignored, dict.fromkeys(embeddings, shared))
+    # Marian's positions are computed, but old files hold them; the shared table is not used where each has its own.
+    ignored = ("*.embed_positions.weight",) * (style == "marian") + (shared,) * (not one_table)
+    return Plan(build, rules, ignored, copies)

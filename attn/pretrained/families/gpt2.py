@@ -10,7 +10,7 @@ from flax import nnx
 from attn.nn.decoder_only import DecoderOnly
 from attn.nn.style import changed
 from attn.pretrained.foundation import Decoder
-from attn.pretrained.plan import Plan, has_head, prefix_of
+from attn.pretrained.plan import Plan, prefix_of
 from attn.pretrained.rules import Rule, norm
 from attn.pretrained.settings import Keys
 
@@ -18,17 +18,17 @@ from attn.pretrained.settings import Keys
 def gpt2(keys: Keys, names: Collection[str], dtype: str) -> Plan:
     """Return the plan of a GPT-2."""
     keys.expect(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    keys.skip("n_ctx", "summary_type", "summary_use_proj", "summary_proj_to_labels", "summary_activation")
+    keys.skip("n_ctx")  # repeats n_positions
     keys.skip("reorder_and_upcast_attn")  # the same in float32
-    D, L, root = keys.take("n_embd"), keys.take("n_layer"), prefix_of("transformer.", names)
+    D, L, root = keys.take("n_embd"), keys.layers("n_layer", most=len(names)), prefix_of("transformer.", names)
     tied = keys.take("tie_word_embeddings", True, hint=bool)
     # A file of a model without a head has no matrix of the logits, but neither has one with tied embeddings.
-    has_logits = tied or has_head(keys, names, "lm_head.", "LMHeadModel")
+    has_logits = keys.architecture("GPT2Model", "GPT2LMHeadModel") != "GPT2Model" or "lm_head.weight" in names
     settings = DecoderOnly.settings(
         "decoder_only",
         width=D,
         num_layers=L,
-        num_heads=keys.take("n_head"),
+        num_heads=keys.heads("n_head", D),
         feed_forward_width=keys.take("n_inner", 4 * D),
         style=changed(
             "gpt2",

@@ -10,7 +10,7 @@ from flax import nnx
 from attn.nn.decoder_only import DecoderOnly
 from attn.nn.style import changed
 from attn.pretrained.foundation import Decoder
-from attn.pretrained.plan import Plan, has_head, prefix_of
+from attn.pretrained.plan import Plan, prefix_of
 from attn.pretrained.rules import Rule, attention, linear, norm
 from attn.pretrained.settings import Keys
 
@@ -19,20 +19,22 @@ _NAMES = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 def llama(keys: Keys, names: Collection[str], dtype: str) -> Plan:
     """Return the plan of a Llama."""
-    D, L, N = (keys.take(name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    D, L = keys.take("hidden_size"), keys.layers("num_hidden_layers", most=len(names))
+    H = keys.take("head_dim", None)
+    N = keys.heads("num_attention_heads", D, H)
     K, root = keys.take("num_key_value_heads", N), prefix_of("model.", names)
     if N % K:
         raise keys.error(f"key 'num_key_value_heads': got {K}, must divide num_attention_heads = {N}")
     bias, wide_bias = (keys.take(name, False, hint=bool) for name in ("attention_bias", "mlp_bias"))
     tied = keys.take("tie_word_embeddings", False, hint=bool)
-    has_logits = tied or has_head(keys, names, "lm_head.", "CausalLM")
+    has_logits = keys.architecture("LlamaModel", "LlamaForCausalLM") != "LlamaModel" or "lm_head.weight" in names
     settings = DecoderOnly.settings(
         "decoder_only",
         width=D,
         num_layers=L,
         num_heads=N,
         num_groups=K,
-        head_width=keys.take("head_dim", D // N),
+        head_width=H,
         feed_forward_width=keys.take("intermediate_size"),
         style=changed(
             "llama",

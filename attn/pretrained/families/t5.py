@@ -26,13 +26,14 @@ def t5(keys: Keys, names: Collection[str], dtype: str) -> Plan:
         raise keys.error(f"key 'feed_forward_proj': got {keys.values['feed_forward_proj']!r}, must be like gated-gelu")
     # In this family "gated-gelu" has always been the approximation by tanh.
     keys.values = keys.values | {"dense_act_fn": "gelu_new" if gated and activation == "gelu" else activation}
-    tied = keys.take("tie_word_embeddings", True, hint=bool)
-    scaled = keys.take("scale_decoder_outputs", tied, hint=bool)
-    tied = tied and (scaled or "lm_head.weight" not in names)
-    D, L = keys.take("d_model"), keys.take("num_layers")
+    # Older files say by tie_word_embeddings whether logits are scaled; a matrix of its own is used if it is there.
+    scaled = keys.take("scale_decoder_outputs", keys.take("tie_word_embeddings", True, hint=bool), hint=bool)
+    has_logits = keys.architecture("T5Model", "T5ForConditionalGeneration", "T5WithLMHeadModel") != "T5Model"
+    tied = "lm_head.weight" not in names
+    D, L = keys.take("d_model"), keys.layers("num_layers", most=len(names))
     buckets = keys.take("relative_attention_num_buckets", 32), keys.take("relative_attention_max_distance", 128)
     table = f"t5({buckets[0]}, {buckets[1]}, per_stack=True"
-    decoder_layers = keys.take("num_decoder_layers", L)
+    decoder_layers = keys.layers("num_decoder_layers", L, most=len(names))
     settings = Transformer.settings(
         "transformer",
         width=D,
@@ -62,9 +63,9 @@ def t5(keys: Keys, names: Collection[str], dtype: str) -> Plan:
     def build(rngs: nnx.Rngs) -> EncoderDecoder:
         model = Transformer(vocabulary, settings, rngs)
         model.answer_embed = None  # one table for source and answer, also where the logits have their own matrix
-        return EncoderDecoder(model, has_logits=True)
+        return EncoderDecoder(model, has_logits=has_logits or not tied)
 
-    embeddings = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", *(("lm_head.weight",) * tied))
+    embeddings = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
     ignored = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)  # unused, in old files
     return Plan(build, rules, ignored, dict.fromkeys(embeddings, "shared.weight"))
 

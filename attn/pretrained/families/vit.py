@@ -11,7 +11,7 @@ from flax import nnx
 from attn.nn.style import changed
 from attn.nn.vision_transformer import VisionTransformer
 from attn.pretrained.foundation import Vision
-from attn.pretrained.plan import Plan, has_head, prefix_of
+from attn.pretrained.plan import Plan, any_begins, prefix_of
 from attn.pretrained.rules import Rule, attention, linear, norm
 from attn.pretrained.settings import Keys
 
@@ -22,19 +22,24 @@ def vit(keys: Keys, names: Collection[str], dtype: str) -> Plan:
     """Return the plan of a ViT."""
     keys.expect(pooler_act="tanh")
     keys.skip("encoder_stride")  # of a head that is not implemented
-    D, L, channels = keys.take("hidden_size"), keys.take("num_hidden_layers"), keys.take("num_channels", 3)
+    D, L, channels = (
+        keys.take("hidden_size"),
+        keys.layers("num_hidden_layers", most=len(names)),
+        keys.take("num_channels", 3),
+    )
     (height, width), (p, q) = _pair(keys, "image_size", 224), _pair(keys, "patch_size", 16)
     if height % p or width % q:
         raise keys.error(f"key 'patch_size': got {p} x {q}, must divide image_size = {height} x {width}")
     root, bias = prefix_of("vit.", names), keys.take("qkv_bias", True, hint=bool)
-    has_logits = has_head(keys, names, "classifier.", "ImageClassification")
-    has_pooler = has_head(keys, names, f"{root}pooler.")
+    name = keys.architecture("ViTModel", "ViTForImageClassification")
+    has_logits = any_begins(names, "classifier.") or name == "ViTForImageClassification"
+    has_pooler = any_begins(names, f"{root}pooler.")
     pooled = keys.take("pooler_output_size", D)
     settings = VisionTransformer.settings(
         "vision_transformer",
         width=D,
         num_layers=L,
-        num_heads=keys.take("num_attention_heads"),
+        num_heads=keys.heads("num_attention_heads", D),
         feed_forward_width=keys.take("intermediate_size"),
         style=changed(
             "vit",
@@ -72,7 +77,7 @@ def vit(keys: Keys, names: Collection[str], dtype: str) -> Plan:
         rules.append(Rule("classifier.weight", "model.output.kernel", "v d -> d v"))
         rules.append(Rule("classifier.bias", "model.logits_bias", "v -> v"))
     rules += linear(f"{root}pooler.dense", "pooler") if has_pooler else []
-    classes = len(keys.values.get("id2label") or "01")
+    classes = keys.num_labels()
 
     def build(rngs: nnx.Rngs) -> Vision:
         model = VisionTransformer(classes, settings, rngs)
