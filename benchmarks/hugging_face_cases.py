@@ -50,6 +50,21 @@ CASES = {
         "BertForSequenceClassification",
         BERT | {"num_attention_heads": 3, "intermediate_size": 35, "num_labels": 3, "layer_norm_eps": 1e-5},
     ),
+    "bert_tokens": Case(
+        "BertForTokenClassification",
+        BERT | {"num_attention_heads": 2, "intermediate_size": 17, "num_labels": 5, "num_hidden_layers": 1},
+    ),
+    "bert_untied": Case(
+        "BertForMaskedLM",
+        BERT
+        | {"num_attention_heads": 6, "intermediate_size": 19, "num_hidden_layers": 1, "tie_word_embeddings": False},
+    ),
+    "albert_square": Case(
+        "AlbertForMaskedLM",
+        BERT
+        | {"embedding_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+        | {"intermediate_size": 18, "hidden_act": "gelu_new"},
+    ),
     "albert_masked": Case(
         "AlbertForMaskedLM",
         BERT
@@ -115,12 +130,25 @@ CASES = {
         | {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 18, "scale_embedding": True}
         | {"decoder_attention_heads": 4, "decoder_ffn_dim": 15, "activation_function": "relu"},
     ),
+    "bart_untied": Case(
+        "BartForConditionalGeneration",
+        BART
+        | {"encoder_layers": 1, "encoder_attention_heads": 3, "encoder_ffn_dim": 14, "tie_word_embeddings": False}
+        | {"decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 16, "no_repeat_ngram_size": 2},
+    ),
     "marian": Case(
         "MarianMTModel",
         BART
         | {"encoder_layers": 1, "encoder_attention_heads": 4, "encoder_ffn_dim": 16, "scale_embedding": True}
         | {"decoder_attention_heads": 3, "decoder_ffn_dim": 13, "activation_function": "swish"}
         | {"pad_token_id": 60, "decoder_start_token_id": 60},
+    ),
+    "marian_tables": Case(
+        "MarianMTModel",
+        BART
+        | {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 12, "scale_embedding": True}
+        | {"decoder_layers": 1, "decoder_attention_heads": 3, "decoder_ffn_dim": 11, "activation_function": "swish"}
+        | {"pad_token_id": 60, "decoder_start_token_id": 60, "share_encoder_decoder_embeddings": False},
     ),
     "vit_classes": Case(
         "ViTForImageClassification",
