@@ -19,6 +19,7 @@ _KNOWN = {
     "transformer": dict(num_encoder_layers=2, num_decoder_layers=2, **_BLOCKS),
     "decoder_only": dict(num_layers=2, **_BLOCKS),
     "encoder_only": dict(num_layers=2, **_BLOCKS),
+    "vision_transformer": dict(num_layers=2, patch_size=4, **_BLOCKS),
     "lstm": dict(width=22, num_layers=2),
     "gru": dict(width=22, num_layers=2),
     "tape": dict(num_layers=2, **_BLOCKS),

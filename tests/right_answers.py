@@ -1,5 +1,7 @@
 """The answers of every rule of the package, in plain Python: (symbols, V) -> symbols."""
 
+import itertools
+
 
 def number(symbols: list[int], base: int) -> int:
     """The number whose digits are the symbols less one."""
@@ -17,6 +19,18 @@ def added(symbols: list[int], base: int) -> list[int]:
         total, digit = divmod(total, base)
         digits.insert(0, digit + 1)
     return digits
+
+
+def interleaved(symbols: list[int], base: int) -> list[int]:
+    """Each symbol, then the sum of it and the next, of which only the last digit in base V counts; V stands for 0."""
+    pairs = [[a, (a + b) % base or base] for a, b in itertools.pairwise(symbols)]
+    return [symbol for pair in pairs for symbol in pair] + symbols[-1:]
+
+
+def restored(source: list[int], base: int) -> list[int]:
+    """The string, in which a symbol V + 1 hides the sum of its neighbours."""
+    sums = [0, *((a + b) % base or base for a, b in zip(source, source[2:])), 0]
+    return [total if symbol == base + 1 else symbol for symbol, total in zip(source, sums)]
 
 
 RIGHT = {

@@ -17,6 +17,7 @@ def test_there_are_notebooks():
         "03_heads_and_positions",
         "04_recurrence_vs_attention",
         "05_invent_a_variant",
+        "06_foundation",
     ]
 
 

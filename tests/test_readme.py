@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +18,9 @@ README = (ROOT / "README.md").read_text()
 CONTRIBUTING, DATA = ((ROOT / name).read_text() for name in ("CONTRIBUTING.md", "docs/data.md"))
 
 
+RECORDED = ROOT / "tests" / "pretrained" / "recorded"
+
+
 def blocks(language: str, text: str = README) -> list[str]:
     found = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return [block for name, block in found if name == language]
@@ -28,6 +32,9 @@ COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
 @pytest.fixture
 def shell(copy_run, tiny, tmp_path):
     """Run one command of the README in a copy-like folder: small sizes, and RUN is a finished run."""
+    shutil.copytree(RECORDED / "bert_masked", tmp_path / "model")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "text", "##s"]
+    (tmp_path / "model" / "vocab.txt").write_text("\n".join(words))
     for name in ("benchmarks", "configs", "train.py", "launch", "Makefile", "requirements.txt", "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
     small = {f"--config.{key}={value}" for key, value in (tiny | {"training.steps": "20"}).items()}
@@ -46,13 +53,14 @@ def shell(copy_run, tiny, tmp_path):
                 "configs/pairs.py": of_pairs,
                 "configs/lstm.py": recurrent,
                 "configs/decoder_only.py": one_stack,
+                "configs/bert.py": one_stack - {setting for setting in one_stack if "symbols" in setting},
                 "configs/language_model.py": one_stack,
             }
             [sizes] = [sizes[name] for name in sizes if name in line] or [small]
             line += " " + shlex.join(sorted(sizes))
         elif line.startswith("python benchmarks/spelling.py"):
             line += " --pairs=2000"
-        line = line.replace(" RUN", f" {copy_run}")
+        line = line.replace(" RUN", f" {copy_run}").replace(" FOLDER", f" {tmp_path / 'model'}")
         # `python` and `attn` are those of the environment that runs the tests.
         path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
         environment = os.environ | {"PATH": path, "TFDS_DATA_DIR": str(tmp_path / "tfds")}
@@ -120,7 +128,7 @@ def test_pairs_are_made_trained_on_and_loaded_as_shown(shell, tmp_path, monkeypa
         assert done.returncode == 0, done.stderr
         assert "held-out exact match" in done.stdout
     monkeypatch.chdir(tmp_path)
-    [code] = [code for code in blocks("python") if "spelling.tsv" in code]
+    [code] = [code for code in blocks("python", DATA) if "spelling.tsv" in code]
     exec(compile(code, "README.md", "exec"), space := {})
     assert 32 < space["examples"].source.shape[0] <= 64
 
@@ -153,13 +161,17 @@ def test_data_sets_are_built_as_shown(shell, tmp_path):
         assert len(list(tmp_path.glob(f"tfds/attn_reverse/{config}/1.0.0/*.array_record*"))) == 4
 
 
-IN_PROCESS = {"ask": "attn.load", "change": "masks"}
+IN_PROCESS = {"ask": "attn.load", "change": "masks", "foundation": "attn.pretrained"}
 
 
 @pytest.mark.parametrize("name", IN_PROCESS)
-def test_the_python_runs(name, copy_run, capsys):
+def test_the_python_runs(name, copy_run, shell, tmp_path, monkeypatch, capsys):
     [code] = [code for code in blocks("python") if IN_PROCESS[name] in code]
-    exec(compile(code.replace('"RUN"', repr(str(copy_run))), "README.md", "exec"), {})
+    code = code.replace('"RUN"', repr(str(copy_run))).replace('"FOLDER"', '"model"')
+    monkeypatch.chdir(tmp_path)  # where the fixture has put a model
+    exec(compile(code, "README.md", "exec"), {})
+    if name == "foundation":
+        assert (tmp_path / "COPY" / "model.safetensors").exists()
     if name == "change":
         assert "■ · ■ · ■ ·" in capsys.readouterr().out
 
@@ -173,8 +185,17 @@ def test_what_is_added_is_what_is_tested():
         assert code.strip() in mine
 
 
+def test_the_lines_of_an_architecture_are_counted():
+    """The last column of the table is the length of the family's file."""
+    rows = re.findall(r"^\| ([\w, -]+) \| `\w+` \| .* \| (\d+) \|$", README, re.MULTILINE)
+    files = [names.split(", ")[0].lower().replace("-", "") for names, _ in rows]
+    assert set(files) == {path.stem for path in (ROOT / "attn/pretrained/families").glob("[!_]*.py")}
+    for file, (_, count) in zip(files, rows):
+        assert len((ROOT / f"attn/pretrained/families/{file}.py").read_text().splitlines()) == int(count), file
+
+
 def test_every_python_block_is_run():
-    assert len(blocks("python")) == len(IN_PROCESS) + 2
+    assert len(blocks("python")) == len(IN_PROCESS) + 1
 
 
 def test_it_is_short():

@@ -25,6 +25,7 @@ class Maps(NamedTuple):
       source: names of the S source tokens.
       read: names of the T tokens that the decoder read, the begin token first.
       written: names of the T tokens that it wrote, one after each token read.
+      picture: `[height width]`, of a model whose source is a picture; its patches are the source tokens but the last.
     """
 
     weights: Weights
@@ -33,6 +34,7 @@ class Maps(NamedTuple):
     source: list[str]
     read: list[str]
     written: list[str]
+    picture: Int[np.ndarray, "height width"] | None = None
 
     def rows(self, name: str) -> tuple[str, list[str]]:
         """Return a label for the rows of a map, and the name of each row."""
@@ -67,6 +69,7 @@ def capture(model: Model, vocabulary: Vocabulary, source: Tokens, answer: Int[Ar
         weights = model(source, read, answer_length=vocabulary.answer_length(len(source) - 1), return_weights=True)[1]
         return weights, None if weights else influence(model, source, read, jnp.arange(len(read)))
 
+    picture = model.picture(source[:-1])
     names = (vocabulary.names(tokens) for tokens in (source, read, answer))
     axes = {name: axes for name, *axes in model.maps}
-    return Maps(*jax.device_get(compute(params)), axes, *names)
+    return Maps(*jax.device_get(compute(params)), axes, *names, jax.device_get(picture))

@@ -6,7 +6,7 @@ mechanisms.parse("rotary + softcap(20)")
 mechanisms.rotary() + mechanisms.of(mask=masks.sliding_window(4, 0))
 """
 
-from attn.mechanisms.added import learned, sinusoidal
+from attn.mechanisms.added import learned, learned_grid, sinusoidal
 from attn.mechanisms.changes import none, of, qk_norm, scaled, softcap, unscaled, window
 from attn.mechanisms.mechanism import HeadParam, Layer, Mechanism
 from attn.mechanisms.registry import MECHANISMS, parse, register
@@ -23,6 +23,7 @@ __all__ = [
     "Rows",
     "alibi",
     "learned",
+    "learned_grid",
     "none",
     "of",
     "parse",

@@ -61,3 +61,33 @@ class learned(Mechanism):
     def embedding(self, rows: Rows) -> Float[Array, "T D"]:
         # Padding before a prompt stands at negative positions; no row attends to it.
         return positions.learned(self.first + jnp.maximum(rows.position, 0), self.table[...])
+
+
+class learned_grid(Mechanism):
+    """A learned table with one row per row of a grid and one with one row per column; the sum is the position.
+
+    The tokens fill the grid as one reads. The token after them, such as a class token, has a position of its own.
+
+    Args:
+      height, width: of the grid.
+
+    Source: 2-D embeddings of Dosovitskiy et al. 2021, appendix D.4, which concatenates both instead of adding them.
+    """
+
+    height: int = setting(4, between(1, 10_000))
+    width: int = setting(4, between(1, 10_000))
+
+    @property
+    def max_positions(self) -> int:
+        return self.height * self.width + 1
+
+    def setup(self, layer: Layer, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(layer.width**-0.5)
+        self.rows = nnx.Param(init(rngs.params(), (self.height + 1, layer.width)))  # the last is the token's after it
+        self.columns = nnx.Param(init(rngs.params(), (self.width, layer.width)))
+
+    def embedding(self, rows: Rows) -> Float[Array, "T D"]:
+        position = jnp.clip(rows.position, 0, self.height * self.width)
+        row, column = jnp.divmod(position, self.width)
+        is_in_grid = (row < self.height)[:, None]
+        return self.rows[...][row] + jnp.where(is_in_grid, self.columns[...][column], 0)

@@ -13,7 +13,7 @@ MECHANISMS: dict[str, type[Mechanism] | Mechanism | Chain] = {
     each.__name__: each
     for each in (
         *(changes.none, changes.scaled, changes.unscaled, changes.softcap, changes.window, changes.qk_norm),
-        *(added.sinusoidal, added.learned),
+        *(added.sinusoidal, added.learned, added.learned_grid),
         *(relative.rotary, relative.llama3_rotary, relative.alibi),
         *(relative.t5, relative.shaw, relative.transformer_xl),
     )

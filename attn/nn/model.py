@@ -139,6 +139,10 @@ class Model(nnx.Module):
         self.logits_bias = nnx.Param(jnp.zeros(vocabulary)) if style.logits_bias else None
         self.logits_scale = width**-0.5 if style.logits_scale else None
 
+    def picture(self, source: Int[Array, "n"]) -> Int[Array, "height width"] | None:
+        """Return the picture that a source without its end token stands for; None if it is a text."""
+        return None
+
     def source_vectors(self, source: Int[Array, "S"]) -> Float[Array, "S E"]:
         """Return the embeddings of the source's tokens, to which `shift` is added."""
         return self.source_embed(source)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from attn.settings import POSITIVE, Constraint, literal, nearest, one_of, read_settings, setting
+from attn.settings import Constraint, between, literal, nearest, one_of, read_settings, setting
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nnx.relu,
@@ -51,7 +51,7 @@ class Style:
 
     norm: str = setting("pre", one_of(("pre", "post")))
     normalization: str = setting("fast_layer", one_of(NORMALIZATIONS))
-    epsilon: float = setting(1e-6, POSITIVE)
+    epsilon: float = setting(1e-6, between(0))
     qkv_bias: bool = False
     attention_output_bias: bool = False
     activation: str = setting("relu", one_of(ACTIVATIONS))

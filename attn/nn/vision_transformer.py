@@ -4,6 +4,7 @@ Source: Dosovitskiy et al. 2021, section 3.1.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from attn.nn.attention import Sides
 from attn.nn.model import PAD, Cache, Weights
 from attn.nn.one_stack import OneStack, OneStackSettings
 from attn.settings import between, setting
+
+_CERTAIN = 30.0  # a logit beside which exp(0) is nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +66,21 @@ class VisionTransformer(OneStack):
 
     def source_vectors(self, source: Int[Array, "S"]) -> Float[Array, "S E"]:
         """Return the vectors of the patches, and of the class token in place of the end token."""
-        pixels = (source[:, None] - 1) >> jnp.arange(self.patch_size) & 1
         is_class = jnp.arange(len(source)) == jnp.sum(source != PAD) - 1
         class_token = self.class_token[...].astype(self.dtype)
-        return jnp.where(is_class[:, None], class_token, self.patch(pixels.astype(self.dtype)))
+        return jnp.where(is_class[:, None], class_token, self.patch(self.pixels(source).astype(self.dtype)))
+
+    def pixels(self, source: Int[Array, "S"]) -> Int[Array, "S P"]:
+        """Return the pixels of patches, 0 or 1."""
+        return (source[:, None] - 1) >> jnp.arange(self.patch_size) & 1
+
+    def picture(self, source: Int[Array, "S"]) -> Int[Array, "h w"] | None:
+        """Return the picture of which these are the patches, without the class token; None if it is not a square."""
+        height, side = math.isqrt(len(source)), math.isqrt(self.patch_size)
+        if (height**2, side**2) != (len(source), self.patch_size):
+            return None
+        pixels = self.pixels(source).reshape(height, height, side, side)
+        return pixels.swapaxes(1, 2).reshape(height * side, height * side)
 
     def start(
         self,
@@ -86,7 +100,8 @@ class VisionTransformer(OneStack):
         sides = Sides(own, own, masks.padding(length))
         x, _, (weights, _) = self.stack(x, sides, key=key, return_weights=return_weights)
         of_class = self.logits(x[length - 1][None])  # [1 V]
-        end = jax.nn.one_hot(jnp.full(capacity, self.vocabulary - 1), self.vocabulary, dtype=of_class.dtype)
+        # After the class the answer ends, which is certain, so that it adds nothing to the loss.
+        end = _CERTAIN * jax.nn.one_hot(jnp.full(capacity, self.vocabulary - 1), self.vocabulary, dtype=of_class.dtype)
         cache = Cache(0, jnp.concatenate([of_class, end])[:capacity], (), example)
         return cache, {"encoder": weights} if return_weights else None
 

@@ -54,10 +54,17 @@ class Record:
             return None
 
         def of_weights(weights):
-            weights = weights if self.edit is None else self.edit(name, layer, weights)
+            weights = weights if self.edit is None else self._edited(name, layer, weights)
             return self._keep(name, weights) if self.attentions else weights
 
         return of_weights
+
+    def _edited(self, name: str, layer: int, weights: Float[Array, "N T S"]) -> Float[Array, "N T S"]:
+        changed = self.edit(name, layer, weights)
+        if jnp.shape(changed) != weights.shape:
+            found = jnp.shape(changed) if hasattr(changed, "shape") else type(changed).__name__
+            raise ValueError(f"edit: returned {found} for {name!r}, layer {layer}; must be weights {weights.shape}")
+        return jnp.asarray(changed, weights.dtype)
 
     def _keep(self, name: str, value: Array) -> Array:
         self.kept.setdefault(name, []).append(value)

@@ -45,6 +45,11 @@ class Ends(NamedTuple):
     no_repeat: int = 0
     left_out: tuple[str, ...] = ()
 
+    def tokens(self) -> list[int]:
+        """Return all tokens that are named."""
+        single = [each for each in (self.start, self.first, self.last) if each is not None]
+        return [*self.end, self.pad, *single, *self.never]
+
 
 # Settings of the library transformers that change greedy decoding, and their values that change nothing.
 _NOT_IMPLEMENTED = {

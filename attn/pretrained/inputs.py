@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from attn.pretrained.foundation import Decoder, Encoder, EncoderDecoder, Vision
+from attn.settings import between, error_message
 
 # The inputs of each kind of model: those that it must get, and those that it may get.
 _INPUTS = {
@@ -36,7 +37,7 @@ def checked(model, given: Mapping[str, object], dtype: jnp.dtype) -> dict[str, A
       ValueError: an input is missing, means nothing for this model, or has a wrong shape or values out of range.
     """
     needed, allowed = _INPUTS[type(model)]
-    arrays = {name: jnp.asarray(value) for name, value in given.items() if value is not None}
+    arrays = {name: _array(name, value) for name, value in given.items() if value is not None}
     for name in arrays:
         if name not in (*needed, *allowed):
             raise ValueError(f"{name}: means nothing for this model; it takes {', '.join((*needed, *allowed))}")
@@ -47,6 +48,8 @@ def checked(model, given: Mapping[str, object], dtype: jnp.dtype) -> dict[str, A
         return {"pixel_values": _picture(model, arrays["pixel_values"], dtype)}
     for name, array in arrays.items():
         _check_integers(name, array)
+        if name == "position_ids" and len(array) == 1:  # the same for all rows
+            array = arrays[name] = jnp.broadcast_to(array, (len(arrays["input_ids"]), array.shape[1]))
         if name in _SHAPED_AS and array.shape != (expected := arrays[_SHAPED_AS[name]].shape):
             raise ValueError(f"{name}: got shape {[*array.shape]}, must be {[*expected]}, as {_SHAPED_AS[name]}")
     if len(sizes := {len(array) for array in arrays.values()}) > 1:
@@ -58,19 +61,35 @@ def checked(model, given: Mapping[str, object], dtype: jnp.dtype) -> dict[str, A
     return arrays
 
 
-def checked_prompt(model, input_ids, attention_mask, max_new_tokens: int) -> dict[str, Array]:
-    """Return prompts or sources for decoding.
+def _array(name: str, value) -> Array:
+    """Return an input as an array.
+
+    Raises:
+      ValueError: it is not an array of numbers.
+    """
+    try:
+        array = jnp.asarray(value)
+        if jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool:
+            return array
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(f"{name}: got {repr(value)[:80]}, must be an array of numbers, or lists of equally many numbers")
+
+
+def checked_prompt(model, input_ids, attention_mask, max_new_tokens: int) -> tuple[dict[str, Array], int]:
+    """Return prompts or sources for decoding, and the number of new tokens.
 
     Raises:
       ValueError: the model does not write text, the prompt is wrong, or too long with what is to be written.
     """
     if not isinstance(model, Decoder | EncoderDecoder) or not model.has_logits:
         raise ValueError("generate: this model does not write text")
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens: got {max_new_tokens!r}, must be a whole number of at least 1")
+    if message := error_message(int, max_new_tokens, between(1, 1_000_000)):
+        raise ValueError(f"max_new_tokens: {message}")
+    max_new_tokens = int(max_new_tokens)
     if input_ids is None:
         raise ValueError("input_ids: none given, must be an array [B T] of tokens")
-    ids, extra = jnp.asarray(input_ids), {}
+    ids, extra = _array("input_ids", input_ids), {}
     if isinstance(model, EncoderDecoder):
         extra = {"decoder_input_ids": jnp.zeros((len(ids), 1), jnp.int32)} if ids.ndim else {}
     arrays = checked(model, dict(input_ids=ids, attention_mask=attention_mask, **extra), jnp.dtype(jnp.float32))
@@ -78,7 +97,7 @@ def checked_prompt(model, input_ids, attention_mask, max_new_tokens: int) -> dic
     total = max_new_tokens + (ids.shape[1] if isinstance(model, Decoder) else 1)
     if limit is not None and total - 1 > limit:
         raise ValueError(f"max_new_tokens: got {max_new_tokens}, which needs {total - 1} positions; there are {limit}")
-    return arrays
+    return arrays, max_new_tokens
 
 
 def longest(model) -> int | None:
@@ -95,6 +114,8 @@ def _shape_of(name: str, model) -> str:
 def _picture(model: Vision, pixels: Array, dtype: jnp.dtype) -> Array:
     if pixels.ndim != 4 or pixels.shape[1:] != tuple(model.size):
         raise ValueError(f"pixel_values: got shape {[*pixels.shape]}, must be {_shape_of('pixel_values', model)}")
+    if not jnp.issubdtype(pixels.dtype, jnp.floating) and not jnp.issubdtype(pixels.dtype, jnp.integer):
+        raise ValueError(f"pixel_values: got {pixels.dtype}, must be real numbers")
     return pixels.astype(dtype)
 
 
@@ -102,7 +123,7 @@ def _check_integers(name: str, array: Array):
     is_mask = name.endswith("attention_mask")
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"{name}: got shape {[*array.shape]}, must be [B T], of at least one token")
-    if not jnp.issubdtype(array.dtype, jnp.integer) and not (is_mask and array.dtype in (bool, jnp.float32)):
+    if not jnp.issubdtype(array.dtype, jnp.integer) and not is_mask:
         raise ValueError(f"{name}: got {array.dtype}, must be {'0 and 1' if is_mask else 'integers'}")
 
 
@@ -122,6 +143,6 @@ def _check_ranges(model, arrays: Mapping[str, Array]):
         if isinstance(array, jax.core.Tracer) or bound is None:
             continue
         values = np.asarray(array)
-        wrong = (values < 0) | (values >= bound)
+        wrong = (values < 0) | (values >= bound) | (values != np.round(values))
         if wrong.any():
             raise ValueError(f"{name}: got {values[wrong][0]}, must lie in 0..{bound - 1}")

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from attn.pretrained import generation, inputs
+from attn.pretrained.files import Tensor
 from attn.pretrained.foundation import Decoder, Edit, Encoder, EncoderDecoder, Record, Vision
 from attn.pretrained.rules import Rule
 from attn.pretrained.tokens import Tokens, load_tokens
@@ -76,7 +77,8 @@ class Origin:
       graphdef: the structure of our model.
       rules: of its tensors.
       dtypes: of the tensors in the file.
-      ignored: names of the tensors that were not used.
+      copies: names of the tensors that repeat another one, as tied matrices.
+      unused: the tensors that are not parameters of the model.
       dtype: of parameters and computation.
       ends: tokens that begin and end answers.
     """
@@ -87,9 +89,15 @@ class Origin:
     graphdef: nnx.GraphDef
     rules: tuple[Rule, ...]
     dtypes: Mapping[str, np.dtype]
-    ignored: tuple[str, ...]
+    copies: tuple[str, ...]
+    unused: Mapping[str, Tensor]
     dtype: jnp.dtype
     ends: generation.Ends
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The names of the tensors that were not used."""
+        return (*self.copies, *self.unused)
 
     @functools.cached_property
     def tokens(self) -> Tokens:
@@ -198,12 +206,15 @@ class Pretrained:
           ValueError: the model does not write text, or as in a call.
         """
         model = self.model
-        given = inputs.checked_prompt(model, input_ids, attention_mask, max_new_tokens)
+        given, max_new_tokens = inputs.checked_prompt(model, input_ids, attention_mask, max_new_tokens)
         room, ends = generation.rounded(max_new_tokens), self.origin.ends
         if ends.left_out:
             warnings.warn(f"generate: greedy decoding leaves out {', '.join(ends.left_out)} of the model", stacklevel=2)
         if isinstance(model, EncoderDecoder) and ends.start is None:
             raise ValueError(f"{self.origin.path}: names no decoder_start_token_id, with which answers begin")
+        vocabulary = model.model.embedding_of_answer().num_embeddings
+        if wrong := [token for token in ends.tokens() if not 0 <= token < vocabulary]:
+            raise ValueError(f"{self.origin.path}: its settings name token {wrong[0]}, must lie in 0..{vocabulary - 1}")
         ids = given["input_ids"]
         with _precise(self.origin.dtype):
             tokens, count = generation.decode(

@@ -18,14 +18,15 @@ from attn.pretrained.files import FileError, Tensor, open_tensors, read_json, sa
 from attn.pretrained.generation import ends_of
 from attn.pretrained.loaded import Origin, Pretrained
 from attn.pretrained.plan import Plan
-from attn.pretrained.rules import Params, by_path, read_all
+from attn.pretrained.rules import Params, by_path, is_finite, read_all
 from attn.pretrained.settings import Keys
 from attn.settings import error_message, one_of
 
 # Files beside the weights that `save` copies.
 _BESIDE = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("vocab.txt", "vocab.json", "merges.txt", "preprocessor_config.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "preprocessor_config.json", "added_tokens.json"),
+    *("spiece.model", "source.spm", "target.spm", "tokenizer.model", "chat_template.jinja"),
 )
 # Endings of names in files that TensorFlow's names were kept in, and the usual ones.
 _OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
@@ -54,44 +55,53 @@ def load(path: str | os.PathLike, *, dtype: str = "float32", ignore: Collection[
     if jnp.zeros((), dtype).dtype != dtype:
         raise ValueError(f"dtype: got {dtype!r}, which needs jax.config.update('jax_enable_x64', True)")
     path = pathlib.Path(os.path.expanduser(path))
+    if not path.exists():
+        raise FileError(f"{path}: does not exist, must be a folder or a file on this machine; nothing is downloaded")
     if path.suffix == ".gguf":
         file, (config, tensors, metadata) = path, llama_gguf.read(path)
         ends = ends_of(config, path)
     else:
         folder, metadata = path if path.is_dir() else path.parent, None
         file, config = folder / "config.json", read_json(folder / "config.json")
-        tensors = {_usual(name): tensor for name, tensor in open_tensors(path).items()}
+        tensors = _with_usual_names(open_tensors(path))
         generation = folder / "generation_config.json"
         ends = ends_of(read_json(generation), generation) if generation.exists() else ends_of(config, file)
     plan, graphdef, shapes = _planned(Keys(config, file, ignore), tensors, dtype)
-    tensors, ignored = _without(tensors, plan)
+    tensors, copies, unused = _sorted(tensors, plan)
     params = filled(shapes, read_all(plan.rules, tensors, by_path(shapes), jnp.dtype(dtype)))
     dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
     rules = tuple(plan.rules)
-    origin = Origin(path, config, metadata, graphdef, rules, dtypes, ignored, jnp.dtype(dtype), ends)
+    origin = Origin(path, config, metadata, graphdef, rules, dtypes, copies, unused, jnp.dtype(dtype), ends)
     return Pretrained(params, origin)
 
 
 def save(model: Pretrained, folder: str | os.PathLike):
-    """Write a folder that the library transformers, and `load`, read: the same tensors, bit for bit, in their dtypes.
+    """Write a folder that the library transformers, and `load`, read: the same tensors, in the dtypes of the file.
+
+    What was loaded in float32 or wider is written bit for bit. Tensors that were not used are written as they were.
 
     Args:
       model: a loaded model, whose parameters may have changed.
       folder: is made if it does not exist; files in it that have the same names are replaced.
 
     Raises:
-      FileError: the folder or a file cannot be written.
+      FileError: the folder or a file cannot be written, or a parameter is not finite in the dtype of its tensor.
     """
     folder, origin = pathlib.Path(os.path.expanduser(folder)), model.origin
     try:
         folder.mkdir(parents=True, exist_ok=True)
         params = {path: np.asarray(jax.device_get(value)) for path, value in by_path(model.params).items()}
-        arrays = {rule.theirs: rule.write(params).astype(origin.dtypes[rule.theirs]) for rule in origin.rules}
+        arrays = {name: tensor.read() for name, tensor in origin.unused.items()}
+        for rule in origin.rules:
+            with np.errstate(over="ignore"):
+                arrays[rule.theirs] = array = rule.write(params).astype(origin.dtypes[rule.theirs])
+            if not is_finite(array):
+                raise FileError(f"{folder}: tensor {rule.theirs!r}: holds NaN or infinity in {array.dtype}")
         save_tensors(folder / "model.safetensors", arrays)
         (folder / "config.json").write_text(json.dumps(dict(origin.config), indent=2) + "\n")
         source = origin.path if origin.path.is_dir() else origin.path.parent
         for name in _BESIDE:
-            if (source / name).exists() and not (folder / name).exists():
+            if (source / name).exists() and source.resolve() != folder.resolve():
                 shutil.copyfile(source / name, folder / name)
     except OSError as error:
         raise FileError(f"{folder}: cannot be written ({error.strerror or error})") from None
@@ -113,28 +123,35 @@ def _planned(keys: Keys, tensors: Mapping[str, Tensor], dtype: str) -> tuple[Pla
     return plan, graphdef, shapes
 
 
-def _usual(name: str) -> str:
-    for old, new in _OLD_NAMES.items():
-        name = name.removesuffix(old) + new if name.endswith(old) else name
-    return name
+def _with_usual_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors by their usual names, for files that have older ones."""
+    usual = {}
+    for name, tensor in tensors.items():
+        old = next((ending for ending in _OLD_NAMES if name.endswith(ending)), None)
+        new = name if old is None else name.removesuffix(old) + _OLD_NAMES[old]
+        if new in usual or (new != name and new in tensors):
+            raise FileError(f"{tensor.file}: tensor {name!r}: is there twice, also as {new!r}")
+        usual[new] = tensor
+    return usual
 
 
-def _without(tensors: Mapping[str, Tensor], plan: Plan) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the tensors without those that are not parameters and without copies, and the names of these."""
-    kept, ignored = dict(tensors), []
+def _sorted(tensors: Mapping[str, Tensor], plan: Plan) -> tuple[dict[str, Tensor], tuple[str, ...], dict[str, Tensor]]:
+    """Return the tensors that are parameters, the names of copies of these, and the tensors that are not used."""
     names = {rule.theirs for rule in plan.rules}
+    used, copies, unused = {}, [], {}
     for name, tensor in tensors.items():
         original = plan.copies.get(name)
-        if name not in names and any(fnmatch.fnmatch(name, pattern) for pattern in plan.ignored):
-            ignored.append(name)
-        elif original in tensors:
-            _check_copy(name, tensor, tensors[original], original)
-            ignored.append(name)
-        elif original is not None:
-            # The file has only the copy.
-            kept[original] = tensor
-            ignored.append(name)
-    return {name: tensor for name, tensor in kept.items() if name not in ignored}, tuple(ignored)
+        if name in names or (original is None and not any(fnmatch.fnmatch(name, each) for each in plan.ignored)):
+            used[name] = tensor
+        elif original is None:
+            unused[name] = tensor
+        else:
+            copies.append(name)
+            # If the file has only copies, the first takes the place of the original.
+            first = used.setdefault(original, tensors.get(original, tensor))
+            if first is not tensor:
+                _check_copy(name, tensor, first, original)
+    return used, tuple(copies), unused
 
 
 def _check_copy(name: str, tensor: Tensor, original: Tensor, of: str):

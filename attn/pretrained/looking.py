@@ -25,6 +25,8 @@ def look(model: Pretrained, given, *, answer: str | None = None, edit: Edit | No
     """
     kind = model.model
     if isinstance(kind, Vision):
+        if isinstance(given, str):
+            raise ValueError(f"a picture is needed, got the text {given[:40]!r}")
         return _of_picture(model, np.asarray(given), edit)
     if not isinstance(given, str):
         raise ValueError(f"text: got {type(given).__name__}, must be text")

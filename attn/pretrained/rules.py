@@ -138,11 +138,15 @@ def read_all(
     for rule in rules:
         tensor = tensors[rule.theirs]
         values = tensor.read()
-        # In the wider dtype, since NumPy cannot test bfloat16.
-        if not np.isfinite(values.astype(np.promote_types(np.float32, dtype), copy=False)).all():
+        if not is_finite(values):
             raise FileError(f"{tensor.file}: tensor {rule.theirs!r}: holds NaN or infinity")
         params |= {path: jnp.asarray(each, dtype) for path, each in rule.read(values, shapes).items()}
     return params
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Return whether all numbers are finite; bfloat16 is widened, since NumPy cannot test it."""
+    return bool(np.isfinite(array if array.dtype.kind == "f" else array.astype(np.float32)).all())
 
 
 def check_names(rules: Iterable[Rule], tensors: Mapping[str, Tensor], shapes: Params):

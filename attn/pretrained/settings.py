@@ -16,10 +16,11 @@ _IGNORED = """
     *_token_id *_token_ids vocab_file tokenizer_class model_max_length predict_special_tokens prefix
     id2label label2id num_labels problem_type finetuning_task task_specific_params directionality summary_*
     pooler_fc_* pooler_num_* pooler_size_* pooler_type classifier_activation
+    save_step sbert_* sentence_transformers max_sequence_length unsloth_* num_classes
     do_sample early_stopping num_beams num_beam_groups max_length min_length length_penalty temperature top_k top_p
     typical_p repetition_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size num_return_sequences
     diversity_penalty remove_invalid_values exponential_decay_length_penalty bad_words_ids suppress_tokens
-    begin_suppress_tokens forced_*
+    begin_suppress_tokens forced_* force_bos_token_to_be_generated
     normalize_before normalize_embedding add_bias_logits add_final_layer_norm static_position_embeddings
     extra_pos_embeddings
 """
@@ -132,15 +133,18 @@ class Keys:
         Raises:
           FileError: a key is not understood.
         """
-        for name, value in self.values.items():
-            known = name in self._read or any(
-                fnmatch.fnmatch(name, each) for each in (*IGNORED, *ignored, *self._ignored)
+        patterns = (*IGNORED, *ignored, *self._ignored)
+        unknown = [
+            name
+            for name, value in self.values.items()
+            if name not in self._read and not any(fnmatch.fnmatch(name, each) for each in patterns) and value
+        ]
+        if unknown:
+            shown = ", ".join(f"{name!r} = {repr(self.values[name])[:80]}" for name in unknown[:5])
+            raise self.error(
+                f"key {shown} is not understood, and may decide what is computed; if it does not: "
+                f"load(..., ignore={unknown[:5]})"
             )
-            if not known and value:
-                raise self.error(
-                    f"key {name!r} = {repr(value)[:80]} is not understood, and may decide what is computed; if it does "
-                    f"not: load(..., ignore=[{name!r}])"
-                )
 
     def error(self, message: str) -> FileError:
         """Return an error about the file."""

@@ -20,12 +20,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from attn.tasks.examples import PAD, DataError, padded
+from attn.tasks.examples import PAD, DataError, Questions, padded
 from attn.tasks.generated import distinct_strings
+from attn.tasks.held_out import is_for_validation, is_held_out
 from attn.tasks.rules import RULES
-from attn.tasks.sequences import Task, is_for_validation, is_held_out
+from attn.tasks.sequences import Task
 from attn.tasks.stored import Origin, Stored, in_buckets
-from attn.tasks.vocabulary import before
+from attn.tasks.vocabulary import Symbols, before
 
 _SEED = 0  # of every draw; a different seed would need a new VERSION
 _LONGEST = 512  # symbols of a training string at most, since the data set is in memory and "test_long" is even longer
@@ -61,7 +62,7 @@ _SPLITS: dict[str, tuple[int, bool, Callable]] = {
 
 
 class SequenceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """The builder of one task. Strings are distinct, equally many per length, with uniform symbols."""
+    """The builder of one task. Strings are distinct, equally many per length of the source, with uniform symbols."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
@@ -112,11 +113,11 @@ class SequenceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
         strings, lengths = self._strings(split, self._lengths(split), _SPLITS[split][0])
-        targets, end = self.task.questions(strings, lengths).targets, self.task.vocabulary.end
-        for number, (string, length, target) in enumerate(zip(strings, lengths, targets)):
+        questions, end = self.task.questions(strings, lengths), self.task.vocabulary.end
+        for number, (source, length, target) in enumerate(zip(questions.sources, lengths, questions.targets)):
             yield (
                 number,
-                {"source": string[:length].astype(np.int32), "target": np.array(before(end, target), np.int32)},
+                {"source": source[:length].astype(np.int32), "target": np.array(before(end, target), np.int32)},
             )
 
     def _strings(self, split: str, lengths, total: int) -> tuple[np.ndarray, np.ndarray]:
@@ -171,15 +172,23 @@ def load_dataset(task: Task, folder: str | os.PathLike | None = None) -> Stored:
     ]
     if vocabulary.continues:  # one string, without a source
         pairs = [([PAD], [*source, *target]) for source, target in pairs]
-    sources = {name: [row["source"] for row in rows] for name, rows in splits.items() if name != "train"}
     return Stored(
         name=f"attn_{task.name}",
         vocabulary=vocabulary,
         training=in_buckets(*zip(*pairs)),
-        parts={name: task.questions(padded(rows), np.array([*map(len, rows)])) for name, rows in sources.items()},
+        parts={name: _questions(vocabulary, rows) for name, rows in splits.items() if name != "train"},
         about=(f"{builder.info.full_name} in {builder.data_dir}: {len(splits['train']):,} examples to train on",),
         origins={name: Origin(os.fspath(builder.data_dir), digest(rows)) for name, rows in splits.items()},
     )
+
+
+def _questions(vocabulary: Symbols, rows: list[dict[str, np.ndarray]]) -> Questions:
+    """Return the rows of a split as questions."""
+    sources = padded([[*row["source"].tolist(), vocabulary.source_end] for row in rows])
+    targets = padded([[*row["target"].tolist(), vocabulary.end] for row in rows])
+    capacity = vocabulary.capacity(sources.shape[1] - 1)
+    targets = np.pad(targets, ((0, 0), (0, capacity - targets.shape[1])))
+    return Questions(sources, np.array([len(row["source"]) for row in rows]), targets, np.arange(len(rows)))
 
 
 def digest(rows: list[dict[str, np.ndarray]]) -> str:

@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Int
 
 from attn.settings import LENGTHS, SEED, between, checked
 from attn.tasks.examples import Bucket, Example, Questions, example_keys
-from attn.tasks.sequences import Task, is_for_validation, is_held_out
+from attn.tasks.held_out import is_for_validation, is_held_out
+from attn.tasks.sequences import Task
 from attn.tasks.vocabulary import InputError, Symbols
 
 _ENUMERABLE = 1 << 19  # lengths with up to this many strings are enumerated, others are drawn from
@@ -123,7 +124,8 @@ class Generated:
           InputError: the part does not exist.
         """
         drawn = [distinct_strings(self.task, [n], each, seed, _belongs(part)) for n in sorted(set(lengths))]
-        strings = [np.pad(strings, ((0, 0), (0, max(lengths) - strings.shape[1]))) for strings, _ in drawn]
+        width = self.task.rule.num_drawn(max(lengths))
+        strings = [np.pad(strings, ((0, 0), (0, width - strings.shape[1]))) for strings, _ in drawn]
         return self.task.questions(np.concatenate(strings), np.concatenate([lengths for _, lengths in drawn]))
 
     def has_validation(self, length: int) -> bool:
@@ -158,25 +160,26 @@ def _belongs(part: str) -> _Belongs:
 def distinct_strings(
     task: Task, lengths: Sequence[int], total: int, seed: int, belongs: _Belongs = is_held_out
 ) -> tuple[Int[np.ndarray, "B n"], Int[np.ndarray, "B"]]:
-    """Draw distinct strings of a part, equally many of each length if there are enough.
+    """Draw distinct strings of a part, equally many for each length of their sources if there are enough.
 
     All strings of short lengths are used if those have too few; longer lengths then get more.
 
     Args:
       task: the symbols are those of this task.
-      lengths: the lengths of the strings, in symbols.
+      lengths: of the sources, in symbols.
       total: number of strings; there are fewer if the lengths have no more.
       seed: of the draw.
       belongs: `(strings [k n], num_symbols) -> [k]`, whether each string is in the part.
 
     Returns:
-      (strings `[B n]`, padded with 0 to the greatest length, and their lengths `[B]`).
+      (strings `[B d]`, padded with 0 to the longest, and the lengths `[B]` of their sources).
     """
+    num_drawn = task.rule.num_drawn
     chosen, remaining = [], total
     for k, length in enumerate(sorted(lengths)):
-        wanted = remaining // (len(lengths) - k)
-        strings = _strings_of_length(task.symbols, length, wanted, np.random.default_rng([seed, length]), belongs)
-        chosen.append(np.pad(strings, ((0, 0), (0, max(lengths) - length))))
+        wanted, rng = remaining // (len(lengths) - k), np.random.default_rng([seed, length])
+        strings = _strings_of_length(task.symbols, num_drawn(length), wanted, rng, belongs)
+        chosen.append(np.pad(strings, ((0, 0), (0, num_drawn(max(lengths)) - strings.shape[1]))))
         remaining -= len(strings)
     return np.concatenate(chosen), np.repeat(sorted(lengths), [len(strings) for strings in chosen])
 

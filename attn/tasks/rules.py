@@ -7,12 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from attn.tasks import structured
+
 Answer = tuple[Int[Array, "m"], Int[Array, ""] | int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """The rule of a task: pure functions of one string of symbols.
+
+    The string is drawn. It is the source, unless the rule makes the source of it.
 
     Attributes:
       answer: `(symbols [n], length, num_symbols) -> (answer [m], its length)`, in JAX. The symbols are 1..num_symbols,
@@ -23,12 +27,21 @@ class Rule:
         and a model gets it neither in training nor in decoding.
       continues: the answer continues its source. A model then learns source and answer as one string, as a language
         model does, and is evaluated on continuing the source. See `Task.example`.
+      source: `(symbols [d], length, num_symbols) -> source [m]`, in JAX; None if the source is the string. `length` is
+        that of the source; symbols beyond it are ignored. Different strings should have different sources, since
+        strings are held out, not sources.
+      num_drawn: `n -> int`, the number of symbols drawn for a source of n; only with `source`, which together with
+        `answer` then gets so many. At least 1, and it must not decrease with n.
+      alphabet: `num_symbols -> int`, the number of symbols that sources and answers may have, from 1 on.
     """
 
     answer: Callable[[Int[Array, "n"], Int[Array, ""], int], Answer]
     most_symbols: Callable[[int], int] = lambda n: n
     fixed_length: bool = False
     continues: bool = False
+    source: Callable[[Int[Array, "d"], Int[Array, ""], int], Int[Array, "m"]] | None = None
+    num_drawn: Callable[[int], int] = lambda n: n
+    alphabet: Callable[[int], int] = lambda num_symbols: num_symbols
 
 
 def rearranged(index: Callable, times: int = 1) -> Rule:
@@ -79,6 +92,16 @@ def _add(symbols, length, num_symbols):
     return _take(total, count - 1 - power) + 1, count
 
 
+def _fill(symbols, length, num_symbols):
+    """Answer with the whole string, in which some symbols were masked."""
+    return structured.interleaved(symbols, num_symbols), length
+
+
+def _digit(symbols, length, num_symbols):
+    """Answer with the digit in the picture, plus 1."""
+    return 1 + structured.digit(symbols).astype(symbols.dtype)[None], 1
+
+
 _reverse = rearranged(lambda t, n: n - 1 - t)
 
 # A new task of the package is one line.
@@ -90,6 +113,20 @@ RULES = {
     "sort": Rule(_sort, fixed_length=True),
     "add": Rule(_add, lambda n: (n + 1) // 2 + 1),
     "palindrome": dataclasses.replace(_reverse, continues=True),  # the symbols, then their mirror image
+    "fill": Rule(
+        _fill,
+        fixed_length=True,
+        source=structured.with_masks,
+        num_drawn=lambda n: n // 2 + 1,
+        alphabet=lambda num_symbols: num_symbols + 1,  # the last is the mask
+    ),
+    "digit": Rule(
+        _digit,
+        lambda n: 1,
+        fixed_length=True,
+        source=lambda symbols, length, num_symbols: structured.patches(symbols),
+        alphabet=lambda num_symbols: structured.NUM_PATCHES,
+    ),
 }
 
 
@@ -126,15 +163,45 @@ def register(name: str, rule: Rule | None = None, **settings) -> Callable | None
 
 def _check(name: str, rule: Rule):
     """Check the results of a rule's functions by tracing, so that no backend is started."""
-    symbols, length = jax.ShapeDtypeStruct((5,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    _check_counts(name, rule)
+    symbols = jax.ShapeDtypeStruct((rule.num_drawn(5),), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
     try:
-        most = [rule.most_symbols(n) for n in range(65)]
-        answer, count = jax.eval_shape(lambda *source: rule.answer(*source, 2), symbols, length)
+        function = "answer"
+        answer, count = jax.eval_shape(lambda *string: rule.answer(*string, 2), *symbols)
+        function = "source"
+        source = (
+            symbols[0] if rule.source is None else jax.eval_shape(lambda *string: rule.source(*string, 2), *symbols)
+        )
     except Exception as error:  # whatever the functions raise
-        cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ValueError(f"rule {name!r}: answer(symbols, length, num_symbols) or most_symbols(n): {cause}") from error
-    if not all(isinstance(each, int) for each in most) or most[0] < 0 or most != sorted(most):
-        raise ValueError(f"rule {name!r}: most_symbols gives {most[:4]} for n = 0 to 3, must be ints that never fall")
-    arrays = [each for each in (answer, count) if isinstance(each, jax.ShapeDtypeStruct)]
-    if [each.ndim for each in arrays if jnp.issubdtype(each.dtype, jnp.integer)] != [1, 0]:
+        raise ValueError(f"rule {name!r}: {function}(symbols, length, num_symbols): {_cause(error)}") from error
+    if _axes(answer, count) != [1, 0]:
         raise ValueError(f"rule {name!r}: answer returns {answer}, {count}; must be ([m] integers, their number)")
+    if _axes(source) != [1]:
+        raise ValueError(f"rule {name!r}: source returns {source}; must be [m] integers")
+
+
+def _check_counts(name: str, rule: Rule):
+    """Check the results of a rule's functions of lengths and of numbers of symbols."""
+    for function, first, least in (("most_symbols", 0, 0), ("num_drawn", 1, 1), ("alphabet", 2, 1)):
+        variable = "V" if function == "alphabet" else "n"
+        try:
+            counts = [getattr(rule, function)(number) for number in range(first, 65)]
+        except Exception as error:  # whatever the function raises
+            raise ValueError(f"rule {name!r}: {function}({variable}): {_cause(error)}") from error
+        if not all(isinstance(each, int) for each in counts) or counts[0] < least or counts != sorted(counts):
+            given = f"{counts[:4]} for {variable} = {first} to {first + 3}"
+            raise ValueError(f"rule {name!r}: {function} gives {given}, must be ints from {least} on that never fall")
+    if rule.source is None and any(rule.num_drawn(n) != n for n in range(1, 65)):
+        raise ValueError(
+            f"rule {name!r}: num_drawn has a meaning only with source; without it the string is the source"
+        )
+
+
+def _cause(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _axes(*arrays) -> list[int | None]:
+    """Return the number of axes of each array of integers; None for anything else."""
+    shapes = [each if isinstance(each, jax.ShapeDtypeStruct) else None for each in arrays]
+    return [each.ndim if each is not None and jnp.issubdtype(each.dtype, jnp.integer) else None for each in shapes]

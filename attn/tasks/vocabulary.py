@@ -65,10 +65,10 @@ class Vocabulary:
 
 @dataclasses.dataclass(frozen=True)
 class Symbols(Vocabulary):
-    """Symbols 1..V, written as whole numbers separated by spaces.
+    """Symbols 1, 2, ..., written as whole numbers separated by spaces.
 
     Args:
-      count: V.
+      count: their number.
       rule: the rule of the answers, which limits their lengths.
     """
 

@@ -95,6 +95,17 @@ def test_padding_before_a_prompt_does_not_look_up_a_row_that_is_not_there():
     assert np.isfinite(part.embedding(mechanisms.Rows(jnp.arange(4), start=-3))).all()
 
 
+def test_a_grid_adds_the_vectors_of_row_and_column_and_has_one_more_for_the_token_after_it():
+    [part] = attention(mechanisms.learned_grid(2, 3)).mechanism
+    rows, columns = np.asarray(part.rows[...]), np.asarray(part.columns[...])
+    assert (rows.shape, columns.shape, part.max_positions) == ((3, D), (3, D), 7)
+    expected = [*(rows[y] + columns[x] for y in range(2) for x in range(3)), rows[2]]
+    added = part.embedding(mechanisms.Rows(jnp.arange(10), start=-1))
+    np.testing.assert_allclose(added[1:8], expected, atol=1e-6)
+    np.testing.assert_array_equal(added[0], added[1])  # padding before a prompt
+    np.testing.assert_array_equal(added[8:], added[7:9])
+
+
 @pytest.mark.parametrize("drawn", [None, DRAWN])
 def test_alibi_prefers_near_keys_and_tells_sides_apart(drawn):
     found = read(mechanisms.alibi(), drawn=drawn)

@@ -15,6 +15,7 @@ from attn.mechanisms.rows import LengthUnknown
 from attn.nn.model import Model
 from attn.nn.models import MODELS, register
 from attn.nn.recurrent import DECODERS
+from attn.nn.style import STYLES
 from attn.nn.transformer import Mechanisms
 
 # How each mechanism is written that has settings without a default, or whose default is too large here.
@@ -23,11 +24,13 @@ WRITTEN = {
     "window": "window(2, 1)",
     "scaled": "scaled(0.7)",
     "learned": "learned(13)",
+    "learned_grid": "learned_grid(3, 4)",
     "randomized": "randomized(rotary)",
 }
 EVERY = [WRITTEN.get(name, name) for name in MECHANISMS if name != "sinusoidal"]
 MIXED = [Mechanisms(*(EVERY * 2)[at : at + 3]) for at in range(0, len(EVERY), 3)]
 ONE_LAYER = dict(num_encoder_layers=1, num_decoder_layers=1)  # of each kind of attention, which compiles faster
+T5 = Mechanisms("unscaled + t5(per_stack=True)", "unscaled + t5(per_stack=True, bidirectional=False)", "unscaled")
 CASES = [
     ("transformer", dict(mechanism="sinusoidal", norm="pre", **ONE_LAYER)),
     ("transformer", dict(mechanism="sinusoidal + unscaled", norm="post", tied_embeddings=True)),
@@ -53,6 +56,18 @@ CASES = [
     ("tape", dict(mechanism="randomized(transformer_xl) + unscaled", norm="post")),
     ("tape", dict(mechanism="anchored", head_width=4)),
 ]
+STYLED = [
+    ("transformer", dict(style="t5", mechanism=T5, num_groups=1, num_decoder_heads=3, tied_embeddings=True)),
+    ("transformer", dict(style="t5_gated", mechanism=T5, decoder_feed_forward_width=14, **ONE_LAYER)),
+    ("transformer", dict(style="bart", mechanism="learned(13, 2, per_stack=True)", tied_embeddings=True)),
+    ("transformer", dict(style="marian", mechanism="sinusoidal(halves=True)", tied_embeddings=True, **ONE_LAYER)),
+    ("decoder_only", dict(style="gpt2", mechanism="learned(13)", tied_embeddings=True)),
+    ("decoder_only", dict(style="llama", mechanism="rotary", num_heads=6, num_groups=2)),
+    ("encoder_only", dict(style="bert", mechanism="learned(13)", distinct_layers=1, embedding_width=7)),
+    ("encoder_only", dict(style="bert(activation=relu)", embedding_width=7, tied_embeddings=True, num_groups=1)),
+    ("vision_transformer", dict(style="vit", mechanism="learned_grid(2, 2)", num_groups=1)),
+]
+CASES += STYLED
 CASES += [(name, {}) for name in MODELS if name not in {name for name, _ in CASES}]  # from outside
 IDS = [f"{name}-{number}" for number, (name, _) in enumerate(CASES)]
 every_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
@@ -79,6 +94,9 @@ def test_the_cases_cover_every_model_and_every_choice():
         cases = {(name, more[setting]) for name, more in CASES if setting in more}
         assert {choice for _, choice in cases} == set(choices)
         assert {name for name, _ in cases} <= {name for name in MODELS if setting in settings_of(name)}
+    assert {more.get("style", "plain").partition("(")[0] for _, more in CASES} == set(STYLES)
+    sizes = {"num_groups", "num_decoder_heads", "decoder_feed_forward_width", "distinct_layers", "embedding_width"}
+    assert sizes <= {name for _, more in STYLED for name in more}
 
 
 @pytest.mark.some(8)

@@ -11,13 +11,14 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from right_answers import RIGHT
+from right_answers import RIGHT, restored
 
 from attn import tasks
 from attn.tasks.builders import SequenceConfig, builder_class
 from attn.tasks.examples import PAD, DataError
+from attn.tasks.held_out import is_held_out
 from attn.tasks.rules import RULES
-from attn.tasks.sequences import Task, is_held_out
+from attn.tasks.sequences import Task
 from attn.tasks.vocabulary import before
 
 SMALL = Task("duplicate", symbols=3, min_length=2, max_length=6)
@@ -44,13 +45,34 @@ def opened(folder, name="duplicate") -> dict:
     return builder_class(name)(config=config, data_dir=folder).as_data_source()
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", RIGHT)
 def test_examples_are_right(folder, name):
     for split, source in opened(folder, name).items():
         assert len(source) > 30, split
         for row in source.__getitems__(range(0, len(source), 7)):
             assert set(row["source"].tolist()) <= {1, 2, 3}
             assert row["target"].tolist() == RIGHT[name](row["source"].tolist(), 3)
+
+
+def test_masked_strings_are_stored_with_their_masks(folder):
+    splits = opened(folder, "fill")
+    rows = {split: source.__getitems__(range(len(source))) for split, source in splits.items()}
+    for row in (row for each in rows.values() for row in each):
+        assert row["target"].tolist() == restored(row["source"].tolist(), 3)
+    sources = {split: {tuple(row["source"].tolist()) for row in each} for split, each in rows.items()}
+    assert sum(map(len, sources.values())) == len(set().union(*sources.values()))
+    assert sum(len(sources[split]) for split in sources if split != "test_long") == 3**2 + 3**2 + 3**3 + 3**3 + 3**4
+    data = tasks.load("fill", symbols=3, min_length=2, max_length=6, source="tfds", folder=folder)
+    assert data.vocabulary == Task("fill", symbols=3).vocabulary
+    for source, length, target in list(zip(*data.parts["test"][:3]))[::3]:
+        assert target[:length].tolist() == restored(source[:length].tolist(), 3)
+        assert source[length] == target[length] == data.vocabulary.end
+
+
+def test_pictures_are_stored_as_patches(folder):
+    for source in opened(folder, "digit").values():
+        for row in source.__getitems__(range(0, len(source), 7)):
+            assert set(row["source"].tolist()) <= set(range(1, 513)) and len(row["target"]) == 1
 
 
 def test_splits_share_no_string_and_have_none_twice(folder):

@@ -29,7 +29,7 @@ def data(request, path):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("shuffle", {}, "name: got 'shuffle', must be one of copy, reverse, .*, sort, add, palindrome, pairs"),
+        ("shuffle", {}, "name: got 'shuffle', must be one of copy, reverse, .*, palindrome, fill, digit, pairs"),
         ("revers", {}, r"name: got 'revers', .* \(did you mean 'reverse'\?\)"),
         (["copy"], {}, r"name: got \['copy'\], must be one of copy"),
         ("copy", {"source": "file"}, "source: got 'file', must be one of generated, tfds"),

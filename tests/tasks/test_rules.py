@@ -76,6 +76,9 @@ def test_an_answer_does_not_depend_on_padding():
             answer, count = rule.answer(jnp.asarray(string[:length]), length, 5)
             assert count == wide_count, name
             np.testing.assert_array_equal(answer[:count], wide[:count], name)
+            if rule.source is not None:
+                given = jnp.asarray(string[:length]), jnp.pad(string, (0, 7))
+                np.testing.assert_array_equal(*(rule.source(each, int(length), 5)[:length] for each in given), name)
 
 
 def test_a_task_may_come_from_outside_of_the_package(repository):
@@ -118,6 +121,10 @@ def broken(symbols, length, num_symbols):
     return symbols.undefined, length
 
 
+def kept(symbols, length, num_symbols):
+    return symbols
+
+
 @pytest.mark.parametrize(
     ("name", "rule", "message"),
     [
@@ -125,14 +132,30 @@ def broken(symbols, length, num_symbols):
         ("pairs", Rule(parity), "name: got 'pairs', which is taken"),
         ("my task", Rule(parity), "name: got 'my task', must be a Python identifier"),
         ("new", parity, "rule: got <function parity .*>, must be a Rule"),
-        ("new", Rule(broken), r"rule 'new': answer\(symbols, length, num_symbols\) .*: AttributeError: .*undefined"),
+        ("new", Rule(broken), r"rule 'new': answer\(symbols, length, num_symbols\): AttributeError: .*undefined"),
         ("new", Rule(lambda symbols: symbols), r"rule 'new': .*: TypeError: .*takes 1 positional argument"),
         ("new", Rule(lambda s, n, v: s), "rule 'new': .*: TypeError: cannot unpack"),
         ("new", Rule(lambda s, n, v: (s[0], n)), r"rule 'new': answer returns .*; must be \(\[m\] integers"),
         ("new", Rule(lambda s, n, v: (s / 2, n)), r"rule 'new': answer returns .*; must be \(\[m\] integers"),
         ("new", Rule(parity, lambda n: n / 2), r"rule 'new': most_symbols gives \[0.0, 0.5, 1.0, 1.5\] for n = 0 to 3"),
         ("new", Rule(parity, lambda n: -n), r"rule 'new': most_symbols gives \[0, -1, -2, -3\]"),
-        ("new", Rule(parity, lambda n: {}[n]), "rule 'new': .*: KeyError: 0"),
+        ("new", Rule(parity, lambda n: {}[n]), r"rule 'new': most_symbols\(n\): KeyError: 0"),
+        ("new", Rule(parity, source=broken), r"rule 'new': source\(symbols, length, num_symbols\): .*undefined"),
+        (
+            "new",
+            Rule(parity, source=lambda s, n, v: (s, n)),
+            r"rule 'new': source returns \(.*; must be \[m\] integers",
+        ),
+        ("new", Rule(parity, source=lambda s, n, v: s / 2), r"rule 'new': source returns .*; must be \[m\] integers"),
+        ("new", Rule(parity, num_drawn=lambda n: 2 * n), "rule 'new': num_drawn has a meaning only with source"),
+        (
+            "new",
+            Rule(parity, source=kept, num_drawn=lambda n: n // 2),
+            r"rule 'new': num_drawn gives \[0, 1, 1, 2\] for",
+        ),
+        ("new", Rule(parity, source=kept, num_drawn=lambda n: n / 2), r"rule 'new': num_drawn gives \[0.5, 1.0, 1.5"),
+        ("new", Rule(parity, alphabet=lambda v: -v), r"rule 'new': alphabet gives \[-2, -3, -4, -5\] for V = 2 to 5"),
+        ("new", Rule(parity, alphabet=lambda v: v.size), r"rule 'new': alphabet\(V\): AttributeError"),
     ],
 )
 def test_a_rule_that_cannot_be_registered_is_named_in_one_line(untyped, name, rule, message):
@@ -154,6 +177,44 @@ def test_an_answer_that_the_rule_does_not_allow_is_named(rule, message):
     register("wrong", rule)
     with pytest.raises(DataError, match=f"^rule 'wrong': {message}"):
         tasks.load("wrong", symbols=4, min_length=3, max_length=3).questions("test", 50, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(source=lambda s, n, v: s + 1), r"a source is .*5.*; must have 3 symbols 1..4"),
+        (dict(source=lambda s, n, v: s[:2]), r"a source is \[\d, \d, 0\]; must have 3 symbols 1..4"),
+        (dict(source=lambda s, n, v: s, num_drawn=lambda n: 1), r"a source is \[\d, 0, 0\]; must have 3 symbols 1..4"),
+        (dict(source=lambda s, n, v: s, alphabet=lambda v: v - 1), r"a source is .*4.*; must have 3 symbols 1..3"),
+    ],
+)
+def test_a_source_that_the_rule_does_not_allow_is_named(settings, message):
+    register("wrong", Rule(parity, lambda n: 1, **settings))
+    with pytest.raises(DataError, match=f"^rule 'wrong': {message}"):
+        tasks.load("wrong", symbols=4, min_length=3, max_length=3).questions("test", 50, 0)
+
+
+def test_a_task_from_outside_may_make_its_source():
+    """Twice each drawn symbol, in a larger alphabet: the answer undoes it."""
+
+    def doubled(symbols, length, num_symbols):
+        return jnp.repeat(2 * symbols, 2)
+
+    register(
+        "halve", Rule(kept_half, lambda n: (n + 1) // 2, True, False, doubled, lambda n: (n + 1) // 2, lambda v: 2 * v)
+    )
+    data = tasks.load("halve", symbols=4, max_length=7)
+    _, examples = data.batches(64, 0).batch(3)
+    questions = data.questions("test", 100, 0)
+    assert data.vocabulary.count == 8
+    for source, target in [*zip(*examples), *zip(questions.sources, questions.targets)]:
+        source, target = before(10, source), before(10, target)
+        assert set(source) <= {2, 4, 6, 8} and target == [symbol // 2 for symbol in source[::2]]
+    assert set(questions.lengths) == set(range(1, 8))
+
+
+def kept_half(symbols, length, num_symbols):
+    return symbols, (length + 1) // 2
 
 
 def test_registering_starts_no_backend():

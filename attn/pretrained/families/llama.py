@@ -63,6 +63,7 @@ def llama(keys: Keys, names: Collection[str], dtype: str) -> Plan:
         rules.append(Rule("lm_head.weight", "model.output.kernel", "v d -> d v"))
     vocabulary = keys.take("vocab_size")
     keys.skip("max_position_embeddings")  # rotary positions have no table
+    keys.expect(partial_rotary_factor=1.0, layer_types=["full_attention"] * L)
 
     def build(rngs: nnx.Rngs) -> Decoder:
         return Decoder(DecoderOnly(vocabulary, settings, rngs), has_logits=has_logits)
