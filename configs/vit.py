@@ -2,7 +2,7 @@
 
 python train.py --config=configs/vit.py
 
-After 2,500 steps, 45 seconds of processor time on two cores, it reads 99.79 % of 10,000 held-out pictures (seed 0;
+After 2,500 steps, 26 seconds on two cores of a Zen 4, it reads 99.79 % of 10,000 held-out pictures (seed 0;
 seeds 1 to 3 at least 99.71 %). `attn inspect` draws the attention of the class token over the picture.
 """
 

@@ -1,5 +1,6 @@
 """The benchmarks can be started; what they measure is not tested."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -7,7 +8,8 @@ import sys
 
 import pytest
 
-FILES = sorted((pathlib.Path(__file__).parent.parent / "benchmarks").glob("*.py"))
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = sorted((ROOT / "benchmarks").glob("*.py"))
 SCRIPTS = [file for file in FILES if "argparse" in file.read_text()]  # the others are modules of these
 
 
@@ -18,3 +20,11 @@ def test_help_helps(script):
     done = subprocess.run(words, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--output" in done.stdout
+
+
+def test_the_tokens_per_second_of_smollm2_are_the_recorded_ones():
+    values = json.loads((ROOT / "benchmarks/results/smollm2.json").read_text())
+    ours, torch = (1 / values["seconds_per_token"][name] for name in ("ours", "torch"))
+    text = " ".join((ROOT / "benchmarks/README.md").read_text().split())
+    assert f"writes {ours:.1f} tokens per second with our key/value cache and {torch:.1f} with the library" in text
+    assert f"{values['ratio']:.2f} times as many" in text

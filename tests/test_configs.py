@@ -39,7 +39,7 @@ def test_a_toy_is_the_style_that_its_name_says_and_its_docstring_says_what_it_sc
     check_runs(config, Generated(config.task))
     about = importlib.import_module(f"configs.{name}").__doc__
     assert f"\npython train.py --config=configs/{name}.py\n" in about
-    assert re.search(r"\d+\.\d\d %\sof\s10,000\sheld-out", about) and re.search(r"\d seconds of processor time", about)
+    assert re.search(r"\d+\.\d\d %\sof\s10,000\sheld-out", about) and re.search(r"\d seconds\son\stwo\scores", about)
 
 
 def test_the_toys_have_what_their_families_have(repository):
