@@ -52,7 +52,7 @@ def load(path: str | os.PathLike, *, dtype: str = "float32", ignore: Collection[
     """
     if message := error_message(str, dtype, one_of(_DTYPES)):
         raise ValueError(f"dtype: {message}")
-    if jnp.zeros((), dtype).dtype != dtype:
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(f"dtype: got {dtype!r}, which needs jax.config.update('jax_enable_x64', True)")
     path = pathlib.Path(os.path.expanduser(path))
     if not path.exists():
