@@ -3,13 +3,13 @@
 Source: Lewis et al. 2020; Junczys-Dowmunt et al. 2018.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import jax.numpy as jnp
 from flax import nnx
 
 from attn.nn.style import changed
-from attn.nn.transformer import Mechanisms, Transformer
+from attn.nn.transformer import Mechanisms, Transformer, TransformerSettings
 from attn.pretrained.foundation import EncoderDecoder
 from attn.pretrained.plan import Plan, any_begins, prefix_of
 from attn.pretrained.rules import Rule, attention, linear, norm
@@ -62,25 +62,15 @@ def _plan(keys, names, dtype, root, rules, style, positions) -> Plan:
     of_answer = keys.take("decoder_vocab_size", vocabulary)
     if one_table and of_answer != vocabulary:
         raise keys.error(f"key 'decoder_vocab_size': got {of_answer}, must be vocab_size = {vocabulary} for one table")
-    settings = Transformer.settings(
-        "transformer",
-        width=D,
-        num_encoder_layers=layers["encoder"],
-        num_decoder_layers=layers["decoder"],
-        num_heads=keys.heads("encoder_attention_heads", D),
-        num_decoder_heads=keys.heads("decoder_attention_heads", D),
-        feed_forward_width=keys.take("encoder_ffn_dim"),
-        decoder_feed_forward_width=keys.take("decoder_ffn_dim"),
-        style=changed(
-            style,
-            activation=keys.activation("activation_function", "gelu"),
-            embedding_scale=keys.take("scale_embedding", False, hint=bool),
-            logits_bias=has_logits,
-        ),
-        mechanism=Mechanisms(positions, positions, "none"),
-        tied_embeddings=one_table,
-        dtype=dtype,
+    style_text = changed(
+        style,
+        activation=keys.activation("activation_function", "gelu"),
+        embedding_scale=keys.take("scale_embedding", False, hint=bool),
+        logits_bias=has_logits,
     )
+    mechanism = Mechanisms(positions, positions, "none")
+    options = dict(style=style_text, mechanism=mechanism, tied_embeddings=one_table, dtype=dtype)
+    settings = _settings(keys, D, layers, **options)
     shared, tables = f"{root}shared.weight", [f"{root}{stack}.embed_tokens.weight" for stack in stacks]
     if one_table:
         rules.append(Rule(shared, "model.source_embed.embedding", "v d -> v d"))
@@ -94,14 +84,7 @@ def _plan(keys, names, dtype, root, rules, style, positions) -> Plan:
     rules += [Rule("final_logits_bias", "model.logits_bias", "1 v -> v")] if has_logits else []
     for stack, count in layers.items():
         for number in range(count):
-            theirs, ours = f"{root}{stack}.layers.{number}", f"model.{stack}.blocks.{number}"
-            sublayers = [("self_attn", "attention"), ("encoder_attn", "cross")][: 1 + (stack == "decoder")]
-            for name, part in sublayers:
-                rules += attention(f"{theirs}.{name}", f"{ours}.{part}", _NAMES)
-                rules += norm(f"{theirs}.{name}_layer_norm", f"{ours}.{part}_residual.norm")
-            rules += linear(f"{theirs}.fc1", f"{ours}.feed_forward.expand")
-            rules += linear(f"{theirs}.fc2", f"{ours}.feed_forward.contract")
-            rules += norm(f"{theirs}.final_layer_norm", f"{ours}.feed_forward_residual.norm")
+            rules += _layer(f"{root}{stack}.layers.{number}", f"model.{stack}.blocks.{number}", stack == "decoder")
 
     def build(rngs: nnx.Rngs) -> EncoderDecoder:
         model = Transformer(of_answer, settings, rngs)
@@ -113,3 +96,28 @@ def _plan(keys, names, dtype, root, rules, style, positions) -> Plan:
     # Marian's positions are computed, but old files hold them; the shared table is not used where each has its own.
     ignored = ("*.embed_positions.weight",) * (style == "marian") + (shared,) * (not one_table)
     return Plan(build, rules, ignored, copies)
+
+
+def _settings(keys: Keys, width: int, layers: Mapping[str, int], **options) -> TransformerSettings:
+    return Transformer.settings(
+        "transformer",
+        width=width,
+        num_encoder_layers=layers["encoder"],
+        num_decoder_layers=layers["decoder"],
+        num_heads=keys.heads("encoder_attention_heads", width),
+        num_decoder_heads=keys.heads("decoder_attention_heads", width),
+        feed_forward_width=keys.take("encoder_ffn_dim"),
+        decoder_feed_forward_width=keys.take("decoder_ffn_dim"),
+        **options,
+    )
+
+
+def _layer(theirs: str, ours: str, has_cross: bool) -> list[Rule]:
+    """Return the rules of a layer, with cross-attention or without."""
+    rules = []
+    for name, part in [("self_attn", "attention"), ("encoder_attn", "cross")][: 1 + has_cross]:
+        rules += attention(f"{theirs}.{name}", f"{ours}.{part}", _NAMES)
+        rules += norm(f"{theirs}.{name}_layer_norm", f"{ours}.{part}_residual.norm")
+    rules += linear(f"{theirs}.fc1", f"{ours}.feed_forward.expand")
+    rules += linear(f"{theirs}.fc2", f"{ours}.feed_forward.contract")
+    return [*rules, *norm(f"{theirs}.final_layer_norm", f"{ours}.feed_forward_residual.norm")]

@@ -45,21 +45,7 @@ def gpt2(keys: Keys, names: Collection[str], dtype: str) -> Plan:
         *norm(f"{root}ln_f", "model.stack.norm"),
     ]
     for number in range(L):
-        theirs, ours = f"{root}h.{number}", f"model.stack.blocks.{number}"
-        matrices, biases = (tuple(f"{ours}.attention.{kind}_{x}" for x in "QKV") for kind in "Wb")
-        rules += [
-            # These matrices are stored as [in, out].
-            Rule(f"{theirs}.attn.c_attn.weight", matrices, "d (p n h) -> p d n h"),
-            Rule(f"{theirs}.attn.c_attn.bias", biases, "(p n h) -> p n h"),
-            Rule(f"{theirs}.attn.c_proj.weight", f"{ours}.attention.W_O", "(n h) d -> n h d"),
-            Rule(f"{theirs}.attn.c_proj.bias", f"{ours}.attention.b_O", "d -> d"),
-            Rule(f"{theirs}.mlp.c_fc.weight", f"{ours}.feed_forward.expand.kernel", "i o -> i o"),
-            Rule(f"{theirs}.mlp.c_fc.bias", f"{ours}.feed_forward.expand.bias", "o -> o"),
-            Rule(f"{theirs}.mlp.c_proj.weight", f"{ours}.feed_forward.contract.kernel", "i o -> i o"),
-            Rule(f"{theirs}.mlp.c_proj.bias", f"{ours}.feed_forward.contract.bias", "o -> o"),
-            *norm(f"{theirs}.ln_1", f"{ours}.attention_residual.norm"),
-            *norm(f"{theirs}.ln_2", f"{ours}.feed_forward_residual.norm"),
-        ]
+        rules += _layer(f"{root}h.{number}", f"model.stack.blocks.{number}")
     if has_logits and not tied:
         rules.append(Rule("lm_head.weight", "model.output.kernel", "v d -> d v"))
     vocabulary = keys.take("vocab_size")
@@ -69,3 +55,20 @@ def gpt2(keys: Keys, names: Collection[str], dtype: str) -> Plan:
 
     ignored = ("*.attn.bias", "*.attn.masked_bias")  # masks, in old files
     return Plan(build, rules, ignored, {"lm_head.weight": f"{root}wte.weight"} if tied else {})
+
+
+def _layer(theirs: str, ours: str) -> list[Rule]:
+    """Return the rules of a layer, whose matrices are stored as [in, out]."""
+    matrices, biases = (tuple(f"{ours}.attention.{kind}_{x}" for x in "QKV") for kind in "Wb")
+    return [
+        Rule(f"{theirs}.attn.c_attn.weight", matrices, "d (p n h) -> p d n h"),
+        Rule(f"{theirs}.attn.c_attn.bias", biases, "(p n h) -> p n h"),
+        Rule(f"{theirs}.attn.c_proj.weight", f"{ours}.attention.W_O", "(n h) d -> n h d"),
+        Rule(f"{theirs}.attn.c_proj.bias", f"{ours}.attention.b_O", "d -> d"),
+        Rule(f"{theirs}.mlp.c_fc.weight", f"{ours}.feed_forward.expand.kernel", "i o -> i o"),
+        Rule(f"{theirs}.mlp.c_fc.bias", f"{ours}.feed_forward.expand.bias", "o -> o"),
+        Rule(f"{theirs}.mlp.c_proj.weight", f"{ours}.feed_forward.contract.kernel", "i o -> i o"),
+        Rule(f"{theirs}.mlp.c_proj.bias", f"{ours}.feed_forward.contract.bias", "o -> o"),
+        *norm(f"{theirs}.ln_1", f"{ours}.attention_residual.norm"),
+        *norm(f"{theirs}.ln_2", f"{ours}.feed_forward_residual.norm"),
+    ]

@@ -53,12 +53,7 @@ def llama(keys: Keys, names: Collection[str], dtype: str) -> Plan:
         *norm(f"{root}norm", "model.stack.norm", bias=False),
     ]
     for number in range(L):
-        theirs, ours = f"{root}layers.{number}", f"model.stack.blocks.{number}"
-        rules += attention(f"{theirs}.self_attn", f"{ours}.attention", _NAMES, bias=bias, output_bias=bias)
-        for name, part in (("gate_proj", "gate"), ("up_proj", "expand"), ("down_proj", "contract")):
-            rules += linear(f"{theirs}.mlp.{name}", f"{ours}.feed_forward.{part}", bias=wide_bias)
-        rules += norm(f"{theirs}.input_layernorm", f"{ours}.attention_residual.norm", bias=False)
-        rules += norm(f"{theirs}.post_attention_layernorm", f"{ours}.feed_forward_residual.norm", bias=False)
+        rules += _layer(f"{root}layers.{number}", f"model.stack.blocks.{number}", bias, wide_bias)
     if has_logits and not tied:
         rules.append(Rule("lm_head.weight", "model.output.kernel", "v d -> d v"))
     vocabulary = keys.take("vocab_size")
@@ -70,6 +65,15 @@ def llama(keys: Keys, names: Collection[str], dtype: str) -> Plan:
 
     copies = {"lm_head.weight": f"{root}embed_tokens.weight"} if tied else {}
     return Plan(build, rules, ("*rotary_emb.inv_freq",), copies)
+
+
+def _layer(theirs: str, ours: str, bias: bool, wide_bias: bool) -> list[Rule]:
+    """Return the rules of a layer, whose attention and feed-forward layer may have biases."""
+    rules = attention(f"{theirs}.self_attn", f"{ours}.attention", _NAMES, bias=bias, output_bias=bias)
+    for name, part in (("gate_proj", "gate"), ("up_proj", "expand"), ("down_proj", "contract")):
+        rules += linear(f"{theirs}.mlp.{name}", f"{ours}.feed_forward.{part}", bias=wide_bias)
+    rules += norm(f"{theirs}.input_layernorm", f"{ours}.attention_residual.norm", bias=False)
+    return [*rules, *norm(f"{theirs}.post_attention_layernorm", f"{ours}.feed_forward_residual.norm", bias=False)]
 
 
 def rotary(keys: Keys) -> str:

@@ -22,11 +22,8 @@ def vit(keys: Keys, names: Collection[str], dtype: str) -> Plan:
     """Return the plan of a ViT."""
     keys.expect(pooler_act="tanh")
     keys.skip("encoder_stride")  # of a head that is not implemented
-    D, L, channels = (
-        keys.take("hidden_size"),
-        keys.layers("num_hidden_layers", most=len(names)),
-        keys.take("num_channels", 3),
-    )
+    D, channels = keys.take("hidden_size"), keys.take("num_channels", 3)
+    L = keys.layers("num_hidden_layers", most=len(names))
     (height, width), (p, q) = _pair(keys, "image_size", 224), _pair(keys, "patch_size", 16)
     if height % p or width % q:
         raise keys.error(f"key 'patch_size': got {p} x {q}, must divide image_size = {height} x {width}")
@@ -52,27 +49,9 @@ def vit(keys: Keys, names: Collection[str], dtype: str) -> Plan:
         patch_size=p * q * channels,
         dtype=dtype,
     )
-    rules = [
-        Rule(f"{root}embeddings.cls_token", "model.class_token", "1 1 d -> d"),
-        Rule(
-            f"{root}embeddings.position_embeddings", "model.stack.blocks.0.attention.mechanism.0.table", "1 t d -> t d"
-        ),
-        Rule(
-            f"{root}embeddings.patch_embeddings.projection.weight",
-            "model.patch.kernel",
-            "d c p q -> (p q c) d",
-            {"p": p, "q": q, "c": channels},
-        ),
-        Rule(f"{root}embeddings.patch_embeddings.projection.bias", "model.patch.bias", "d -> d"),
-        *norm(f"{root}layernorm", "model.stack.norm"),
-    ]
+    rules = _rules_of_ends(root, {"p": p, "q": q, "c": channels})
     for number in range(L):
-        theirs, ours = f"{root}encoder.layer.{number}", f"model.stack.blocks.{number}"
-        rules += attention(f"{theirs}.attention", f"{ours}.attention", _NAMES, bias=bias)
-        rules += norm(f"{theirs}.layernorm_before", f"{ours}.attention_residual.norm")
-        rules += linear(f"{theirs}.intermediate.dense", f"{ours}.feed_forward.expand")
-        rules += linear(f"{theirs}.output.dense", f"{ours}.feed_forward.contract")
-        rules += norm(f"{theirs}.layernorm_after", f"{ours}.feed_forward_residual.norm")
+        rules += _layer(f"{root}encoder.layer.{number}", f"model.stack.blocks.{number}", bias)
     if has_logits:
         rules.append(Rule("classifier.weight", "model.output.kernel", "v d -> d v"))
         rules.append(Rule("classifier.bias", "model.logits_bias", "v -> v"))
@@ -86,6 +65,30 @@ def vit(keys: Keys, names: Collection[str], dtype: str) -> Plan:
         return Vision(model, size=(channels, height, width), patch=(p, q), pooler=pooler, has_logits=has_logits)
 
     return Plan(build, rules, ("*.mask_token",))
+
+
+def _rules_of_ends(root: str, patch: dict[str, int]) -> list[Rule]:
+    """Return the rules of the embeddings and of the last norm; `patch` has height, width and channels of a patch."""
+    embeddings = f"{root}embeddings"
+    table, kernel = "model.stack.blocks.0.attention.mechanism.0.table", "model.patch.kernel"
+    return [
+        Rule(f"{embeddings}.cls_token", "model.class_token", "1 1 d -> d"),
+        Rule(f"{embeddings}.position_embeddings", table, "1 t d -> t d"),
+        Rule(f"{embeddings}.patch_embeddings.projection.weight", kernel, "d c p q -> (p q c) d", patch),
+        Rule(f"{embeddings}.patch_embeddings.projection.bias", "model.patch.bias", "d -> d"),
+        *norm(f"{root}layernorm", "model.stack.norm"),
+    ]
+
+
+def _layer(theirs: str, ours: str, bias: bool) -> list[Rule]:
+    """Return the rules of a layer, whose queries, keys and values may have biases."""
+    return [
+        *attention(f"{theirs}.attention", f"{ours}.attention", _NAMES, bias=bias),
+        *norm(f"{theirs}.layernorm_before", f"{ours}.attention_residual.norm"),
+        *linear(f"{theirs}.intermediate.dense", f"{ours}.feed_forward.expand"),
+        *linear(f"{theirs}.output.dense", f"{ours}.feed_forward.contract"),
+        *norm(f"{theirs}.layernorm_after", f"{ours}.feed_forward_residual.norm"),
+    ]
 
 
 def _pair(keys: Keys, name: str, default: int) -> tuple[int, int]:
