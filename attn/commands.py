@@ -8,6 +8,7 @@ import pathlib
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 
@@ -161,6 +162,7 @@ def _inspect_run(arguments: argparse.Namespace) -> int:
 
 def _inspect_foreign(arguments: argparse.Namespace) -> int:
     from attn import pretrained
+    from attn.pretrained.foundation import Vision
 
     model = pretrained.load(arguments.run)
     if arguments.input is None:
@@ -168,7 +170,7 @@ def _inspect_foreign(arguments: argparse.Namespace) -> int:
         return 0
     output = _picture(arguments, pathlib.Path("inspect.png"))
     try:
-        maps = model.look(arguments.input)
+        maps = model.look(_pixels(arguments.input) if isinstance(model.model, Vision) else arguments.input)
     except pretrained.FileError:
         raise
     except ValueError as error:
@@ -177,6 +179,15 @@ def _inspect_foreign(arguments: argparse.Namespace) -> int:
     pictures.save(pictures.draw_maps(maps, title), output)
     print(f"wrote {output}")
     return 0
+
+
+def _pixels(path: str) -> np.ndarray:
+    """Read the picture of a vision model, an array [C height width] in a file of NumPy."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"INPUT={path}: must be a .npy file with an array [C height width] ({reason})") from None
 
 
 def _picture(arguments: argparse.Namespace, default: pathlib.Path) -> pathlib.Path:

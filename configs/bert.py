@@ -17,7 +17,6 @@ def get_config() -> ConfigDict:
     config.task.update(name="fill", symbols=10, max_length=16)
     config.model.update(
         style="bert",
-        norm=None,  # that of the style
         mechanism="learned(17)",  # the positions of 16 symbols and an end token
         tied_embeddings=True,
     )

@@ -22,6 +22,5 @@ def get_config() -> ConfigDict:
         feed_forward_width=256,
         tied_embeddings=True,
     )
-    config.model.norm = None
     config.training.steps = 4_000  # at most
     return config

@@ -18,7 +18,6 @@ def get_config() -> ConfigDict:
     config.task.max_length = 16
     config.model.update(
         style="llama",
-        norm=None,  # that of the style
         mechanism="rotary",
         num_groups=2,  # key/value heads, each of two query heads
         num_layers=2,

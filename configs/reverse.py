@@ -22,8 +22,9 @@ def get_config() -> ConfigDict:
         num_encoder_layers=1,
         num_decoder_layers=1,
         feed_forward_width=128,
+        style="plain",
         mechanism="sinusoidal",
-        norm="pre",
+        norm=None,  # that of the style
         dropout=0.0,
         tied_embeddings=False,
         dtype="float32",

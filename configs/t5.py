@@ -18,7 +18,6 @@ def get_config() -> ConfigDict:
     del config.model["mechanism"]  # one text, in the place of which a group of three cannot be put
     config.model.update(
         style="t5",
-        norm=None,  # that of the style
         # Scores are not scaled; each stack has one table of biases. Cross-attention sees no positions.
         mechanism=dict(
             encoder="unscaled + t5(per_stack=True)",

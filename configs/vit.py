@@ -18,7 +18,6 @@ def get_config() -> ConfigDict:
     config.model.update(
         name="vision_transformer",
         style="vit",
-        norm=None,  # that of the style
         mechanism="learned_grid(4, 4)",
     )
     # Noise makes some pictures hard, so that it does not become exact with a margin.

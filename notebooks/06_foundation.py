@@ -99,8 +99,8 @@ plt.show()
 # %% [markdown]
 # ## A head that can be checked
 #
-# The wheel `rxnmapper` on PyPI holds an ALBERT that learned to restore hidden symbols of chemical reactions. Nobody
-# told it which atom of the product was which atom before, but one of its heads points there. Each atom can be checked.
+# The wheel `rxnmapper` on PyPI holds an ALBERT that learned to restore hidden symbols of chemical reactions. It was not
+# told which atom of the product was which atom before, but one of its heads points there. Each atom can be checked.
 
 # %%
 try:

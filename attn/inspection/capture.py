@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from attn.inspection.influence import influence
 from attn.nn.model import Model, Weights
@@ -34,7 +34,7 @@ class Maps(NamedTuple):
     source: list[str]
     read: list[str]
     written: list[str]
-    picture: Int[np.ndarray, "height width"] | None = None
+    picture: Num[np.ndarray, "height width"] | None = None
 
     def rows(self, name: str) -> tuple[str, list[str]]:
         """Return a label for the rows of a map, and the name of each row."""

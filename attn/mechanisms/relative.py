@@ -66,6 +66,8 @@ class llama3_rotary(Mechanism):
 
     def frequencies(self, width: int) -> Float[np.ndarray, "pairs"]:
         """Compute the angles per position of the pairs of features."""
+        if not self.low < self.high:
+            raise ValueError(f"low: got {self.low}, must be less than high = {self.high}")
         frequencies = self.base ** (-np.arange(0, width, 2) / width)
         turns = self.original * frequencies / (2 * np.pi)  # of a pair, over the original context
         kept = np.clip((turns - self.low) / (self.high - self.low), 0, 1)

@@ -110,8 +110,13 @@ class Attention(nnx.Module):
           added: is added to the inputs of the queries.
           dropout: of the attention weights.
           return_weights: also return the attention weights.
-          edit: takes the attention weights and returns those that are used; dropout does not go with it.
+          edit: takes the attention weights and returns those that are used.
+
+        Raises:
+          ValueError: `edit` together with dropout.
         """
+        if edit is not None and dropout is not None:
+            raise ValueError("edit: does not go with dropout of the attention weights")
         query = self._project((x + added).astype(self.dtype), self.W_Q, self.b_Q)
         query = self._apply_mechanism("query", query, sides.q)
         options = dict(mask=self._mask(sides), score=self._score(sides), scale=self.scale)

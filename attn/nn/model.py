@@ -132,7 +132,7 @@ class Model(nnx.Module):
           style: whether there is a transformation before the matrix, a bias and a scale.
           embedding_width: E, the width after the transformation; None for D.
         """
-        E = embedding_width or width
+        self.logits_width = E = embedding_width or width
         options = dict(dtype=dtype, rngs=rngs)
         self.output = None if tied else nnx.Linear(E, vocabulary, use_bias=False, **options)
         self.logits_transform = LogitsTransform(style, width, E, **options) if style.logits_transform else None
@@ -154,6 +154,11 @@ class Model(nnx.Module):
     def logits(self, x: Float[Array, "T D"]) -> Float[Array, "T V"]:
         """Compute the logits of the last layer's output in the model's dtype; return them in float32 or wider."""
         x = x if self.logits_transform is None else self.logits_transform(x)
+        if x.shape[-1] != self.logits_width:
+            raise ValueError(
+                f"embedding_width: got {self.logits_width}, which is not width = {x.shape[-1]}: logits then need a "
+                "style with logits_transform, such as bert"
+            )
         x = x if self.logits_scale is None else x * self.logits_scale
         logits = self.embedding_of_answer().attend(x) if self.output is None else self.output(x)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

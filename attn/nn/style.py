@@ -43,7 +43,7 @@ class Style:
       gated: the feed-forward layer is (activation(x W_g) * x W_1) W_2.
       feed_forward_bias: add biases in the feed-forward layers.
       embedding_norm: normalise the sum of the embeddings, at the bottom of each stack.
-      embedding_scale: multiply the embeddings of tokens by sqrt(D).
+      embedding_scale: multiply the embeddings of tokens by the square root of their width.
       logits_transform: apply a linear layer, the activation and a norm before the matrix of the logits.
       logits_bias: add a bias to the logits.
       logits_scale: multiply logits by D^-1/2, for large embeddings that are tied.

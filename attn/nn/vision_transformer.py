@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, Int
 from attn.functional import masks
 from attn.mechanisms.rows import Count, Example, rows
 from attn.nn.attention import Sides
+from attn.nn.encoder_only import EncoderOnly
 from attn.nn.model import PAD, Cache, Weights
-from attn.nn.one_stack import OneStack, OneStackSettings
+from attn.nn.one_stack import OneStackSettings
 from attn.settings import between, setting
 
 _CERTAIN = 30.0  # a logit beside which exp(0) is nothing
@@ -32,7 +33,7 @@ class VisionTransformerSettings(OneStackSettings):
     patch_size: int = setting(9, between(1, 1_000_000))
 
 
-class VisionTransformer(OneStack):
+class VisionTransformer(EncoderOnly):
     """A vision Transformer.
 
     As a source of tokens, a picture is a string of black-and-white patches: the token of a patch is 1 + the number
@@ -45,9 +46,7 @@ class VisionTransformer(OneStack):
       rngs: keys for the initial parameters.
     """
 
-    settings, kind = VisionTransformerSettings, "encoder"
-    reads_answer = False
-    maps = (("encoder", "source", "source"),)
+    settings = VisionTransformerSettings
 
     def __init__(self, vocabulary: int, settings: VisionTransformerSettings, rngs: nnx.Rngs):
         if settings.tied_embeddings:
@@ -104,10 +103,3 @@ class VisionTransformer(OneStack):
         end = _CERTAIN * jax.nn.one_hot(jnp.full(capacity, self.vocabulary - 1), self.vocabulary, dtype=of_class.dtype)
         cache = Cache(0, jnp.concatenate([of_class, end])[:capacity], (), example)
         return cache, {"encoder": weights} if return_weights else None
-
-    def extend(
-        self, tokens: Int[Array, "T"], cache: Cache, *, key: Array | None = None, return_weights: bool = False
-    ) -> tuple[Float[Array, "T V"], Cache, Weights | None]:
-        """Look up the next T logits; the tokens are not read."""
-        logits = jax.lax.dynamic_slice_in_dim(cache.own, cache.index, len(tokens))
-        return logits, cache._replace(index=cache.index + len(tokens)), {} if return_weights else None

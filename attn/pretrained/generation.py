@@ -12,12 +12,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from attn.pretrained.files import FileError
 from attn.pretrained.foundation import Decoder
+from attn.settings import between, error_message
 
 _ROUND = 64  # capacities are multiples of it, so that another length seldom compiles another program
 
 
-class Ends(NamedTuple):
-    """What a model's files say of greedy decoding.
+class GreedySettings(NamedTuple):
+    """The settings of greedy decoding in a model's files.
 
     Attributes:
       end: tokens after which an answer has ended.
@@ -61,7 +62,7 @@ _NOT_IMPLEMENTED = {
 }
 
 
-def ends_of(config: Mapping, path: pathlib.Path) -> Ends:
+def greedy_settings(config: Mapping, path: pathlib.Path) -> GreedySettings:
     """Return what generation_config.json, or without it config.json, says.
 
     Raises:
@@ -69,40 +70,51 @@ def ends_of(config: Mapping, path: pathlib.Path) -> Ends:
     """
 
     def tokens(name: str) -> tuple[int, ...]:
-        given = config.get(name)
-        given = [] if given is None else given if isinstance(given, list) else [given]
-        if not all(isinstance(each, int) and not isinstance(each, bool) and abs(each) < 2**31 for each in given):
-            raise FileError(f"{path}: key {name!r}: got {given!r:.80}, must be a token or a list of tokens")
-        return tuple(given)
+        return _tokens(name, config.get(name), path)
 
     def one(name: str) -> int | None:
         return next(iter(tokens(name)), None)
 
+    def number(name: str) -> int:
+        given = config.get(name)
+        if message := error_message(int, given or 0, between(0, 1_000_000)):
+            raise FileError(f"{path}: key {name!r}: {message}")
+        return int(given or 0)
+
     words = config.get("bad_words_ids") or []
-    words = words if isinstance(words, list) and all(isinstance(each, list) for each in words) else []
-    single = {each[0] for each in words if len(each) == 1 and isinstance(each[0], int)}
+    if not isinstance(words, list) or not all(isinstance(each, list) for each in words):
+        raise FileError(f"{path}: key 'bad_words_ids': got {words!r:.80}, must be a list of lists of tokens")
+    single = {token for each in words if len(each) == 1 for token in _tokens("bad_words_ids", each, path)}
     left_out = [name for name, value in _NOT_IMPLEMENTED.items() if config.get(name) not in (None, value)]
     left_out += ["bad_words_ids of several tokens"] * any(len(each) > 1 for each in words)
     penalty = config.get("repetition_penalty") or 1.0
     if not isinstance(penalty, int | float) or not penalty > 0:
         raise FileError(f"{path}: key 'repetition_penalty': got {penalty!r:.80}, must be a number greater than 0")
     end, pad, start = tokens("eos_token_id"), one("pad_token_id"), one("decoder_start_token_id")
-    return Ends(
+    return GreedySettings(
         end,
         pad if pad is not None else end[0] if end else 0,
         start if start is not None else one("bos_token_id"),
         one("forced_bos_token_id"),
         one("forced_eos_token_id"),
         tuple(sorted(single | set(tokens("suppress_tokens")))),
-        one("min_length") or 0,
-        one("min_new_tokens") or 0,
+        number("min_length"),
+        number("min_new_tokens"),
         float(penalty),
-        one("no_repeat_ngram_size") or 0,
+        number("no_repeat_ngram_size"),
         tuple(left_out),
     )
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "ends", "room"))
+def _tokens(name: str, given, path: pathlib.Path) -> tuple[int, ...]:
+    """Return the tokens that a key names: none, one, or a list."""
+    given = [] if given is None else given if isinstance(given, list) else [given]
+    if not all(isinstance(each, int) and not isinstance(each, bool) and abs(each) < 2**31 for each in given):
+        raise FileError(f"{path}: key {name!r}: got {given!r:.80}, must be a token or a list of tokens")
+    return tuple(given)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "greedy", "capacity"))
 def decode(
     graphdef: nnx.GraphDef,
     params: nnx.State,
@@ -110,17 +122,17 @@ def decode(
     attention_mask: Bool[Array, "B T"],
     max_new_tokens: Int[Array, ""],
     *,
-    ends: Ends,
-    room: int,
+    greedy: GreedySettings,
+    capacity: int,
 ) -> tuple[Int[Array, "B length"], Int[Array, ""]]:
-    """Write the most probable token again and again, until all answers have ended or are long enough.
+    """Decode greedily, until all answers have ended or are long enough.
 
     Args:
       graphdef, params: of a `Decoder` or `EncoderDecoder`.
       input_ids, attention_mask: prompts padded at the front, or sources.
       max_new_tokens: the number of tokens to write at most.
-      ends: how answers begin and end.
-      room: at least `max_new_tokens`.
+      greedy: the settings.
+      capacity: at least `max_new_tokens`.
 
     Returns:
       (prompts or start tokens with what was written, padded; the number of tokens of the longest).
@@ -129,80 +141,82 @@ def decode(
     B, T = input_ids.shape
     if isinstance(model, Decoder):
         before = input_ids
-        logits, state = jax.vmap(lambda ids, mask: model.prefill(ids, mask, T + room))(input_ids, attention_mask)
+        logits, state = jax.vmap(lambda ids, mask: model.prefill(ids, mask, T + capacity))(input_ids, attention_mask)
     else:
-        before = jnp.full((B, 1), ends.start, input_ids.dtype)
-        state = jax.vmap(lambda ids, mask: model.prefill(ids, mask, room + 1))(input_ids, attention_mask)
+        before = jnp.full((B, 1), greedy.start, input_ids.dtype)
+        state = jax.vmap(lambda ids, mask: model.prefill(ids, mask, capacity + 1))(input_ids, attention_mask)
         logits, state = jax.vmap(model.step, in_axes=(0, None, 0))(before[:, 0], jnp.int32(0), state)
     first = before.shape[1]
     total = first + max_new_tokens
-    tokens = jnp.pad(before, ((0, 0), (0, room)), constant_values=ends.pad)
-    ends = ends if first == 1 else ends._replace(first=None)  # of a longer prompt the first token is written already
+    tokens = jnp.pad(before, ((0, 0), (0, capacity)), constant_values=greedy.pad)
+    greedy = (
+        greedy if first == 1 else greedy._replace(first=None)
+    )  # of a longer prompt the first token is written already
 
     def is_running(carry):
-        _, _, place, ended = carry
-        return (place < total) & ~ended.all()
+        _, _, position, ended = carry
+        return (position < total) & ~ended.all()
 
     def write(carry, logits=None):
-        state, tokens, place, ended = carry
+        state, tokens, position, ended = carry
         if logits is None:
-            token = jax.lax.dynamic_index_in_dim(tokens, place - 1, axis=1, keepdims=False)
-            logits, state = jax.vmap(model.step, in_axes=(0, None, 0))(token, place - 1, state)
-        token = _choose(logits, tokens, place, place - first, total, ends)
-        token = jnp.where(ended, ends.pad, token)
-        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], place, axis=1)
-        return state, tokens, place + 1, ended | jnp.isin(token, jnp.array(ends.end, token.dtype))
+            token = jax.lax.dynamic_index_in_dim(tokens, position - 1, axis=1, keepdims=False)
+            logits, state = jax.vmap(model.step, in_axes=(0, None, 0))(token, position - 1, state)
+        token = _choose(logits, tokens, position, position - first, total, greedy)
+        token = jnp.where(ended, greedy.pad, token)
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], position, axis=1)
+        return state, tokens, position + 1, ended | jnp.isin(token, jnp.array(greedy.end, token.dtype))
 
     # The prompt has given the logits of the first token already.
     carry = write((state, tokens, jnp.int32(first), jnp.zeros(B, bool)), logits)
-    _, tokens, place, _ = jax.lax.while_loop(is_running, write, carry)
-    return tokens, place
+    _, tokens, position, _ = jax.lax.while_loop(is_running, write, carry)
+    return tokens, position
 
 
 def _choose(
     logits: Float[Array, "B V"],
     tokens: Int[Array, "B length"],
-    place: Int[Array, ""],
+    position: Int[Array, ""],
     count: Int[Array, ""],
     total: Int[Array, ""],
-    ends: Ends,
+    greedy: GreedySettings,
 ) -> Int[Array, "B"]:
-    """Return the most probable token of those that may be written at a place of the texts.
+    """Return the most probable token of those that may be written at a position of the texts.
 
     Args:
       logits: of the next token.
-      tokens: so far, of which the first `place` count.
-      place: where the token is written.
+      tokens: so far, of which the first `position` count.
+      position: where the token is written.
       count: number of new tokens before it.
       total: number of tokens that the texts have at most.
-      ends: how answers begin and end.
+      greedy: the settings.
     """
-    if ends.repetition_penalty != 1:
-        lower = jnp.where(logits < 0, logits * ends.repetition_penalty, logits / ends.repetition_penalty)
-        rows, is_written = jnp.arange(len(tokens))[:, None], jnp.arange(tokens.shape[1]) < place
+    if greedy.repetition_penalty != 1:
+        lower = jnp.where(logits < 0, logits * greedy.repetition_penalty, logits / greedy.repetition_penalty)
+        rows, is_written = jnp.arange(len(tokens))[:, None], jnp.arange(tokens.shape[1]) < position
         numbers = jnp.where(is_written, tokens, logits.shape[1])  # those beyond the vocabulary are dropped
         present = jnp.zeros(logits.shape, bool).at[rows, numbers].set(True, mode="drop")
         logits = jnp.where(present, lower, logits)
-    if ends.no_repeat:
-        logits = jax.vmap(_without_repeats, in_axes=(0, 0, None, None))(logits, tokens, place, ends.no_repeat)
-    for token in ends.never:
+    if greedy.no_repeat:
+        logits = jax.vmap(_without_repeats, in_axes=(0, 0, None, None))(logits, tokens, position, greedy.no_repeat)
+    for token in greedy.never:
         logits = logits.at[:, token].set(-jnp.inf)
-    too_short = (place < ends.min_length) | (count < ends.min_new_tokens)
-    for token in ends.end:
+    too_short = (position < greedy.min_length) | (count < greedy.min_new_tokens)
+    for token in greedy.end:
         logits = logits.at[:, token].set(jnp.where(too_short, -jnp.inf, logits[:, token]))
     token = jnp.argmax(logits, axis=-1).astype(tokens.dtype)
-    token = token if ends.first is None else jnp.where(count == 0, ends.first, token)
-    return token if ends.last is None else jnp.where(place == total - 1, ends.last, token)
+    token = token if greedy.first is None else jnp.where(count == 0, greedy.first, token)
+    return token if greedy.last is None else jnp.where(position == total - 1, greedy.last, token)
 
 
 def _without_repeats(
-    logits: Float[Array, "V"], tokens: Int[Array, "length"], place: Int[Array, ""], n: int
+    logits: Float[Array, "V"], tokens: Int[Array, "length"], position: Int[Array, ""], n: int
 ) -> Float[Array, "V"]:
     """Hide the tokens that would repeat n tokens in succession."""
     start = jnp.arange(len(tokens) - n + 1)
-    last = jax.lax.dynamic_slice_in_dim(tokens, place - n + 1, n - 1)  # the n - 1 tokens before the place
+    last = jax.lax.dynamic_slice_in_dim(tokens, position - n + 1, n - 1)  # the n - 1 tokens before the position
     windows = tokens[start[:, None] + jnp.arange(n)]  # [starts n]
-    repeats = (windows[:, :-1] == last).all(axis=1) & (start + n <= place) & (place >= n - 1)
+    repeats = (windows[:, :-1] == last).all(axis=1) & (start + n <= position) & (position >= n - 1)
     return logits.at[jnp.where(repeats, windows[:, -1], len(logits))].set(-jnp.inf, mode="drop")
 
 

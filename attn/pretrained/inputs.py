@@ -68,12 +68,18 @@ def _array(name: str, value) -> Array:
       ValueError: it is not an array of numbers.
     """
     try:
+        if not isinstance(value, jax.Array):  # JAX would wrap larger integers
+            numbers = np.asarray(value)
+            if numbers.dtype.kind in "iu" and (np.abs(numbers.astype(float)) >= 2**31).any():
+                raise ValueError
         array = jnp.asarray(value)
         if jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool:
             return array
     except (TypeError, ValueError, OverflowError):
         pass
-    raise ValueError(f"{name}: got {repr(value)[:80]}, must be an array of numbers, or lists of equally many numbers")
+    raise ValueError(
+        f"{name}: got {repr(value)[:80]}, must be an array of numbers of 32 bits, or lists of equally many"
+    )
 
 
 def checked_prompt(model, input_ids, attention_mask, max_new_tokens: int) -> tuple[dict[str, Array], int]:
@@ -93,6 +99,10 @@ def checked_prompt(model, input_ids, attention_mask, max_new_tokens: int) -> tup
     if isinstance(model, EncoderDecoder):
         extra = {"decoder_input_ids": jnp.zeros((len(ids), 1), jnp.int32)} if ids.ndim else {}
     arrays = checked(model, dict(input_ids=ids, attention_mask=attention_mask, **extra), jnp.dtype(jnp.float32))
+    mask = arrays["attention_mask"]
+    if isinstance(model, Decoder) and not isinstance(mask, jax.core.Tracer) and not np.asarray(mask)[:, -1].all():
+        row = int(np.argmin(np.asarray(mask)[:, -1]))
+        raise ValueError(f"attention_mask: row {row} ends with padding; prompts must be padded at the front")
     limit = longest(model)
     total = max_new_tokens + (ids.shape[1] if isinstance(model, Decoder) else 1)
     if limit is not None and total - 1 > limit:

@@ -80,7 +80,7 @@ class Origin:
       copies: names of the tensors that repeat another one, as tied matrices.
       unused: the tensors that are not parameters of the model.
       dtype: of parameters and computation.
-      ends: tokens that begin and end answers.
+      greedy: settings of greedy decoding.
     """
 
     path: pathlib.Path
@@ -92,7 +92,15 @@ class Origin:
     copies: tuple[str, ...]
     unused: Mapping[str, Tensor]
     dtype: jnp.dtype
-    ends: generation.Ends
+    greedy: generation.GreedySettings
+
+    def __eq__(self, other) -> bool:
+        """Compare by value, so that the parameters of two loads of one folder can be combined."""
+        mine, others = ((o.path, o.graphdef, o.rules, o.dtype, o.greedy) for o in (self, other))
+        return mine == others
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.dtype))
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -207,18 +215,26 @@ class Pretrained:
         """
         model = self.model
         given, max_new_tokens = inputs.checked_prompt(model, input_ids, attention_mask, max_new_tokens)
-        room, ends = generation.rounded(max_new_tokens), self.origin.ends
-        if ends.left_out:
-            warnings.warn(f"generate: greedy decoding leaves out {', '.join(ends.left_out)} of the model", stacklevel=2)
-        if isinstance(model, EncoderDecoder) and ends.start is None:
+        capacity, greedy = generation.rounded(max_new_tokens), self.origin.greedy
+        if greedy.left_out:
+            warnings.warn(
+                f"generate: greedy decoding leaves out {', '.join(greedy.left_out)} of the model", stacklevel=2
+            )
+        if isinstance(model, EncoderDecoder) and greedy.start is None:
             raise ValueError(f"{self.origin.path}: names no decoder_start_token_id, with which answers begin")
         vocabulary = model.model.embedding_of_answer().num_embeddings
-        if wrong := [token for token in ends.tokens() if not 0 <= token < vocabulary]:
+        if wrong := [token for token in greedy.tokens() if not 0 <= token < vocabulary]:
             raise ValueError(f"{self.origin.path}: its settings name token {wrong[0]}, must lie in 0..{vocabulary - 1}")
         ids = given["input_ids"]
         with _precise(self.origin.dtype):
             tokens, count = generation.decode(
-                self.origin.graphdef, self.params, ids, given["attention_mask"], max_new_tokens, ends=ends, room=room
+                self.origin.graphdef,
+                self.params,
+                ids,
+                given["attention_mask"],
+                max_new_tokens,
+                greedy=greedy,
+                capacity=capacity,
             )
         longest = max_new_tokens + (ids.shape[1] if isinstance(model, Decoder) else 1)
         return tokens[:, : longest if isinstance(count, jax.core.Tracer) else int(count)]

@@ -1,5 +1,6 @@
 """Loads foreign weights into our models, and writes them again."""
 
+import contextlib
 import fnmatch
 import json
 import os
@@ -15,7 +16,7 @@ from flax import nnx
 from attn.pretrained import llama_gguf
 from attn.pretrained.families import FAMILIES
 from attn.pretrained.files import FileError, Tensor, open_tensors, read_json, save_tensors
-from attn.pretrained.generation import ends_of
+from attn.pretrained.generation import greedy_settings
 from attn.pretrained.loaded import Origin, Pretrained
 from attn.pretrained.plan import Plan
 from attn.pretrained.rules import Params, by_path, is_finite, read_all
@@ -59,19 +60,21 @@ def load(path: str | os.PathLike, *, dtype: str = "float32", ignore: Collection[
         raise FileError(f"{path}: does not exist, must be a folder or a file on this machine; nothing is downloaded")
     if path.suffix == ".gguf":
         file, (config, tensors, metadata) = path, llama_gguf.read(path)
-        ends = ends_of(config, path)
+        greedy = greedy_settings(config, path)
     else:
         folder, metadata = path if path.is_dir() else path.parent, None
         file, config = folder / "config.json", read_json(folder / "config.json")
         tensors = _with_usual_names(open_tensors(path))
         generation = folder / "generation_config.json"
-        ends = ends_of(read_json(generation), generation) if generation.exists() else ends_of(config, file)
+        greedy = (
+            greedy_settings(read_json(generation), generation) if generation.exists() else greedy_settings(config, file)
+        )
     plan, graphdef, shapes = _planned(Keys(config, file, ignore), tensors, dtype)
     tensors, copies, unused = _sorted(tensors, plan)
     params = filled(shapes, read_all(plan.rules, tensors, by_path(shapes), jnp.dtype(dtype)))
     dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
     rules = tuple(plan.rules)
-    origin = Origin(path, config, metadata, graphdef, rules, dtypes, copies, unused, jnp.dtype(dtype), ends)
+    origin = Origin(path, config, metadata, graphdef, rules, dtypes, copies, unused, jnp.dtype(dtype), greedy)
     return Pretrained(params, origin)
 
 
@@ -100,7 +103,10 @@ def save(model: Pretrained, folder: str | os.PathLike):
         save_tensors(folder / "model.safetensors", arrays)
         (folder / "config.json").write_text(json.dumps(dict(origin.config), indent=2) + "\n")
         source = origin.path if origin.path.is_dir() else origin.path.parent
-        for name in _BESIDE:
+        if origin.metadata is not None:
+            with contextlib.suppress(FileError):  # the GGUF file has no tokenizer that can be read
+                origin.tokens.save(folder / "tokenizer.json")
+        for name in _BESIDE if origin.metadata is None else ():
             if (source / name).exists() and source.resolve() != folder.resolve():
                 shutil.copyfile(source / name, folder / name)
     except OSError as error:

@@ -45,7 +45,7 @@ def look(model: Pretrained, given, *, answer: str | None = None, edit: Edit | No
         written = written[1:].tolist()
     else:
         written = model.tokens.encode(answer)
-    read = [model.origin.ends.start, *written[:-1]]
+    read = [model.origin.greedy.start, *written[:-1]]
     out = model([ids], decoder_input_ids=[read], edit=edit, output_hidden_states=False)
     weights = {"cross": out.cross_attentions, "decoder": out.decoder_attentions, "encoder": out.encoder_attentions}
     axes = {"cross": ("answer", "source"), "decoder": ("answer", "answer"), "encoder": ("source", "source")}

@@ -9,7 +9,7 @@ from attn.pretrained.rules import Rule
 
 
 class Plan(NamedTuple):
-    """How to build a model, and the rules of its tensors.
+    """A way to build a model, and the rules of its tensors.
 
     Attributes:
       build: makes the model, with initial parameters.

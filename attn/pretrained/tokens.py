@@ -31,12 +31,14 @@ class Tokens:
         """Return the text of tokens, without special ones."""
         return self._tokenizer.decode([int(token) for token in tokens])
 
+    def save(self, path: pathlib.Path):
+        """Write it as tokenizer.json."""
+        self._tokenizer.save(str(path))
+
     def names(self, tokens: Sequence[int]) -> list[str]:
         """Return a short text for each token, with its blanks as they are."""
-        decoded = (self._tokenizer.id_to_token(int(token)) for token in tokens)
-        return [
-            "?" if each is None else each.replace("Ġ", " ").replace("▁", " ").replace("Ċ", "\\n") for each in decoded
-        ]
+        pieces = (self._tokenizer.id_to_token(int(token)) or "?" for token in tokens)
+        return ["".join(_BLANKS.get(letter, letter) for letter in piece) for piece in pieces]
 
 
 def load_tokens(path: pathlib.Path, metadata: Mapping | None = None) -> Tokens:
@@ -127,7 +129,7 @@ def _of_gguf(tokenizers, metadata: Mapping, path: pathlib.Path):
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
             [tokenizers.pre_tokenizers.Digits(individual_digits=True), tokenizer.pre_tokenizer]
         )
-    kinds = metadata.get("tokenizer.ggml.token_type", ())
-    control = [pieces[number] for number, kind in enumerate(kinds) if kind == 3]
+    types = metadata.get("tokenizer.ggml.token_type", ())
+    control = [pieces[number] for number, type_ in enumerate(types) if type_ == 3]
     tokenizer.add_special_tokens(control)
     return tokenizer

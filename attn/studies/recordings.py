@@ -15,7 +15,7 @@ CASES = sorted(path.parent.name for path in FOLDER.glob("*/recorded.npz"))
 
 
 class Recording:
-    """What was recorded of one case.
+    """The recording of one case.
 
     Args:
       case: its name.
@@ -54,7 +54,7 @@ def _order(item: tuple[str, np.ndarray]):
     """Order outputs: the encoder first, in a layer first the input, then the weights; logits last."""
     name, _, layer = item[0].partition("/")
     stack = 0 if name.startswith("encoder") else 1
-    return stack, (int(layer), name != "hidden_states") if layer else (1_000, name == "logits")
+    return stack, (int(layer), not name.endswith("hidden_states")) if layer else (1_000, name == "logits")
 
 
 def real_rows(name: str, inputs: dict[str, np.ndarray], output: np.ndarray) -> np.ndarray:

@@ -123,22 +123,22 @@ def read(tokens: Sequence[str]) -> Graph:
 def colors(graph: Graph, labels: Sequence[Hashable]) -> list[int]:
     """Number the atoms so that atoms have the same number if their labels and surroundings are the same.
 
-    Atoms with equal labels are told apart by the numbers of their neighbors, until no more can be (Weisfeiler and Leman
-    1968; Morgan 1965). Bonds written "~" are left out: they hold ions together that other programs write apart.
+    Atoms with equal labels are told apart by the numbers of their neighbours, until no more can be (Weisfeiler and
+    Leman 1968; Morgan 1965). Bonds written "~" are left out: they hold ions together that other programs write apart.
 
     Args:
       graph: its molecules; to compare two molecules, read both as one text.
       labels: one per atom.
     """
-    neighbors = [[] for _ in graph.atoms]
+    neighbours = [[] for _ in graph.atoms]
     for (a, b), sign in graph.bonds.items():
         if sign != "~":
-            neighbors[a].append((b, sign))
-            neighbors[b].append((a, sign))
+            neighbours[a].append((b, sign))
+            neighbours[b].append((a, sign))
     found, before = _numbers(labels), 0
     while len(set(found)) > before:
         before = len(set(found))
-        around = [tuple(sorted((found[b], sign) for b, sign in near)) for near in neighbors]
+        around = [tuple(sorted((found[b], sign) for b, sign in near)) for near in neighbours]
         found = _numbers(list(zip(found, around)))
     return found
 

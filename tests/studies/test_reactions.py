@@ -37,7 +37,7 @@ def test_tokens_are_atoms_bonds_parentheses_rings_dots_and_the_arrow():
         ("C[O-]->[K+]", {(0, 1): "-", (1, 2): "->"}),
     ],
 )
-def test_bonds_connect_neighbors_across_branches_and_rings(text, expected):
+def test_bonds_connect_neighbours_across_branches_and_rings(text, expected):
     assert bonds(text) == expected
     adjacency = smiles.read(smiles.tokenize(text)).adjacency()
     assert {(a, b) for a, b in np.argwhere(adjacency).tolist() if a < b} == set(expected)
@@ -95,13 +95,13 @@ def test_weights_between_the_sides_are_those_of_atoms_in_either_direction():
         reactions.between(attention, reaction, direction="up")
 
 
-def test_an_atom_is_mapped_to_one_of_its_element_and_then_neighbors_to_neighbors():
+def test_an_atom_is_mapped_to_one_of_its_element_and_then_neighbours_to_neighbours():
     reaction = reactions.read_reaction("CO.C>>CO")  # [CLS] C O . C >> C O [SEP]
     attention = np.zeros((9, 9))
     attention[6, [1, 2, 4]] = 0.1, 0.6, 0.3  # the carbon of the product: most on an oxygen, then on the lone carbon
     attention[7, [1, 2, 4]] = 0.5, 0.2, 0.3  # the oxygen
     mapping, confidences = reactions.assign(attention, reaction)
-    # The oxygen has one candidate. Its neighbor is then 90 times as probable.
+    # The oxygen has one candidate. Its neighbour is then 90 times as probable.
     assert mapping.tolist() == [0, 1]
     np.testing.assert_allclose(confidences, [9 / 9.3, 1])
     assert reactions.is_expected(mapping, reaction, "C.[CH3:1][OH:2]>>[CH3:1][OH:2]")

@@ -34,7 +34,7 @@ class _Names(NamedTuple):
 
 
 class _Has(NamedTuple):
-    """Whether a model has a head, because config.json or a tensor says so; and more of its heads."""
+    """The heads that a model has, because config.json or a tensor says so, and their kinds."""
 
     logits: bool
     tied: bool

@@ -91,6 +91,8 @@ def rotary(keys: Keys) -> str:
     elif kind == "llama3":
         factor, low, high = (inner.take(n, hint=float) for n in ("factor", "low_freq_factor", "high_freq_factor"))
         original = inner.take("original_max_position_embeddings")
+        if not low < high:
+            raise keys.error(f"key 'low_freq_factor': got {low}, must be less than high_freq_factor = {high}")
         text = f"llama3_rotary({base}, factor={factor}, low={low}, high={high}, original={original})"
     else:
         raise keys.error(f"key 'rope_type': got {kind!r}, must be default, linear or llama3")

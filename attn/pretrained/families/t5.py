@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from flax import nnx
 
+from attn.functional.positions import relative_buckets
 from attn.nn.style import changed
 from attn.nn.transformer import Mechanisms, Transformer
 from attn.pretrained.foundation import EncoderDecoder
@@ -32,6 +33,7 @@ def t5(keys: Keys, names: Collection[str], dtype: str) -> Plan:
     tied = "lm_head.weight" not in names
     D, L = keys.take("d_model"), keys.layers("num_layers", most=len(names))
     buckets = keys.take("relative_attention_num_buckets", 32), keys.take("relative_attention_max_distance", 128)
+    relative_buckets(0, num_buckets=buckets[0] // 2, max_distance=buckets[1])  # raises if they cannot be
     table = f"t5({buckets[0]}, {buckets[1]}, per_stack=True"
     decoder_layers = keys.layers("num_decoder_layers", L, most=len(names))
     settings = Transformer.settings(

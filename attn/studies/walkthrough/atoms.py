@@ -106,7 +106,7 @@ CLAIM = Claim(
         "The trained ALBERT of the package rxnmapper reads the reactions whose mappings that package expects. Per "
         "head, counted from 0: the share of the product's atoms for which the argmax of its weights, over all atoms of "
         "the reactants, is the expected atom. And the published algorithm, which adds rules about elements and "
-        "neighbors.",
+        "neighbours.",
         "The expected mappings were made by that algorithm from the published head, so the last two checks show that "
         "our maps are the model's own; the first three ask what the attention alone says.",
     ],
