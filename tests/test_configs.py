@@ -93,3 +93,11 @@ def test_the_end_after_the_class_is_certain(vit):
     source = jnp.array([*range(1, 17), vit.vocabulary.end])
     logits = vit.model(source, jnp.array([vit.vocabulary.begin, 3]))
     assert jax.nn.softmax(logits[1])[vit.vocabulary.end] == 1.0
+
+
+@pytest.mark.parametrize("base", ["reverse", "copy", "decoder_only", "encoder_only", "language_model"])
+@pytest.mark.parametrize("style", [*STYLES, "llama(norm=post)"])
+def test_a_style_is_itself_in_every_config(repository, base, style):
+    model = config_of(repository, base, **{"model.style": style}).model
+    assert model.choices == parse(style) and model.norm == parse(style).norm
+    assert config_of(repository, base, **{"model.style": style, "model.norm": "pre"}).model.choices.norm == "pre"
