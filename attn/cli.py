@@ -131,7 +131,8 @@ def _add_inspect(commands):
         metavar="INPUT",
         nargs="?",
         type=_text,
-        help='Input to draw the attention maps for, such as "3 1 4 1 5". Without it, the run is described.',
+        help='Input to draw the attention maps for, such as "3 1 4 1 5", or a text; for a vision model the path of a '
+        ".npy file. Without it, the run or the model is described.",
     )
     inspect.add_argument(
         "--output",
@@ -153,7 +154,7 @@ def _add_walkthrough(commands):
         metavar="NAMES",
         type=_names,
         help="Measure only these claims, separated by commas: "
-        "bottleneck,access,scaling,heads,cross,positions,parallel,reading. Default: all.",
+        "bottleneck,access,scaling,heads,cross,positions,parallel,reading,blocks,atoms. Default: all.",
     )
     walkthrough.add_argument(
         "--quick",

@@ -150,8 +150,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 def _inspect_run(arguments: argparse.Namespace) -> int:
     run = _load(arguments.run)
     if arguments.input is None:
-        if arguments.output is not None:
-            raise InputError(f"--output={arguments.output}: give an INPUT to draw")
+        _check_has_input(arguments)
         print("\n".join(map(readable, run.about())))
         return 0
     written = run.inspect(arguments.input, _picture(arguments, run.folder / "inspect.png"))
@@ -166,6 +165,7 @@ def _inspect_foreign(arguments: argparse.Namespace) -> int:
 
     model = pretrained.load(arguments.run)
     if arguments.input is None:
+        _check_has_input(arguments)
         print("\n".join(map(readable, model.about())))
         return 0
     output = _picture(arguments, pathlib.Path("inspect.png"))
@@ -179,6 +179,11 @@ def _inspect_foreign(arguments: argparse.Namespace) -> int:
     pictures.save(pictures.draw_maps(maps, title), output)
     print(f"wrote {output}")
     return 0
+
+
+def _check_has_input(arguments: argparse.Namespace):
+    if arguments.output is not None:
+        raise InputError(f"--output={arguments.output}: give an INPUT to draw")
 
 
 def _pixels(path: str) -> np.ndarray:

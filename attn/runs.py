@@ -23,7 +23,7 @@ from attn.training import checkpoints, data, meshes
 from attn.training.checks import longest_input
 from attn.training.evaluation import Evaluator, Metrics, Track, batch_sizes, build_programs
 from attn.training.folders import Folder, RunError
-from attn.training.groups import BEAM_WIDTH, Config
+from attn.training.groups import BEAM_WIDTH, Config, ConfigError
 from attn.training.identity import digest_of
 from attn.training.progress import shortened
 from attn.training.state import initial_state, model_structure
@@ -249,7 +249,15 @@ def load(run: str | os.PathLike, warn: Callable[[str], None] = warnings.warn) ->
       RunError: not a run's folder, or it has no checkpoint yet, or none that can be used.
     """
     folder = Folder(run)
-    config = folder.config()
+    try:
+        config = folder.config()
+    except (ConfigError, RunError):
+        from attn.pretrained import is_foreign  # imported here, since runs do not need it
+
+        if is_foreign(run):
+            opens = "attn.pretrained.load opens it, attn inspect draws its maps"
+            raise RunError(f"{run}: holds pretrained weights, not a run: {opens}") from None
+        raise
     vocabulary = folder.vocabulary(config)
     graphdef, _ = model_structure(config, vocabulary)
     like = jax.eval_shape(lambda: initial_state(config, vocabulary))

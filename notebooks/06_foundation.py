@@ -79,7 +79,7 @@ for name, run in runs.items():
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
-example = {"bert": "1 6 2 6 4 1 5", "gpt2": "3 1 4 1 5"}
+example = {"bert": "1 6 2 6 4 4 5", "gpt2": "3 1 4 1 5"}
 for ax, name in zip(axes, example):
     maps = runs[name].look(example[name])
     [(kind, weights)] = maps.weights.items()

@@ -52,8 +52,14 @@ class Output:
     decoder_attentions: tuple[Array, ...] | None = None
     cross_attentions: tuple[Array, ...] | None = None
 
-    def __getitem__(self, name: str):
-        return getattr(self, name)
+    def __getitem__(self, name: str | int):
+        """Return an output by its name, or by its number among those that the model has."""
+        return self.to_tuple()[name] if isinstance(name, int) else getattr(self, name)
+
+    def to_tuple(self) -> tuple:
+        """Return the outputs that the model has."""
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return tuple(value for value in values if value is not None)
 
     def __repr__(self) -> str:
         shown = []
@@ -185,6 +191,8 @@ class Pretrained:
             decoder_attention_mask=decoder_attention_mask,
             pixel_values=pixel_values,
         )
+        if edit is not None and not callable(edit):
+            raise ValueError(f"edit: got {edit!r}, must be a function (name, layer, weights) -> weights")
         arrays = inputs.checked(self.model, given, self.origin.dtype)
         # A new function would be compiled at every call, so with `edit` the caller jits.
         run = _run_compiled if edit is None else _run

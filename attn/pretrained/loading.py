@@ -51,6 +51,8 @@ def load(path: str | os.PathLike, *, dtype: str = "float32", ignore: Collection[
         has a key that is not understood.
       ValueError: another dtype.
     """
+    if isinstance(ignore, str):
+        raise ValueError(f"ignore: got {ignore!r}, must be a list of keys")
     if message := error_message(str, dtype, one_of(_DTYPES)):
         raise ValueError(f"dtype: {message}")
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:

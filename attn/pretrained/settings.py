@@ -133,6 +133,9 @@ class Keys:
         Raises:
           FileError: a key is not understood.
         """
+        for name in self._ignored:
+            if name not in self.values:
+                raise self.error(f"ignore: has no key {name!r}{nearest(name, self.values)}")
         patterns = (*IGNORED, *ignored, *self._ignored)
         unknown = [
             name

@@ -116,3 +116,24 @@ def test_an_encoder_decoder_shows_three_maps(folder):
         "encoder": (2, 4, 6, 6),
     }
     assert maps.written == ["[CLS]", "words", "[SEP]"] and len(maps.read) == 3
+
+
+def test_commands_of_runs_say_what_a_folder_of_weights_is_for(folder, capsys):
+    assert main(["predict", str(folder), "words"]) == 2
+    assert "holds pretrained weights, not a run: attn.pretrained.load opens it" in capsys.readouterr().err
+    (folder / "model.safetensors").unlink()
+    assert main(["inspect", str(folder), "words"]) == 2
+    assert "has no weights" in capsys.readouterr().err
+
+
+def test_inspect_draws_a_picture_from_a_file(tmp_path, capsys):
+    vit = str(recording("vit_classes").path)
+    pixels = tmp_path / "pixels.npy"
+    np.save(pixels, recording("vit_classes").inputs()["pixel_values"][0])
+    picture = tmp_path / "maps.png"
+    assert main(["inspect", vit, str(pixels), "--output", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main(["inspect", vit, "a text", "--output", str(picture)]) == 2
+    assert "must be a .npy file with an array [C height width]" in capsys.readouterr().err
+    assert main(["inspect", vit, "--output", str(picture)]) == 2
+    assert "give an INPUT to draw" in capsys.readouterr().err
