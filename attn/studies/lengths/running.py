@@ -3,6 +3,7 @@
 The folder holds `ROW.json` for each row, with one entry per model that has been trained and evaluated.
 """
 
+import dataclasses
 import json
 import pathlib
 import time
@@ -11,11 +12,13 @@ from typing import Any
 
 import jax
 
+from attn.nn.models import MODELS
 from attn.studies.jobs import Trainer, machine, run_jobs
 from attn.studies.lengths.evaluation import evaluate, is_exact
 from attn.studies.lengths.study import Job, Study
 from attn.studies.report import load_json, other_settings, save_json
-from attn.training.config import from_mapping, to_mapping
+from attn.training.config import to_mapping
+from attn.training.groups import OPTIMIZERS
 
 Result = Mapping[str, Any]  # of one model
 
@@ -83,8 +86,11 @@ def _relevant_settings(study: Study, job: Job) -> dict[str, Any]:
 
 
 def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return a result's settings with defaults for optimizer settings that did not exist when it was measured."""
-    return settings | {"optimizer": to_mapping(from_mapping({"optimizer": settings["optimizer"]}))["optimizer"]}
+    """Return a result's settings with defaults for those that did not exist when it was measured."""
+    model, optimizer = settings["model"], settings["optimizer"]
+    of_model = dataclasses.asdict(MODELS[model["name"]].settings(model["name"])) | model
+    of_optimizer = dataclasses.asdict(OPTIMIZERS[optimizer["name"]]()) | optimizer
+    return settings | {"model": of_model, "optimizer": of_optimizer}
 
 
 def _is_complete(study: Study, job: Job, result: Result) -> bool:
