@@ -89,7 +89,7 @@ def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     """Return a result's settings with defaults for those that did not exist when it was measured."""
     model, optimizer = settings["model"], settings["optimizer"]
     of_model = dataclasses.asdict(MODELS[model["name"]].settings(model["name"])) | model
-    of_optimizer = dataclasses.asdict(OPTIMIZERS[optimizer["name"]]()) | optimizer
+    of_optimizer = dataclasses.asdict(OPTIMIZERS[optimizer.get("name", "adamw")]()) | optimizer
     return settings | {"model": of_model, "optimizer": of_optimizer}
 
 
@@ -111,7 +111,8 @@ def read(study: Study, name: str, folder: pathlib.Path) -> dict[str, Result]:
     def parse(saved: dict[str, Result]) -> dict[str, Result]:
         for result in saved.values():  # also those of seeds and ends that the study does not have now
             job = Job(name, result["task"], result["symbols"], result["seed"])
-            if _with_defaults(result["settings"]) != _relevant_settings(study, job):
+            relevant = _relevant_settings(study, job)  # imports the study's modules, which the next line needs
+            if _with_defaults(result["settings"]) != relevant:
                 raise other_settings(path)
         jobs = {job.name: job for job in study.jobs(name) if job.name in saved}
         results = {key: saved[key] for key, job in jobs.items() if _is_complete(study, job, saved[key])}
