@@ -21,7 +21,7 @@ from attn.mechanisms.rows import Rows
 from attn.nn.attention import Attention, KeysValues, Sides, shape_and_dtype
 from attn.nn.dropout import dropout, weights_dropout
 from attn.nn.model import ModelSettings, split
-from attn.nn.style import TEXT, Style, parse
+from attn.nn.style import ACTIVATIONS, TEXT, Style, parse
 from attn.settings import between, one_of, setting
 
 
@@ -75,11 +75,12 @@ class FeedForward(nnx.Module):
         self.expand = nnx.Linear(D, F, kernel_init=nnx.initializers.he_normal(), **options)
         self.contract = nnx.Linear(F, D, **options)
         self.gate = nnx.Linear(D, F, **options) if style.gated else None
-        self.activate = style.activate
+        self.activation = style.activation  # its name, so that equal models have equal structures
 
     def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
         hidden = self.expand(x)
-        hidden = self.activate(hidden) if self.gate is None else self.activate(self.gate(x)) * hidden
+        activate = ACTIVATIONS[self.activation]
+        hidden = activate(hidden) if self.gate is None else activate(self.gate(x)) * hidden
         return self.contract(hidden)
 
 

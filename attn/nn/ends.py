@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from attn.nn.dropout import dropout
-from attn.nn.style import Style
+from attn.nn.style import ACTIVATIONS, Style
 
 
 class Bottom(nnx.Module):
@@ -56,7 +56,7 @@ class LogitsTransform(nnx.Module):
 
     def __init__(self, style: Style, width: int, embedding_width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.linear = nnx.Linear(width, embedding_width, dtype=dtype, rngs=rngs)
-        self.norm, self.activate = style.make_norm(embedding_width, dtype, rngs), style.activate
+        self.norm, self.activation = style.make_norm(embedding_width, dtype, rngs), style.activation
 
     def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T E"]:
-        return self.norm(self.activate(self.linear(x)))
+        return self.norm(ACTIVATIONS[self.activation](self.linear(x)))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from attn.settings import Constraint, between, literal, nearest, one_of, read_settings, setting
 
@@ -66,10 +66,6 @@ class Style:
     def make_norm(self, width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
         """Make a norm of vectors of `width` numbers."""
         return NORMALIZATIONS[self.normalization](width, epsilon=self.epsilon, dtype=dtype, rngs=rngs)
-
-    def activate(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Apply the activation."""
-        return ACTIVATIONS[self.activation](x)
 
 
 PLAIN = Style()

@@ -20,7 +20,7 @@ from attn.nn.encoder_only import EncoderOnly
 from attn.nn.model import Cache, Model
 from attn.nn.vision_transformer import VisionTransformer
 
-Edit = Callable[[str, int, Float[Array, "N T S"]], Float[Array, "N T S"]]
+Edit = Callable  # (name, layer, weights [N T S]) -> weights
 Outputs = dict[str, Array | tuple[Array, ...]]
 
 

@@ -149,9 +149,8 @@ def decode(
     first = before.shape[1]
     total = first + max_new_tokens
     tokens = jnp.pad(before, ((0, 0), (0, capacity)), constant_values=greedy.pad)
-    greedy = (
-        greedy if first == 1 else greedy._replace(first=None)
-    )  # of a longer prompt the first token is written already
+    if first > 1:  # the first token of a longer prompt is there already
+        greedy = greedy._replace(first=None)
 
     def is_running(carry):
         _, _, position, ended = carry

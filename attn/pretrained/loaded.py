@@ -102,6 +102,8 @@ class Origin:
 
     def __eq__(self, other) -> bool:
         """Compare by value, so that the parameters of two loads of one folder can be combined."""
+        if not isinstance(other, Origin):
+            return NotImplemented
         mine, others = ((o.path, o.graphdef, o.rules, o.dtype, o.greedy) for o in (self, other))
         return mine == others
 

@@ -255,3 +255,11 @@ def test_a_mechanism_that_reads_an_unknown_length_says_so(name, kind):
 def test_a_name_that_is_taken_is_refused():
     with pytest.raises(ValueError, match="'lstm': is known already"):
         register("lstm")(MODELS["gru"])
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_models_with_the_same_settings_have_the_same_structure(style):
+    """So that a program that was compiled for one serves the other."""
+    for name in ("transformer", "decoder_only"):
+        one, other = (nnx.split(make(name, style=style))[0] for _ in range(2))
+        assert one == other and hash(one) == hash(other)

@@ -149,3 +149,44 @@ def test_decoding_inside_of_jit_fills_the_room():
     np.testing.assert_array_equal(inside[:, : recorded["tokens"].shape[1]], recorded["tokens"])
     one = model.generate(prompt[0][:1], prompt[1][:1], max_new_tokens=9)
     assert one.shape[1] < inside.shape[1] and inside.shape[1] == prompt[0].shape[1] + 9  # its first row ends early
+
+
+def test_the_parameters_of_two_loads_can_be_combined():
+    one, other = load("gpt2"), pretrained.load(recording("gpt2").path)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, one, other)
+    ids = [[5, 0, 7]]
+    np.testing.assert_allclose(mean(ids).logits, one(ids).logits, atol=1e-6)
+    assert one.origin == other.origin and one.origin != load("bart").origin and one.origin != 3
+
+
+def test_an_output_has_its_values_by_name_and_by_number():
+    out = load("gpt2")([[5, 0]])
+    assert out[0] is out["logits"] is out.logits and len(out.to_tuple()) == 4
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda name, layer, weights: None,
+            "edit: returned NoneType for 'decoder', layer 0; must be weights (4, 2, 2)",
+        ),
+        (lambda name, layer, weights: weights[0], "edit: returned (2, 2) for 'decoder', layer 0"),
+    ],
+)
+def test_a_wrong_edit_is_one_line(edit, message):
+    with pytest.raises(ValueError) as error:
+        load("gpt2")([[5, 0]], edit=edit)
+    assert message in str(error.value).splitlines()[0]
+
+
+def test_a_prompt_that_ends_with_padding_is_refused():
+    with pytest.raises(
+        ValueError, match="attention_mask: row 1 ends with padding; prompts must be padded at the front"
+    ):
+        load("gpt2").generate([[5, 6], [5, 6]], [[1, 1], [1, 0]])
+
+
+def test_numbers_that_jax_would_wrap_are_refused():
+    with pytest.raises(ValueError, match=r"input_ids: got array.*must be an array of numbers of 32 bits"):
+        load("gpt2")(np.array([[2**32 + 5]]))
