@@ -61,8 +61,8 @@ class Record:
 
     def _edited(self, name: str, layer: int, weights: Float[Array, "N T S"]) -> Float[Array, "N T S"]:
         changed = self.edit(name, layer, weights)
-        if jnp.shape(changed) != weights.shape:
-            found = jnp.shape(changed) if hasattr(changed, "shape") else type(changed).__name__
+        if getattr(changed, "shape", None) != weights.shape:
+            found = getattr(changed, "shape", type(changed).__name__)
             raise ValueError(f"edit: returned {found} for {name!r}, layer {layer}; must be weights {weights.shape}")
         return jnp.asarray(changed, weights.dtype)
 
