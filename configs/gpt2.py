@@ -1,9 +1,10 @@
-"""GPT-2 in small: a decoder-only Transformer of its style, with learned positions, reverses strings.
+"""GPT-2 in small: a decoder-only Transformer of its style, with learned positions, reverses or copies strings.
 
 python train.py --config=configs/gpt2.py
+python train.py --config=configs/gpt2.py --config.task.name=copy
 
-It ends when it is exact, after 800 steps, 18 seconds on two cores of a Zen 4, with 100.00 % of 10,000
-held-out strings (seed 0; seeds 1 to 3 also 100.00 %).
+Both end when they are exact, after 800 and 700 steps, 18 and 16 seconds on two cores of a Zen 4, with
+100.00 % of 10,000 held-out strings (seed 0; of reverse seeds 1 to 3 also 100.00 %).
 """
 
 from ml_collections import ConfigDict

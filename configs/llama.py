@@ -3,7 +3,7 @@
 python train.py --config=configs/llama.py
 python train.py --config=configs/llama.py --config.task.name=copy
 
-Both end when they are exact, after 1,100 and 1,000 steps, about 21 seconds on two cores of a Zen 4, with
+Both end when they are exact, after 1,100 and 1,000 steps, 19 and 18 seconds on two cores of a Zen 4, with
 100.00 % of 10,000 held-out strings (seed 0; seeds 1 to 3 also 100.00 %, after up to 4,000 steps).
 """
 

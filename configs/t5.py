@@ -2,7 +2,7 @@
 
 python train.py --config=configs/t5.py
 
-It ends when it is exact, after 2,100 steps, 41 seconds on two cores of a Zen 4, with 100.00 % of 10,000
+It ends when it is exact, after 2,100 steps, 40 seconds on two cores of a Zen 4, with 100.00 % of 10,000
 held-out strings (seed 0; seeds 1 to 3 also 100.00 %).
 """
 

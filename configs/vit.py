@@ -2,7 +2,7 @@
 
 python train.py --config=configs/vit.py
 
-After 2,500 steps, 26 seconds on two cores of a Zen 4, it reads 99.79 % of 10,000 held-out pictures (seed 0;
+After 2,500 steps, 25 seconds on two cores of a Zen 4, it reads 99.79 % of 10,000 held-out pictures (seed 0;
 seeds 1 to 3 at least 99.71 %). `attn inspect` draws the attention of the class token over
 the picture. The answer is a symbol: 1 for digit 0 to 10 for digit 9.
 """

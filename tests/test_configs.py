@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 import re
 
 import jax
@@ -40,6 +41,21 @@ def test_a_toy_is_the_style_that_its_name_says_and_its_docstring_says_what_it_sc
     about = importlib.import_module(f"configs.{name}").__doc__
     assert f"\npython train.py --config=configs/{name}.py\n" in about
     assert re.search(r"\d+\.\d\d %\sof\s10,000\sheld-out", about) and re.search(r"\d seconds\son\stwo\scores", about)
+
+
+def test_the_docstrings_of_the_toys_are_as_measured(repository):
+    """Steps, seconds and exact match of seed 0, by benchmarks/toys.py."""
+    runs = json.loads((repository / "benchmarks/results/toys.json").read_text())["runs"]
+    assert {name.partition("_")[0] for name in runs} == set(TOYS)
+    for name in TOYS:
+        about = " ".join(importlib.import_module(f"configs.{name}").__doc__.split())
+        rows = [each["0"] for key, each in runs.items() if key.partition("_")[0] == name]
+        steps, seconds = (
+            " and ".join(texts) for texts in zip(*((f"{r['steps']:,}", f"{r['seconds']:.0f}") for r in rows))
+        )
+        assert f"{steps} steps, {seconds} seconds" in about
+        for row in rows:
+            assert f"{100 * row['exact_match']:.2f} % of {row['examples']:,}" in about
 
 
 def test_the_toys_have_what_their_families_have(repository):
