@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from attn.pretrained import generation, inputs
 from attn.pretrained.files import Tensor
@@ -29,6 +29,8 @@ Model = Encoder | Decoder | EncoderDecoder | Vision
 class Output:
     """The outputs of a call, under the names of the library transformers; those that a model does not have are None.
 
+    It is a pytree, so its leaves may be arrays of JAX or, after `jax.device_get`, of NumPy.
+
     Attributes:
       logits: `[B T V]` of tokens, or `[B classes]`.
       last_hidden_state: `[B T D]`, of the decoder if there is one.
@@ -40,17 +42,17 @@ class Output:
       cross_attentions: `[B N T S]` per layer.
     """
 
-    logits: Float[Array, "B *T V"] | None = None
-    last_hidden_state: Float[Array, "B T D"] | None = None
-    pooler_output: Float[Array, "B D"] | None = None
-    hidden_states: tuple[Array, ...] | None = None
-    attentions: tuple[Array, ...] | None = None
-    encoder_last_hidden_state: Float[Array, "B S D"] | None = None
-    encoder_hidden_states: tuple[Array, ...] | None = None
-    encoder_attentions: tuple[Array, ...] | None = None
-    decoder_hidden_states: tuple[Array, ...] | None = None
-    decoder_attentions: tuple[Array, ...] | None = None
-    cross_attentions: tuple[Array, ...] | None = None
+    logits: Any = None
+    last_hidden_state: Any = None
+    pooler_output: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+    encoder_last_hidden_state: Any = None
+    encoder_hidden_states: Any = None
+    encoder_attentions: Any = None
+    decoder_hidden_states: Any = None
+    decoder_attentions: Any = None
+    cross_attentions: Any = None
 
     def __getitem__(self, name: str | int):
         """Return an output by its name, or by its number among those that the model has."""

@@ -14,7 +14,8 @@ def measure(sizes: Sizes, trainer: Trainer) -> Numbers:
     """Measure how many atoms each head maps as expected, alone and with the rules of the published algorithm."""
     wheel = reactions.find()
     all_cases = reactions.read_cases(wheel)
-    cases = reactions.distinct(all_cases)[: sizes.reactions]
+    with_confidence_first = sorted(all_cases, key=lambda case: case.confidence is None)
+    cases = reactions.distinct(with_confidence_first)[: sizes.reactions]
     read = [reactions.read_reaction(case.reaction) for case in cases]
     maps = reactions.attention_maps(pretrained.load(wheel.model), read)
     expected = [reactions.expected_atoms(each, case.mapped) for each, case in zip(read, cases)]
