@@ -84,7 +84,7 @@ class Mechanism(nnx.Module):
 
     @property
     def scope(self) -> str:
-        """What has parameters of its own: each "layer", each "stack" of layers, or the whole "model"."""
+        """The part of a model that has its own parameters: each "layer", each "stack" of layers, or the "model"."""
         return "model" if self.has("embedding") else "layer"
 
     def has(self, name: str) -> bool:

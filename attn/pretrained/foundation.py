@@ -74,6 +74,11 @@ class Record:
         """Return the attention weights of every layer; None if they are not kept."""
         return tuple(self.kept[name]) if self.attentions else None
 
+    def of_stack(self, name: str, embedded: Array, x: Array, last: Array | None) -> Outputs:
+        """Return the outputs of a model with one stack: `x` is the stack's output, the rest is as in `hidden`."""
+        hidden_states = self.hidden(name, embedded, last)
+        return {"last_hidden_state": x, "hidden_states": hidden_states, "attentions": self.weights(name)}
+
     def hidden(self, name: str, embedded: Array, last: Array | None) -> tuple[Array, ...] | None:
         """Return the input of a stack and the outputs of its blocks; `last` replaces the last unless it is None."""
         if not self.hidden_states:
@@ -130,11 +135,7 @@ class Encoder(nnx.Module):
         types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         embedded = self.model.embed(input_ids, own, shift=None if self.types is None else self.types(types))
         x, *_ = self.model.stack(embedded, Sides(own, own, visible(attention_mask)), tap=record.tap("encoder"))
-        outputs = {
-            "last_hidden_state": x,
-            "hidden_states": record.hidden("encoder", embedded, x),
-            "attentions": record.weights("encoder"),
-        }
+        outputs = record.of_stack("encoder", embedded, x, x)
         if self.has_logits:
             outputs["logits"] = self.model.logits(x)
         if self.pooler is not None:
@@ -176,11 +177,7 @@ class Vision(nnx.Module):
         own = rows_of(len(vectors))
         embedded = self.model.embed_vectors(vectors, own)
         x, *_ = self.model.stack(embedded, Sides(own, own, None), tap=record.tap("encoder"))
-        outputs = {
-            "last_hidden_state": x,
-            "hidden_states": record.hidden("encoder", embedded, None),
-            "attentions": record.weights("encoder"),
-        }
+        outputs = record.of_stack("encoder", embedded, x, None)  # the last hidden state is before the norm
         if self.has_logits:
             outputs["logits"] = self.model.logits(x[:1])[0]
         if self.pooler is not None:
@@ -225,11 +222,7 @@ class Decoder(nnx.Module):
         embedded = self.model.embed(input_ids, own)
         sides = Sides(own, own, masks.causal() & visible(attention_mask))
         x, *_ = self.model.stack(embedded, sides, tap=record.tap("decoder"))
-        outputs = {
-            "last_hidden_state": x,
-            "hidden_states": record.hidden("decoder", embedded, x),
-            "attentions": record.weights("decoder"),
-        }
+        outputs = record.of_stack("decoder", embedded, x, x)
         return outputs | ({"logits": self.model.logits(x)} if self.has_logits else {})
 
     def prefill(

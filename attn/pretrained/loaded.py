@@ -265,12 +265,11 @@ class Pretrained:
 
     def about(self) -> list[str]:
         """Describe the model in lines."""
-        config, origin = self.origin.config, self.origin
-        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        origin = self.origin
         dtypes = ", ".join(sorted({str(dtype) for dtype in origin.dtypes.values()}))
         lines = [
             f"weights     {origin.path}, {len(origin.rules)} tensors of {dtypes}",
-            f"model       {config.get('model_type')}, {count:,} parameters",
+            f"model       {self._summary()}",
         ]
         stacks = {"encoder": "encoder", "decoder": "decoder", "stack": "layers"}
         for name, shown in stacks.items():
@@ -282,8 +281,12 @@ class Pretrained:
         return lines
 
     def __repr__(self) -> str:
+        return f"Pretrained({self._summary()}, from {self.origin.path})"
+
+    def _summary(self) -> str:
+        """Return the family and the number of parameters."""
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        return f"Pretrained({self.origin.config.get('model_type')}, {count:,} parameters, from {self.origin.path})"
+        return f"{self.origin.config.get('model_type')}, {count:,} parameters"
 
 
 def _precise(dtype: jnp.dtype):

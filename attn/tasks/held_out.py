@@ -1,4 +1,4 @@
-"""Which strings are held out from training: a hash of the string decides."""
+"""Strings that are held out from training, as a hash of the string decides."""
 
 import numpy as np
 from jaxtyping import Array, Bool, Int, UInt32
