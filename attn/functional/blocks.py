@@ -2,8 +2,10 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
@@ -56,3 +58,29 @@ class BlockedAxis(NamedTuple):
 
     def _unclipped(self) -> Int[Array, "n"]:
         return self.first + jnp.arange(self.marks.shape[-1], dtype=self.first.dtype)
+
+
+def spread(
+    vector: Shaped[Array, "distances"], i: Int[Array, "r 1"], j: Int[Array, "1 c"], T: int
+) -> Shaped[Array, "r c"]:
+    """Return vector[j - i + T - 1] for a tile of consecutive positions, without a gather of single numbers.
+
+    Args:
+      vector: one entry per distance, from -(T - 1) to S - 1.
+      i, j: positions, consecutive; at the end, padding may repeat the last one, and gets the entry of some distance.
+      T: the number of queries.
+    """
+    r, c = i.shape[0], j.shape[1]
+    padded = jnp.pad(vector, (r, c), mode="edge")
+    # Entry u is that of distance u - r from the tile's corner, so a row of the tile is the one before it, moved by one.
+    row = lax.dynamic_slice(padded, (j[0, 0] - i[0, 0] + T - 1,), (r + c + 1,))
+
+    def by_slices(row):
+        return jax.vmap(lambda down: lax.dynamic_slice(row, (r - down,), (c,)))(jnp.arange(r))
+
+    def by_reshape(row):
+        # Copies of `row`, each one entry longer than the rows into which they are cut again.
+        return jnp.broadcast_to(row, (r, r + c + 1)).reshape(-1)[: r * (r + c)].reshape(r, r + c)[:, r:]
+
+    # A TPU takes ten times as long for the slices, a CPU twice as long for the reshape, and in the gradients even more.
+    return lax.platform_dependent(row, cpu=by_slices, default=by_reshape)

@@ -29,14 +29,16 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
-from attn.functional import closures, cpu, mods, survey
-from attn.functional.blocks import BlockedAxis, in_blocks, positions_in_blocks
+from attn.functional import closures, cpu, dtypes, masks, mods, scores, survey, taken_apart
+from attn.functional.blocks import BlockedAxis, in_blocks, positions_in_blocks, spread
 from attn.functional.contract import Call, Head, Normalizer, prepare, zero_hidden_values
 from attn.functional.sharding import any_of_devices, gathered, sharded_along, vary_alike
 
 BLOCK_SIZE = 512  # a tile of 512 x 512 is 1 MiB of float32, which fits into the cache of one core
 # Pairs of query and key. On a CPU the reference is faster at 576 x 576, but not always at 640 x 640.
 WORTHWHILE_PAIRS = 600 * 600
+# Primitives that cost more per pair than reading a number from memory.
+_COSTLY = frozenset(("gather", "log", "log1p", "exp", "exp2", "expm1", "pow", "tanh", "sin", "cos", "erf", "logistic"))
 
 
 class Fixed(NamedTuple):
@@ -86,6 +88,7 @@ def _attend(call: Call, block_size: int):
     keys = in_blocks(head.key.astype(wide), block_size).swapaxes(1, 2)  # [column_blocks H c]
     values = in_blocks(head.value, block_size).swapaxes(1, 2)  # [column_blocks Hv c]
 
+    head = _take_out_distances(head, call.T, call.S, i.marks.shape[-1], j.marks.shape[-1])
     scores_of, masked, dropped = _tile_functions(head, call.T, call.S)
     query, key, first_i, first_j = jax.tree.map(lambda x: x[0], (queries, keys, i, j))
     scores_of, captured = closures.convert(scores_of, query, key, first_i, first_j)
@@ -114,6 +117,43 @@ def _attend(call: Call, block_size: int):
 
 
 _attend_compiled = jax.jit(_attend, static_argnums=1)
+
+
+def _take_out_distances(head: Head, T: int, S: int, r: int, c: int) -> Head:
+    """Let the mask and the score compute what depends on j - i alone once per distance, not once per pair.
+
+    A table that is read at a distance, as T5's, would otherwise be gathered T x S times, and scattered as often by the
+    backward pass.
+
+    Args:
+      head: the head.
+      T, S: the numbers of queries and keys.
+      r, c: the shape of a tile.
+    """
+    mask = _without_distances(masks.evaluate, head.mask, T, S, (r, c), None)
+    example = head.query[0, 0].astype(head.scale.dtype)
+    score = _without_distances(scores.evaluate, head.score, T, S, (r, c), example)
+    return head._replace(mask=masks.as_mask(mask), score=scores.as_score(score))
+
+
+def _without_distances(evaluate: Callable, mod, T: int, S: int, tile: tuple[int, int], example):
+    if mod is None or min(tile) < 2:  # in a tile of one row or column, every pair has another distance
+        return mod
+    apart = taken_apart.take_apart(functools.partial(evaluate, mod), *tile, example, _is_once_per_distance)
+    vectors = apart.values(T, S) if apart.parts else None
+    if vectors is None:
+        return mod
+
+    def function(*arguments):
+        *_, i, j = arguments
+        return apart([spread(vector, i, j, T) for vector in dtypes.widened(vectors)], *arguments)
+
+    return function
+
+
+def _is_once_per_distance(value: taken_apart.Value) -> bool:
+    """Return True for what is computed once per distance: what costs more per pair than a number from memory."""
+    return value.kind == taken_apart.Kind.DISTANCE and bool(_COSTLY & value.primitives)
 
 
 def _tile_functions(head: Head, T: int, S: int) -> tuple[Callable, Callable, Callable]:
