@@ -59,25 +59,28 @@ class Tile(NamedTuple):
     dropped: Callable  # (captured, p, i, j) -> p
 
 
-def attend(call: Call, *, block_size: int = BLOCK_SIZE) -> tuple[Float[Array, "T Hv"], Normalizer]:
+def attend(
+    call: Call, *, block_size: int = BLOCK_SIZE, is_apart: bool = False
+) -> tuple[Float[Array, "T Hv"], Normalizer]:
     """Compute the equation of `reference.attend` without its T x S scores.
 
     Args:
       call: of one head.
       block_size: largest number of queries, and of keys, in a tile.
+      is_apart: mask and score are taken apart already, so that no distance is left in them.
     """
     # Outside of any jit, calls of equal shapes and structure share one compiled program. Calls with a user's function
     # do not, since it may read a variable that has changed. Each compiles its own program, which is then dropped.
     if mods.holds_function(call.mask) or mods.holds_function(call.score):
 
         def attend_once(query, key, value):
-            return _attend(call._replace(query=query, key=key, value=value), block_size)
+            return _attend(call._replace(query=query, key=key, value=value), block_size, is_apart)
 
         return jax.jit(attend_once)(call.query, call.key, call.value)
-    return _attend_compiled(call, block_size)
+    return _attend_compiled(call, block_size, is_apart)
 
 
-def _attend(call: Call, block_size: int):
+def _attend(call: Call, block_size: int, is_apart: bool):
     (axes, *_) = jax.typeof(call.query).sharding.spec
     # Blocks cannot be cut from rows that are distributed over devices.
     head = vary_alike(prepare(call._replace(query=gathered(call.query))))
@@ -88,7 +91,8 @@ def _attend(call: Call, block_size: int):
     keys = in_blocks(head.key.astype(wide), block_size).swapaxes(1, 2)  # [column_blocks H c]
     values = in_blocks(head.value, block_size).swapaxes(1, 2)  # [column_blocks Hv c]
 
-    head = _take_out_distances(head, call.T, call.S, i.marks.shape[-1], j.marks.shape[-1])
+    if not is_apart:
+        head = _take_out_distances(head, call.T, call.S, i.marks.shape[-1], j.marks.shape[-1])
     scores_of, masked, dropped = _tile_functions(head, call.T, call.S)
     query, key, first_i, first_j = jax.tree.map(lambda x: x[0], (queries, keys, i, j))
     scores_of, captured = closures.convert(scores_of, query, key, first_i, first_j)
@@ -116,7 +120,7 @@ def _attend(call: Call, block_size: int):
     return jax.tree.map(lambda x: sharded_along(x.reshape(-1, *x.shape[2:])[: call.T], axes), results)
 
 
-_attend_compiled = jax.jit(_attend, static_argnums=1)
+_attend_compiled = jax.jit(_attend, static_argnums=(1, 2))
 
 
 def _take_out_distances(head: Head, T: int, S: int, r: int, c: int) -> Head:

@@ -17,6 +17,10 @@ from attn.functional.dropout import Dropout
 from attn.functional.sharding import gathered
 
 
+class Unsupported(NotImplementedError):
+    """A named implementation cannot serve a call; the message names the feature and the implementations that can."""
+
+
 class Call(NamedTuple):
     """The arguments of an attention function, checked.
 

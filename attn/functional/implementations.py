@@ -33,13 +33,10 @@ import jax
 
 from attn.functional import blockwise, cudnn, reference
 from attn.functional.contract import Call
+from attn.functional.contract import Unsupported as Unsupported
 
 FEATURES = ("mask", "score", "dropout", "logsumexp")
 DERIVATIVES = ("reverse", "forward", "second")
-
-
-class Unsupported(NotImplementedError):
-    """A named implementation cannot serve a call; the message names the feature and the implementations that can."""
 
 
 @dataclasses.dataclass(frozen=True)

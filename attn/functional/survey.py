@@ -26,6 +26,18 @@ def needed_blocks(
     return (np if is_known else jnp).broadcast_to(some, (len(rows), len(columns)))
 
 
+def known_blocks(
+    mask: masks.Mask, rows: Int[np.ndarray, "q r"], columns: Int[np.ndarray, "k c"]
+) -> Bool[np.ndarray, "q k"]:
+    """Find the blocks that may hold a visible pair whatever the traced arrays of the mask hold: `[q k]`, in NumPy."""
+    if isinstance(mask, masks.both):
+        left, right = (known_blocks(masks.as_mask(part), rows, columns) for part in (mask.left, mask.right))
+        return left & right
+    some, _ = mask.bounds(rows, columns)
+    is_known = isinstance(some, (np.ndarray, np.bool_, bool))
+    return np.array(np.broadcast_to(some if is_known else True, (len(rows), len(columns))))
+
+
 def banded(needed: Bool[np.ndarray, "q k"], blocks, widest: int = 4):
     """Select for each block of queries only the blocks of keys that it needs, if they are few, as in a narrow window.
 

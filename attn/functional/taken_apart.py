@@ -48,7 +48,8 @@ class Value:
       kind: what it depends on.
       shape: its shape on the tile.
       dtype: its dtype.
-      primitives: names of the primitives that compute it from positions; those of constants are left out.
+      primitives: names of the primitives that compute it from values of other kinds.
+      reads: number of entries of the largest captured array that it depends on.
       slope: 1 or -1 if it is i or j, or -i or -j, plus a constant; else 0. Sums of opposite slopes are distances.
     """
 
@@ -56,6 +57,7 @@ class Value:
     shape: tuple[int, ...]
     dtype: object  # of NumPy, or of random keys
     primitives: frozenset[str] = frozenset()
+    reads: int = 0
     slope: int = 0
 
 
@@ -68,7 +70,8 @@ class TakenApart:
       closed: its jaxpr on the tile, without inner calls.
       score: an example of one score; None for a function of `(i, j)`.
       parts: the values that are computed outside.
-      places: the number of the equation that computes each part, and which of its results it is.
+      places: for each part, the number of the equation that computes it, and which of its results it is; for a
+        captured array that is a part itself, -1 and its number.
     """
 
     function: Callable
@@ -114,7 +117,26 @@ class TakenApart:
         arguments = [rows[:, None], columns[None, :]]
         if self.score is not None:  # no part depends on s
             arguments.insert(0, jnp.zeros((len(rows), len(columns)), self.score.dtype))
-        return _evaluate(closed, arguments, {}, [closed.jaxpr.eqns[number].outvars[n] for number, n in places])
+        return _evaluate(closed, arguments, {}, _at_places(closed, places))
+
+    def at(self, r: int, c: int) -> "TakenApart | None":
+        """Return the same parts of the same function on tiles of another shape; None where its equations differ."""
+        closed = trace(self.function, r, c, self.score)
+        if _primitives(closed) != _primitives(self.closed):
+            return None
+        variables = _at_places(closed, self.places)
+        parts = (dataclasses.replace(part, shape=v.aval.shape) for part, v in zip(self.parts, variables))
+        return dataclasses.replace(self, closed=closed, parts=tuple(parts))
+
+    def equations(self) -> list:
+        """Return the equations that are evaluated on each tile."""
+        return _needed(self.closed.jaxpr, _at_places(self.closed, self.places), self.closed.jaxpr.outvars)[0]
+
+    def captured(self) -> list[tuple[int, ...]]:
+        """Return the shapes of the captured arrays that are read on each tile."""
+        known = _at_places(self.closed, self.places)
+        needed = _needed(self.closed.jaxpr, known, self.closed.jaxpr.outvars)[1].difference(known)
+        return [v.aval.shape for v in self.closed.jaxpr.constvars if v in needed]
 
     def __call__(self, parts: Sequence[Array], *arguments: Array) -> Array:
         """Evaluate the function on a tile.
@@ -124,16 +146,14 @@ class TakenApart:
           arguments: `(i, j)` or `(s, i, j)`, in the shapes of the tile.
         """
         known = {}
-        for (number, n), part, value in zip(self.places, self.parts, parts, strict=True):
-            variable = self.closed.jaxpr.eqns[number].outvars[n]
+        variables = _at_places(self.closed, self.places)
+        for variable, part, value in zip(variables, self.parts, parts, strict=True):
             known[variable] = jnp.broadcast_to(value, part.shape).astype(part.dtype)
         (result,) = _evaluate(self.closed, arguments, known, self.closed.jaxpr.outvars)
         return result
 
 
-def take_apart(
-    function: Callable, r: int, c: int, score: Array | None, is_part: Callable[[Value], bool]
-) -> TakenApart:
+def take_apart(function: Callable, r: int, c: int, score: Array | None, is_part: Callable[[Value], bool]) -> TakenApart:
     """Trace a function on a tile and find its parts.
 
     Args:
@@ -146,7 +166,8 @@ def take_apart(
     """
     closed = trace(function, r, c, score)
     values = _describe(closed, score is not None)
-    made = {v: (number, n) for number, e in enumerate(closed.jaxpr.eqns) for n, v in enumerate(e.outvars)}
+    made = {v: (-1, n) for n, v in enumerate(closed.jaxpr.constvars)}
+    made |= {v: (number, n) for number, e in enumerate(closed.jaxpr.eqns) for n, v in enumerate(e.outvars)}
     parts, seen, waiting = {}, set(), list(closed.jaxpr.outvars)
     while waiting:
         variable = waiting.pop()
@@ -155,10 +176,16 @@ def take_apart(
         seen.add(variable)
         if is_part(values[variable]):
             parts[made[variable]] = values[variable]
-        else:
+        elif made[variable][0] >= 0:
             waiting += closed.jaxpr.eqns[made[variable][0]].invars
     places = tuple(sorted(parts))
     return TakenApart(function, closed, score, tuple(parts[place] for place in places), places)
+
+
+def _at_places(closed: ClosedJaxpr, places: Sequence[tuple[int, int]]) -> list:
+    """Return the variables at these places."""
+    jaxpr = closed.jaxpr
+    return [(jaxpr.constvars if number < 0 else jaxpr.eqns[number].outvars)[n] for number, n in places]
 
 
 def trace(function: Callable, r: int, c: int, score: Array | None = None) -> ClosedJaxpr:
@@ -193,14 +220,20 @@ def _evaluate(closed: ClosedJaxpr, arguments: Sequence, known: dict, wanted: Seq
     """Evaluate some variables of a jaxpr, where the values of others are known, and nothing that they do not need."""
     jaxpr = closed.jaxpr
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *arguments), strict=True)) | known
-    needed, equations = {v for v in wanted if not isinstance(v, Literal)}, []
-    for equation in reversed(jaxpr.eqns):
-        if not needed.isdisjoint(v for v in equation.outvars if v not in values):
-            equations.insert(0, equation)
-            needed.update(v for v in equation.invars if not isinstance(v, Literal))
+    equations, needed = _needed(jaxpr, known, wanted)
     inputs = [v for v in values if v in needed]
     part = jaxpr.replace(constvars=[], invars=inputs, eqns=equations, outvars=list(wanted))
     return jax.core.eval_jaxpr(part, (), *(values[v] for v in inputs))
+
+
+def _needed(jaxpr: Jaxpr, known, wanted: Sequence) -> tuple[list, set]:
+    """Return the equations that compute some variables from known ones, and all variables that these read."""
+    needed, equations = {v for v in wanted if not isinstance(v, Literal)}, []
+    for equation in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(v for v in equation.outvars if v not in known):
+            equations.insert(0, equation)
+            needed.update(v for v in equation.invars if not isinstance(v, Literal))
+    return equations, needed
 
 
 def _primitives(closed: ClosedJaxpr) -> list[str]:
@@ -216,7 +249,7 @@ def _describe(closed: ClosedJaxpr, has_score: bool) -> dict[Var, Value]:
     jaxpr = closed.jaxpr
     kinds = {Kind.QUERY: 1, Kind.KEY: 1}
     kinds = ({Kind.SCORE: 0} if has_score else {}) | kinds
-    values = {v: Value(Kind.CONSTANT, v.aval.shape, v.aval.dtype) for v in jaxpr.constvars}
+    values = {v: Value(Kind.CONSTANT, v.aval.shape, v.aval.dtype, reads=v.aval.size) for v in jaxpr.constvars}
     for variable, (kind, slope) in zip(jaxpr.invars, kinds.items(), strict=True):
         values[variable] = Value(kind, variable.aval.shape, variable.aval.dtype, slope=slope)
 
@@ -227,12 +260,11 @@ def _describe(closed: ClosedJaxpr, has_score: bool) -> dict[Var, Value]:
     for equation in jaxpr.eqns:
         inputs = [read(v) for v in equation.invars]
         kind, slope = _kind_and_slope(equation.primitive.name, inputs)
-        primitives = frozenset().union(*(each.primitives for each in inputs))
-        if kind != Kind.CONSTANT:
-            primitives |= {equation.primitive.name}
+        primitives = {equation.primitive.name}.union(*(each.primitives for each in inputs if each.kind == kind))
+        reads = max((each.reads for each in inputs), default=0)
         for v in equation.outvars:
-            is_exact = not dtypes.is_half(v.aval)
-            values[v] = Value(kind, v.aval.shape, v.aval.dtype, primitives, slope if is_exact else 0)
+            exact_slope = 0 if dtypes.is_half(v.aval) else slope
+            values[v] = Value(kind, v.aval.shape, v.aval.dtype, frozenset(primitives), reads, exact_slope)
     return values
 
 

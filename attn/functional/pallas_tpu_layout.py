@@ -1,0 +1,384 @@
+"""How arrays reach the kernels of `pallas_tpu`: blocks of operands, the list of tiles, and the parts of a tile.
+
+A grid has two axes: the heads of all examples, and steps. A step is an entry of a list of tiles in scalar memory. The
+blocks of all operands follow from it, so blocks that no tile needs are not even fetched.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array
+
+from attn.functional.fused import Plan
+from attn.functional.sharding import shape_like
+from attn.functional.taken_apart import Kind
+
+F32 = jnp.float32
+
+# The bits of a step: the numbers of two blocks, then flags: the first and last step of its row or column; a tile that
+# holds a visible pair; one in which all pairs are visible.
+_BITS = 13
+FIRST, LAST, NEEDED, WHOLE = (1 << (2 * _BITS + n) for n in range(4))
+MOST_BLOCKS = 2**_BITS
+
+
+class Operand(NamedTuple):
+    """An input of a kernel.
+
+    Attributes:
+      array: `[b n ...]`.
+      block: shape of its block without these axes; None for a table of one number per head, in scalar memory.
+      index: (row, column) -> the block's numbers.
+    """
+
+    array: Array
+    block: tuple[int, ...] | None = None
+    index: Callable | None = None
+
+
+class Result(NamedTuple):
+    """An output of a kernel, `[B N ...]`.
+
+    Attributes:
+      shape: its shape without these axes.
+      block: shape of its block.
+      index: (row, column) -> the block's numbers.
+      dtype: its dtype.
+    """
+
+    shape: tuple[int, ...]
+    block: tuple[int, ...]
+    index: Callable
+    dtype: object = F32
+
+
+class Step(NamedTuple):
+    """The step at which a kernel is: its entry of the list, and whether it is the head's first or last."""
+
+    code: Array
+    is_first: Array
+    is_last: Array
+    head: Array  # of all examples
+
+    @property
+    def row(self):
+        """Return the number of the block of queries."""
+        return _row(self.code)
+
+    @property
+    def column(self):
+        """Return the number of the block of keys."""
+        return _column(self.code)
+
+    def has(self, flag: int):
+        """Return whether the step has a flag."""
+        return (self.code & flag) != 0
+
+
+def _row(code):
+    return code & (MOST_BLOCKS - 1)
+
+
+def _column(code):
+    return lax.shift_right_logical(code, _BITS) & (MOST_BLOCKS - 1)
+
+
+# The list of tiles
+
+
+def steps(plan: Plan, needed: Sequence[Array], order: str, *, every: bool = False) -> Array:
+    """List the tiles, row by row or column by column: `[b n steps]`.
+
+    Args:
+      plan: the plan.
+      needed: `[b n tiles]` bools, the needed and the whole tiles, or empty where the plan knows them.
+      order: "rows" or "columns".
+      every: list all tiles, also those that are known not to be needed.
+    """
+    tiles = plan.tiles
+    rows, columns = tiles.rows, tiles.columns
+    is_needed, is_whole = needed if needed else (tiles.needed[None, None], tiles.whole[None, None])
+    if every:
+        rows, columns, is_needed, is_whole = _all_tiles(plan, rows, columns, is_needed, is_whole)
+    sort = np.lexsort((columns, rows) if order == "rows" else (rows, columns))
+    rows, columns, is_needed, is_whole = rows[sort], columns[sort], is_needed[..., sort], is_whole[..., sort]
+    main = rows if order == "rows" else columns
+    if not (needed or every):  # leave out what is not needed, but visit every block whose result has to be written
+        kept = is_needed[0, 0] | ~np.isin(main, main[is_needed[0, 0]]) & _changes(main)
+        rows, columns, main, is_needed, is_whole = (
+            rows[kept],
+            columns[kept],
+            main[kept],
+            is_needed[..., kept],
+            is_whole[..., kept],
+        )
+    flags = FIRST * _changes(main) + LAST * _changes(main[::-1])[::-1]
+    code = rows + (columns << _BITS) + flags + NEEDED * is_needed + WHOLE * is_whole
+    if needed:
+        code = _without_fetches(code, rows, columns, is_needed, order)
+    return jnp.asarray(code, jnp.int32)
+
+
+def _changes(main: np.ndarray) -> np.ndarray:
+    """Return True where an entry differs from the one before."""
+    return np.concatenate([[True], main[1:] != main[:-1]])
+
+
+def _all_tiles(plan: Plan, rows, columns, *flags):
+    """Add the tiles that are not listed, without flags."""
+    every = [x.ravel() for x in np.indices((count(plan.T, plan.blocks.rows), count(plan.S, plan.blocks.columns)))]
+    number = rows * count(plan.S, plan.blocks.columns) + columns
+    flags = [jnp.zeros((*x.shape[:2], len(every[0])), bool).at[..., number].set(x) for x in flags]
+    return *every, *flags
+
+
+def _without_fetches(code, rows, columns, is_needed, order: str):
+    """Give a step that is not needed the block of the needed one before it, which is there already."""
+    other, shift = (columns, _BITS) if order == "rows" else (rows, 0)
+    before = lax.cummax(jnp.where(is_needed, np.arange(len(rows)), 0), axis=2)
+    return code + ((jnp.asarray(other)[before] - other) << shift)
+
+
+# Operands
+
+
+def count(length: int, block: int) -> int:
+    """Return the number of blocks that hold so many positions."""
+    return -(-length // block)
+
+
+def by_row(plan: Plan, x: Array) -> Operand:
+    """Return an operand `[b N T width]` in blocks of queries."""
+    return Operand(_padded(x, 2, plan.blocks.rows), (plan.blocks.rows, x.shape[3]), lambda row, column: (row, 0))
+
+
+def by_column(plan: Plan, x: Array) -> Operand:
+    """Return an operand `[b K S width]` in blocks of keys."""
+    block = plan.blocks.columns, x.shape[3]
+    return Operand(_padded(x, 2, plan.blocks.columns), block, lambda row, column: (column, 0))
+
+
+def _padded(x: Array, axis: int, block: int, mode: str = "constant") -> Array:
+    missing = -x.shape[axis] % block
+    return jnp.pad(x, [(0, missing if n == axis else 0) for n in range(x.ndim)], mode=mode) if missing else x
+
+
+def of_parts(plan: Plan, parts: Sequence[Array]) -> list[Operand]:
+    """Return the operands of the parts."""
+    return [_of_part(plan, part.kind, x) for part, x in zip(plan.parts, parts, strict=True)]
+
+
+def _of_part(plan: Plan, kind: Kind, x: Array) -> Operand:
+    bq, bk, _ = plan.blocks
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.int32)
+    # Padding repeats entries, since a function may not be defined for other numbers.
+    if kind == Kind.CONSTANT:
+        return Operand(x)
+    if kind == Kind.QUERY:
+        return Operand(_padded(x[..., None], 2, bq, "edge"), (bq, 1), lambda row, column: (row, 0))
+    if kind == Kind.KEY:
+        return Operand(_padded(x[:, :, None], 3, bk, "edge"), (1, bk), lambda row, column: (0, column))
+    if kind == Kind.PAIR:
+        return Operand(_padded(_padded(x, 2, bq, "edge"), 3, bk, "edge"), (bq, bk), lambda row, column: (row, column))
+    before, length = _vector(plan)
+    x = jnp.pad(x[:, :, None], ((0, 0), (0, 0), (0, 0), (before, length - before - x.shape[2])), mode="edge")
+    return Operand(x, (1, length), lambda row, column: (0, 0))
+
+
+def _vector(plan: Plan) -> tuple[int, int]:
+    """Return the padding before the vector of distances, and its length. Distance 0 is at a multiple of a block."""
+    rows = count(plan.T, plan.blocks.rows) * plan.blocks.rows
+    return rows - (plan.T - 1), rows + count(plan.S, plan.blocks.columns) * plan.blocks.columns
+
+
+def result_of_part(plan: Plan, kind: Kind) -> Result:
+    """Return the result that holds the gradient of a part."""
+    bq, bk, lanes = plan.blocks
+    rows, columns = count(plan.T, bq) * bq, count(plan.S, bk) * bk
+    length = _vector(plan)[1]
+    return {
+        Kind.CONSTANT: Result((8, lanes), (8, lanes), lambda row, column: (0, 0)),
+        Kind.QUERY: Result((rows, 1), (bq, 1), lambda row, column: (row, 0)),
+        Kind.KEY: Result((1, columns), (1, bk), lambda row, column: (0, column)),
+        Kind.DISTANCE: Result((1, length), (1, length), lambda row, column: (0, 0)),
+        Kind.PAIR: Result((rows, columns), (bq, bk), lambda row, column: (row, column)),
+    }[kind]
+
+
+def gradient_of_part(plan: Plan, kind: Kind, x: Array) -> Array:
+    """Cut the gradient of a part from its result: `[B N ...]`."""
+    before, _ = _vector(plan)
+    return {
+        Kind.CONSTANT: lambda: x[:, :, 0, 0],
+        Kind.QUERY: lambda: x[:, :, : plan.T, 0],
+        Kind.KEY: lambda: x[:, :, 0, : plan.S],
+        Kind.DISTANCE: lambda: x[:, :, 0, before : before + plan.T + plan.S - 1],
+        Kind.PAIR: lambda: x[:, :, : plan.T, : plan.S],
+    }[kind]()
+
+
+# Running a kernel
+
+
+def run(
+    kernel: Callable,
+    name: str,
+    plan: Plan,
+    listed: Array,
+    operands: Sequence[Operand],
+    results: Sequence[Result],
+    scratch: Sequence,
+    interpret,
+) -> list[Array]:
+    """Run `kernel(plan, step, parts, operands, results, scratch)` for every head and step: results `[B N ...]`."""
+    batch = max(len(x) for x in (listed, *(operand.array for operand in operands)))
+    num_parts = len(plan.parts)
+
+    def body(list_ref, *refs):
+        head, number = pl.program_id(0), pl.program_id(1)
+        step = Step(
+            _code(plan, listed.shape, list_ref, head, number), number == 0, number == pl.num_programs(1) - 1, head
+        )
+        inputs, refs = refs[: len(operands)], refs[len(operands) :]
+        arrays, parts = inputs[: len(operands) - num_parts], inputs[len(operands) - num_parts :]
+        shapes = [operand.array.shape for operand in operands[len(operands) - num_parts :]]
+        load = functools.partial(_load_parts, plan, step, parts, shapes)
+        kernel(plan, step, load, arrays, refs[: len(results)], refs[len(results) :])
+
+    def spec(shape, block, index):
+        if block is None:
+            return pl.BlockSpec(memory_space=pltpu.SMEM)
+
+        def numbers(head, number, list_ref):
+            code = _code(plan, listed.shape, list_ref, head, number)
+            return (*_of_head(plan, shape, head), *index(_row(code), _column(code)))
+
+        return pl.BlockSpec((None, None, *block), numbers)
+
+    shapes = [(batch, plan.N, *result.shape) for result in results]
+    grid = pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=1,
+        grid=(batch * plan.N, listed.shape[2]),
+        in_specs=[spec(operand.array.shape, operand.block, operand.index) for operand in operands],
+        out_specs=[spec(shape, result.block, result.index) for shape, result in zip(shapes, results)],
+        scratch_shapes=list(scratch),
+    )
+    settings = {"interpret": interpret} if interpret else {}
+    return pl.pallas_call(
+        body,
+        grid_spec=grid,
+        out_shape=[shape_like(operands[0].array, shape, result.dtype) for shape, result in zip(shapes, results)],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        name=name,
+        **settings,
+    )(listed.reshape(-1, listed.shape[2]), *(operand.array for operand in operands))
+
+
+def _of_head(plan: Plan, shape: Sequence[int], head):
+    """Return the example and the head of an array `[b n ...]` that belong to a query head of all examples."""
+    examples, heads = shape[:2]
+    number = lax.rem(head, plan.N)
+    of_heads = 0 if heads == 1 else number if heads == plan.N else lax.div(number, plan.group)
+    return 0 if examples == 1 else lax.div(head, plan.N), of_heads
+
+
+def _code(plan: Plan, shape: Sequence[int], list_ref, head, number):
+    example, of_heads = _of_head(plan, shape, head)
+    return list_ref[example * shape[1] + of_heads, number]
+
+
+# The parts on a tile
+
+
+def _load_parts(plan: Plan, step: Step, refs: Sequence, shapes: Sequence[Sequence[int]]) -> list[Array]:
+    """Return the parts on this tile, in shapes that broadcast to it."""
+
+    def load(kind: Kind, ref, shape):
+        if kind == Kind.CONSTANT:
+            return ref[_of_head(plan, shape, step.head)]
+        return _spread(plan, step, ref) if kind == Kind.DISTANCE else ref[...]
+
+    return [load(part.kind, ref, shape) for part, ref, shape in zip(plan.parts, refs, shapes, strict=True)]
+
+
+def _corner(plan: Plan, step: Step):
+    """Return where the distances of a tile begin in the vector."""
+    bq, bk, lanes = plan.blocks
+    start = step.column * bk - step.row * bq + (count(plan.T, bq) - 1) * bq
+    return pl.ds(pl.multiple_of(start, lanes), bq + bk)
+
+
+def _spread(plan: Plan, step: Step, ref) -> Array:
+    """Return the vector's entry for the distance of each pair: rows of a tile are rolled, each by one more."""
+    bq, bk, _ = plan.blocks
+    x = jnp.broadcast_to(ref[:, _corner(plan, step)], (bq, bq + bk))
+    return pltpu.roll(x, 0, 1, stride=1, stride_axis=0)[:, bq:]
+
+
+def add_part(plan: Plan, kind: Kind, step: Step, out, gradient: Array):
+    """Add the gradient of a part on this tile to its result."""
+    bq, bk, _ = plan.blocks
+    if kind == Kind.PAIR:
+        out[...] = gradient
+    elif kind == Kind.DISTANCE:
+        # The transpose of `_spread`. Rows are rolled back and added up by halves, since Mosaic has no such roll.
+        x = jnp.concatenate([jnp.zeros((bq, bq), F32), gradient], axis=1)
+        half = bq // 2
+        while half:
+            x = x[:half] + pltpu.roll(x[half:], bq + bk - half, 1)
+            half //= 2
+        out[:, _corner(plan, step)] += x
+    else:
+        out[...] += jnp.broadcast_to(gradient, out.shape)
+
+
+class Tile:
+    """The functions of positions on the tile of a step."""
+
+    def __init__(self, plan: Plan, step: Step, parts: Sequence[Array]):
+        bq, bk, _ = plan.blocks
+        self.plan = plan
+        self.of_score, self.of_mask, self.of_keep = plan.split(parts)
+        i = step.row * bq + lax.broadcasted_iota(jnp.int32, (bq, 1), 0)
+        self.key_positions = step.column * bk + lax.broadcasted_iota(jnp.int32, (1, bk), 1)
+        # Positions of padding are clipped, since a function may not be defined for others.
+        self.i = jnp.minimum(i, plan.T - 1) if plan.T % bq else i
+        self.j = jnp.minimum(self.key_positions, plan.S - 1) if plan.S % bk else self.key_positions
+
+    def score(self, raw: Array) -> Array:
+        """Return the scores of the products q . k."""
+        return self.plan.score(self.of_score, raw, self.i, self.j)
+
+    def score_and_pullback(self, raw: Array, wanted: Sequence[int]) -> tuple[Array, Callable]:
+        """Return the scores, and the map from their cotangents to those of the products and of the wanted parts."""
+
+        def of(raw, *moving):
+            parts = list(self.of_score)
+            for n, x in zip(wanted, moving):
+                parts[n] = x
+            return self.plan.score(parts, raw, self.i, self.j)
+
+        return jax.vjp(of, raw, *(self.of_score[n] for n in wanted))
+
+    def visible(self, s: Array) -> Array:
+        """Return the pairs that are visible: by the mask, of no padding, and whose score is not -inf."""
+        visible = s != -jnp.inf
+        if self.plan.mask is not None:
+            visible &= jnp.broadcast_to(self.plan.mask(self.of_mask, self.i, self.j), s.shape)
+        if self.plan.S % self.plan.blocks.columns:
+            visible &= jnp.broadcast_to(self.key_positions < self.plan.S, s.shape)
+        return visible
+
+    def drop(self, p: Array) -> Array:
+        """Set dropped weights to 0; the others are not rescaled here."""
+        if self.plan.keep is None:
+            return p
+        return jnp.where(self.plan.keep(self.of_keep, self.i, self.j), p, 0.0)
