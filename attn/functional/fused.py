@@ -65,7 +65,8 @@ class Plan:
         for all.
       rate: of the dropout.
       tiles: the tiles.
-      has_whole_tiles: whether tiles with all pairs visible are taken to need no mask.
+      has_score: whether the user gave a score.
+      may_hide: whether the score may be -inf, which hides a pair, for parts that are not extreme.
       others: score and mask on the tiles of `blockwise`.
       precision: of matrix products, as asked for by `jax.default_matmul_precision`.
     """
@@ -80,7 +81,8 @@ class Plan:
     keep: TakenApart | None
     rate: float
     tiles: Tiles
-    has_whole_tiles: bool
+    has_score: bool
+    may_hide: bool
     others: list[TakenApart | None]
     precision: object
 
@@ -109,12 +111,13 @@ class Kernels(NamedTuple):
     """The kernels of one kind of processor.
 
     Attributes:
-      forward: (plan, query, key, value, parts, needed) -> (out, peak, total).
-      backward: (plan, query, key, value, parts, needed, peak, dout, delta, wanted) -> gradients, one per wanted input.
+      forward: (plan, query, key, value, parts, flags) -> (out, peak, total).
+      backward: (plan, query, key, value, parts, flags, peak, dout, delta, wanted) -> gradients, one per wanted input.
       is_inside: True for the name of a primitive that a kernel can evaluate on a tile.
 
-    Arrays are query `[b N T H]`, key `[b K S H]`, value `[b K S Hv]`, parts `[b n ...]` (see `taken_apart`) and needed,
-    two arrays `[b n steps]` of bools, or none where the plan has them. b is the size of the batch, or 1.
+    Arrays are query `[b N T H]`, key `[b K S H]`, value `[b K S Hv]`, parts `[b n ...]` (see `taken_apart`) and flags:
+    needed and whole tiles, `[b n steps]`, where the plan does not have them; and, `[b n]`, whether the parts of a score
+    are tame, so that it hides nothing, where `may_hide` is False and it has parts. b is the size of the batch, or 1.
     """
 
     forward: Callable
@@ -129,7 +132,7 @@ def attend(call: Call, blocks: Blocks, kernels: Kernels) -> tuple[Array, Normali
       implementations.Unsupported: a function of the user's that they cannot evaluate.
     """
     call = vary_alike(resolve_offsets(call))
-    plan, parts, needed = plan_call(call, blocks, kernels.is_inside)
+    plan, parts, flags = plan_call(call, blocks, kernels.is_inside)
     is_moving = [jnp.issubdtype(x.dtype, jnp.floating) for x in parts]
 
     def split(inputs, fixed):
@@ -139,11 +142,11 @@ def attend(call: Call, blocks: Blocks, kernels: Kernels) -> tuple[Array, Normali
 
     def value(inputs, fixed):
         query, key, value, parts, rest = split(inputs, fixed)
-        return kernels.forward(plan, query, key, value, parts, rest[: len(needed)])
+        return kernels.forward(plan, query, key, value, parts, rest[: len(flags)])
 
     def like(inputs, fixed):
         query, key, value, parts, rest = split(inputs, fixed)
-        return _like(plan, query[0], key[0], value[0], parts, rest[len(needed) :])
+        return _like(plan, query[0], key[0], value[0], parts, rest[len(flags) :])
 
     def pullback(inputs, fixed, results, cotangents, wanted):
         query, key, value, parts, rest = split(inputs, fixed)
@@ -154,13 +157,11 @@ def attend(call: Call, blocks: Blocks, kernels: Kernels) -> tuple[Array, Normali
         delta = jnp.sum(dout.astype(wide) * out.astype(wide), axis=-1) - dtotal * total
         dout = (dout.astype(wide) * inverse[..., None]).astype(value.dtype)
         wanted = (*wanted[:3], *_spread_over(wanted[3:], is_moving))
-        return kernels.backward(
-            plan, query, key, value, parts, rest[: len(needed)], peak, dout, delta * inverse, wanted
-        )
+        return kernels.backward(plan, query, key, value, parts, rest[: len(flags)], peak, dout, delta * inverse, wanted)
 
     arrays = [jnp.moveaxis(x, 1, 0)[None] for x in (call.query, call.key, call.value)]
     inputs = [*arrays, *(x for x, each in zip(parts, is_moving) if each)]
-    fixed = [*(x for x, each in zip(parts, is_moving) if not each), *needed]
+    fixed = [*(x for x, each in zip(parts, is_moving) if not each), *flags]
     fixed += [] if call.dropout is None or plan.rate == 0 else [call.dropout.key]
     forms = derivatives.Forms(value, like, pullback)
     out, peak, total = derivatives.differentiable(forms)(inputs, fixed)
@@ -180,7 +181,7 @@ def plan_call(call: Call, blocks: Blocks, is_inside: Callable[[str], bool]) -> t
     """Take the functions of a call apart, and find its tiles.
 
     Returns:
-      (plan, parts `[1 n ...]`, needed and whole `[1 n steps]`, or nothing where the plan has them).
+      (plan, parts `[1 n ...]`, flags `[1 n ...]`; see `Kernels`).
 
     Raises:
       Unsupported: a function that a kernel cannot evaluate.
@@ -212,12 +213,27 @@ def plan_call(call: Call, blocks: Blocks, is_inside: Callable[[str], bool]) -> t
             for name, each in functions.items()
         ]
         tiles, dynamic = find_tiles(mask, T, S, blocks)
+        may_hide = score is not None and _may_hide(apart[0])
+        values = [value for each in apart if each is not None for value in _values(each, T, S)]
         others = [None if each is None else _at_tiles_of_blockwise(each, T, S) for each in apart[:2]]
         plan = Plan(
-            T, S, N, K, blocks, *apart, rate, tiles, score is None, others, jax.config.jax_default_matmul_precision
+            T,
+            S,
+            N,
+            K,
+            blocks,
+            *apart,
+            rate,
+            tiles,
+            score is not None,
+            may_hide,
+            others,
+            jax.config.jax_default_matmul_precision,
         )
         plans.append(plan)
-        return dtypes.widened([value for each in plan.functions for value in _values(each, T, S)]), dynamic
+        of_score, _, _ = plan.split(values)
+        is_tame = [] if may_hide or not of_score else [_is_tame(of_score)]
+        return dtypes.widened(values), [*dynamic, *is_tame]
 
     parts, dynamic = _for_each_head(of_one, marked, jnp.arange(N, dtype=jnp.uint32))
     return plans[0], parts, dynamic
@@ -245,6 +261,33 @@ def _take_apart(name: str, function: Callable, blocks: Blocks, pairs: int, is_in
     if shapes := apart.captured():
         raise Unsupported(f"an array of shape {shapes[0]} in the {name}, other than read at i, at j or at j - i")
     return apart
+
+
+# Primitives whose result is finite where their inputs are, or overflows only for extreme ones.
+_TAME = frozenset(
+    (
+        *("add", "sub", "mul", "div", "neg", "abs", "sign", "max", "min", "floor", "ceil", "round", "clamp"),
+        *("tanh", "logistic", "erf", "sin", "cos", "select_n", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor"),
+        *("not", "convert_element_type", "broadcast_in_dim", "copy", "stop_gradient", "pvary"),
+    )
+)
+
+
+def _may_hide(score: TakenApart) -> bool:
+    """Return whether a score may be -inf for finite products and parts that `_is_tame` finds tame."""
+    equations = score.equations()
+    literals = [v.val for e in equations for v in e.invars if isinstance(v, Literal)]
+    divisors = [e.invars[1] for e in equations if e.primitive.name == "div"]
+    is_tame = all(e.primitive.name in _TAME for e in equations) and all(np.isfinite(x).all() for x in literals)
+    has_divisors = all(isinstance(v, Literal) or v.aval.shape == () for v in divisors)
+    # An array of T x S would be read once more, to see if it is tame.
+    return not is_tame or not has_divisors or any(part.kind == Kind.PAIR for part in score.parts)
+
+
+def _is_tame(parts: Sequence[Array]) -> Array:
+    """Return whether no part holds numbers with which arithmetic would overflow."""
+    floats = [jnp.abs(x) for x in parts if jnp.issubdtype(x.dtype, jnp.floating)]
+    return functools.reduce(jnp.logical_and, [((x == 0) | (x > 1e-15)).all() & (x < 1e15).all() for x in floats], True)
 
 
 def _place(equation) -> str:

@@ -39,6 +39,7 @@ from attn.functional.pallas_tpu_layout import (
     by_row,
     count,
     gradient_of_part,
+    has_whole_tiles,
     of_parts,
     result_of_part,
     steps,
@@ -95,7 +96,7 @@ def _kernels(interpret) -> Kernels:
 # Forward
 
 
-def _forward(interpret, plan: Plan, query, key, value, parts, needed) -> list[Array]:
+def _forward(interpret, plan: Plan, query, key, value, parts, flags) -> list[Array]:
     """Compute (out `[B N T Hv]`, peak and total `[B N T]`)."""
     Hv, (bq, _, lanes) = value.shape[-1], plan.blocks
 
@@ -108,36 +109,41 @@ def _forward(interpret, plan: Plan, query, key, value, parts, needed) -> list[Ar
             Result((rows, Hv), (bq, Hv), lambda row, column: (row, 0), value.dtype),
             Result((2, rows), (2, bq), lambda row, column: (0, row)),
         ]
-        scratch = [pltpu.VMEM(shape, F32) for shape in ((bq, lanes), (bq, lanes), (bq, Hv))]
+        scratch = [pltpu.VMEM((bq, query.shape[-1]), query.dtype)]
+        scratch += [pltpu.VMEM(shape, F32) for shape in ((bq, lanes), (bq, lanes), (bq, Hv))]
         return run_kernel(_forward_kernel, "attn_forward", plan, listed, operands, results, scratch, interpret)
 
-    out, stats = fused.folded(run)(query, key, value, *parts, *needed)
+    out, stats = fused.folded(run)(query, key, value, *parts, *flags)
     return [out[:, :, : plan.T], *(stats[:, :, n, : plan.T] for n in range(2))]
 
 
 def _forward_kernel(plan: Plan, step, load_parts, operands, results, scratch):
     """Update the statistics of a block of queries by a tile; after the last tile of the row, write the results."""
-    (q_ref, k_ref, v_ref), (out_ref, stats_ref), (peak_ref, total_ref, weighted_ref) = operands, results, scratch
+    (q_ref, k_ref, v_ref), (out_ref, stats_ref) = operands, results
+    clean_ref, peak_ref, total_ref, weighted_ref = scratch
     bk = plan.blocks.columns
     # Weights are at most exp(-guard), so that their sums times a large value do not overflow.
     guard = math.log(2) * math.ceil(math.log2(plan.S))
 
     @pl.when(step.has(FIRST))
     def _():
+        clean_ref[...] = _with_nan(q_ref[...])
         peak_ref[...] = jnp.full(peak_ref.shape, -jnp.inf, F32)
         total_ref[...] = jnp.zeros(total_ref.shape, F32)
         weighted_ref[...] = jnp.zeros(weighted_ref.shape, F32)
 
     def update(is_whole: bool):
         tile = Tile(plan, step, load_parts())
-        q, k, v = q_ref[...], k_ref[...], v_ref[...]
+        q, k, v = clean_ref[...], k_ref[...], v_ref[...]
         if is_whole:
-            # An infinite key would have a score of -inf for some queries, and would seem hidden.
-            s = tile.score(_dot(plan, q, k + 0 * k, _NT))
+            s = tile.score(_dot(plan, q, _with_nan(k), _NT))
         else:
-            marks = _row_of_marks(k) + _row_of_marks(v)
-            s = tile.score(_dot(plan, _finite(q), _finite(k), _NT))
-            s = jnp.where(tile.visible(s), s + marks, -jnp.inf)
+            raw = _dot(plan, q, _with_nan(k, v), _NT)
+            if plan.has_score:  # which may return a number for NaN
+                s = jnp.where(raw == raw, tile.score(jnp.where(raw == raw, raw, 0.0)), jnp.nan)
+                s = jnp.where(tile.visible(s), s, -jnp.inf)
+            else:
+                s = jnp.where(tile.visible(raw), tile.score(raw), -jnp.inf)
             v = _finite(v)
         peak, total = peak_ref[...], total_ref[...]
         new = jnp.maximum(peak, s.max(axis=1, keepdims=True))
@@ -164,7 +170,7 @@ def _forward_kernel(plan: Plan, step, load_parts, operands, results, scratch):
 # Backward
 
 
-def _backward(interpret, plan: Plan, query, key, value, parts, needed, peak, dout, delta, wanted) -> list[Array]:
+def _backward(interpret, plan: Plan, query, key, value, parts, flags, peak, dout, delta, wanted) -> list[Array]:
     """Compute the gradients of the wanted inputs: query, key, value, and parts."""
     if plan.rate:
         dout = (dout / (1 - plan.rate)).astype(dout.dtype)
@@ -172,7 +178,7 @@ def _backward(interpret, plan: Plan, query, key, value, parts, needed, peak, dou
     found = {}
     for order, names in _split_work(plan, wanted, query.shape[-1]).items():
         run = functools.partial(_run_backward, interpret, plan, order, names)
-        results = fused.folded(run)(query, key, value, dout, stats, *parts, *needed)
+        results = fused.folded(run)(query, key, value, dout, stats, *parts, *flags)
         found.update(zip(names, results, strict=True))
     inputs = query, key, value, *parts
     return [_added_up(plan, n, found[n], inputs[n]) for n, is_wanted in enumerate(wanted) if is_wanted]
@@ -211,7 +217,7 @@ def _split_work(plan: Plan, wanted: Sequence[bool], H: int) -> dict[str, list[in
 
 def _run_backward(interpret, plan: Plan, order: str, names: list[int], query, key, value, dout, stats, *rest):
     """Run one backward kernel: the gradients of the inputs of these numbers, `[B N ...]`."""
-    parts, needed = rest[: len(plan.parts)], rest[len(plan.parts) :]
+    parts, flags = rest[: len(plan.parts)], rest[len(plan.parts) :]
     bq, bk, lanes = plan.blocks
     # Queries of padding get the weights exp(s - inf) = 0.
     missing = -plan.T % bq
@@ -221,7 +227,7 @@ def _run_backward(interpret, plan: Plan, order: str, names: list[int], query, ke
     operands = [by_row(plan, query), by_column(plan, key), by_column(plan, value), by_row(plan, dout)]
     operands += [Operand(stats, (2, bq), lambda row, column: (0, row)), *of_parts(plan, parts)]
     dense = [3 + n for n, part in enumerate(plan.parts) if part.kind == Kind.PAIR]
-    listed = steps(plan, needed, "rows" if order == "rows" else "columns", every=any(n in dense for n in names))
+    listed = steps(plan, flags, "rows" if order == "rows" else "columns", every=any(n in dense for n in names))
     widths = [x.shape[-1] for x in (query, key, value)]
     of_keys = [x.dtype if plan.group == 1 else F32 for x in (key, value)]
     rows = count(plan.T, bq) * bq
@@ -239,8 +245,10 @@ def _run_backward(interpret, plan: Plan, order: str, names: list[int], query, ke
             scratch.append(pltpu.VMEM(block, F32))
         else:
             results.append(result_of_part(plan, plan.parts[n - 3].kind))
-    if order == "rows":  # statistics of the block of queries, as columns
-        scratch += [pltpu.VMEM((bq, lanes), F32)] * 2
+    if order == "rows":  # what belongs to the block of queries: clean queries, and statistics as columns
+        scratch += [pltpu.VMEM((bq, widths[0]), query.dtype), *[pltpu.VMEM((bq, lanes), F32)] * 2]
+    else:  # clean keys and values
+        scratch += [pltpu.VMEM((bk, x.shape[-1]), x.dtype) for x in (key, value)]
     kernel = functools.partial(_backward_kernel, order, names)
     return run_kernel(kernel, f"attn_backward_{order}", plan, listed, operands, results, scratch, interpret)
 
@@ -250,6 +258,7 @@ def _backward_kernel(order: str, names: list[int], plan: Plan, step, load_parts,
     q_ref, k_ref, v_ref, dout_ref, stats_ref = operands
     bq, bk, lanes = plan.blocks
     sums = dict(zip([n for n in names if n < 3], scratch))
+    kept = scratch[len(sums) :]
     outs = dict(zip(names, results, strict=True))
     of_parts = [n - 3 for n in names if n >= 3]
 
@@ -271,9 +280,9 @@ def _backward_kernel(order: str, names: list[int], plan: Plan, step, load_parts,
                 sums[n][...] = jnp.zeros(sums[n].shape, F32)
             elif n >= 3 and plan.parts[n - 3].kind in (Kind.QUERY, Kind.KEY):
                 outs[n][...] = jnp.zeros(outs[n].shape, F32)
-        if order == "rows":
-            for ref, x in zip(scratch[-2:], columns()):
-                ref[...] = x
+        own = [_finite(q_ref[...]), *columns()] if order == "rows" else [_finite(ref[...]) for ref in (k_ref, v_ref)]
+        for ref, x in zip(kept, own, strict=True):
+            ref[...] = x
 
     for n in names:
         if n >= 3 and plan.parts[n - 3].kind == Kind.PAIR:
@@ -284,17 +293,17 @@ def _backward_kernel(order: str, names: list[int], plan: Plan, step, load_parts,
 
     def update(is_whole: bool):
         tile = Tile(plan, step, load_parts())
-        q, k, v, dout = q_ref[...], k_ref[...], v_ref[...], dout_ref[...]
-        peak, delta = [ref[...] for ref in scratch[-2:]] if order == "rows" else columns()
-        if not is_whole:
-            q, k = _finite(q), _finite(k)
+        clean = (lambda x: x) if is_whole else _finite
+        dout = dout_ref[...]
+        if order == "rows":
+            (q, peak, delta), k, v = [ref[...] for ref in kept], clean(k_ref[...]), clean(v_ref[...])
+        else:
+            q, (k, v), (peak, delta) = clean(q_ref[...]), [ref[...] for ref in kept], columns()
         s, pull = tile.score_and_pullback(_dot(plan, q, k, _NT), of_parts)
         p = jnp.exp(s - _wide(peak, bk))
-        dp = _dot(plan, dout, v, _NT)
-        ds = p * (tile.drop(dp) - _wide(delta, bk))
         if not is_whole:
-            visible = tile.visible(s)
-            p, ds = jnp.where(visible, p, 0.0), jnp.where(visible, ds, 0.0)
+            p = jnp.where(tile.visible(s), p, 0.0)
+        ds = p * (tile.drop(_dot(plan, dout, v, _NT)) - _wide(delta, bk))
         draw, *dparts = pull(ds)
         if 2 in sums:
             sums[2][...] += _dot(plan, tile.drop(p).astype(dout.dtype), dout, _TN)
@@ -321,13 +330,14 @@ def _backward_kernel(order: str, names: list[int], plan: Plan, step, load_parts,
 
 def _when_needed(plan: Plan, step, update: Callable[[bool], None]):
     """Run `update(is_whole)` if the tile is needed."""
-    is_whole = step.has(WHOLE) if plan.has_whole_tiles else False
+    has_whole = has_whole_tiles(plan)
+    is_whole = step.has(WHOLE) if has_whole else False
 
     @pl.when(step.has(NEEDED) & jnp.logical_not(is_whole))
     def _():
         update(False)
 
-    if plan.has_whole_tiles:
+    if has_whole:
 
         @pl.when(step.has(NEEDED) & is_whole)
         def _():
@@ -355,7 +365,12 @@ def _finite(x: Array) -> Array:
     return jnp.where(x - x == 0, x, 0)
 
 
-def _row_of_marks(x: Array) -> Array:
-    """Return `[1 c]`: NaN for the rows of x `[c width]` that hold a number that is not finite, else 0."""
-    ones = jnp.ones((8, x.shape[1]), x.dtype)
-    return lax.dot_general(ones, x - x, _NT, preferred_element_type=F32)[:1]
+def _with_nan(key: Array, value: Array | None = None) -> Array:
+    """Return keys with NaN in place of infinity, for which a score of -inf would seem hidden.
+
+    With values, a key whose value has a number that is not finite is NaN as well.
+    """
+    key = key + 0 * key
+    if value is not None:
+        key = key + (value - value).astype(F32).sum(axis=1, keepdims=True).astype(key.dtype)
+    return key

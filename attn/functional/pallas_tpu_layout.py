@@ -93,37 +93,37 @@ def _column(code):
 # The list of tiles
 
 
-def steps(plan: Plan, needed: Sequence[Array], order: str, *, every: bool = False) -> Array:
+def has_whole_tiles(plan: Plan) -> bool:
+    """Return whether some tiles may need neither the mask nor a look at what the score hides."""
+    return not plan.may_hide and (plan.tiles.whole is None or bool(plan.tiles.whole.any()))
+
+
+def steps(plan: Plan, flags: Sequence[Array], order: str, *, every: bool = False) -> Array:
     """List the tiles, row by row or column by column: `[b n steps]`.
 
     Args:
       plan: the plan.
-      needed: `[b n tiles]` bools, the needed and the whole tiles, or empty where the plan knows them.
+      flags: as in `fused.Kernels`.
       order: "rows" or "columns".
       every: list all tiles, also those that are known not to be needed.
     """
-    tiles = plan.tiles
+    tiles, is_known = plan.tiles, plan.tiles.needed is not None
     rows, columns = tiles.rows, tiles.columns
-    is_needed, is_whole = needed if needed else (tiles.needed[None, None], tiles.whole[None, None])
+    is_needed, is_whole = (tiles.needed[None, None], tiles.whole[None, None]) if is_known else flags[:2]
+    if len(flags) % 2:
+        is_whole = is_whole & flags[-1][..., None]
     if every:
         rows, columns, is_needed, is_whole = _all_tiles(plan, rows, columns, is_needed, is_whole)
-    sort = np.lexsort((columns, rows) if order == "rows" else (rows, columns))
-    rows, columns, is_needed, is_whole = rows[sort], columns[sort], is_needed[..., sort], is_whole[..., sort]
+    kept = np.lexsort((columns, rows) if order == "rows" else (rows, columns))
+    if is_known and not every:  # leave out what is not needed, but visit every block whose result has to be written
+        main = (rows if order == "rows" else columns)[kept]
+        needed = is_needed[0, 0, kept]
+        kept = kept[needed | (~np.isin(main, main[needed]) & _changes(main))]
+    rows, columns, is_needed, is_whole = rows[kept], columns[kept], is_needed[..., kept], is_whole[..., kept]
     main = rows if order == "rows" else columns
-    if not (needed or every):  # leave out what is not needed, but visit every block whose result has to be written
-        kept = is_needed[0, 0] | ~np.isin(main, main[is_needed[0, 0]]) & _changes(main)
-        rows, columns, main, is_needed, is_whole = (
-            rows[kept],
-            columns[kept],
-            main[kept],
-            is_needed[..., kept],
-            is_whole[..., kept],
-        )
-    flags = FIRST * _changes(main) + LAST * _changes(main[::-1])[::-1]
-    code = rows + (columns << _BITS) + flags + NEEDED * is_needed + WHOLE * is_whole
-    if needed:
-        code = _without_fetches(code, rows, columns, is_needed, order)
-    return jnp.asarray(code, jnp.int32)
+    flags = FIRST * _changes(main) + LAST * _changes(main[::-1])[::-1] + NEEDED * is_needed + WHOLE * is_whole
+    code = rows + (columns << _BITS) + flags
+    return jnp.asarray(code if is_known else _without_fetches(code, rows, columns, is_needed, order), jnp.int32)
 
 
 def _changes(main: np.ndarray) -> np.ndarray:
@@ -370,12 +370,11 @@ class Tile:
 
     def visible(self, s: Array) -> Array:
         """Return the pairs that are visible: by the mask, of no padding, and whose score is not -inf."""
-        visible = s != -jnp.inf
-        if self.plan.mask is not None:
-            visible &= jnp.broadcast_to(self.plan.mask(self.of_mask, self.i, self.j), s.shape)
-        if self.plan.S % self.plan.blocks.columns:
-            visible &= jnp.broadcast_to(self.key_positions < self.plan.S, s.shape)
-        return visible
+        plan = self.plan
+        parts = [s != -jnp.inf] if plan.has_score else []
+        parts += [] if plan.mask is None else [plan.mask(self.of_mask, self.i, self.j)]
+        parts += [self.key_positions < plan.S] if plan.S % plan.blocks.columns or not parts else []
+        return jnp.broadcast_to(functools.reduce(jnp.logical_and, parts), s.shape)
 
     def drop(self, p: Array) -> Array:
         """Set dropped weights to 0; the others are not rescaled here."""
