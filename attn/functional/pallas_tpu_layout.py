@@ -20,8 +20,6 @@ from attn.functional.fused import Plan
 from attn.functional.sharding import shape_like
 from attn.functional.taken_apart import Kind
 
-F32 = jnp.float32
-
 # The bits of a step: the numbers of two blocks, then flags: the first and last step of its row or column; a tile that
 # holds a visible pair; one in which all pairs are visible.
 _BITS = 13
@@ -56,7 +54,7 @@ class Result(NamedTuple):
     shape: tuple[int, ...]
     block: tuple[int, ...]
     index: Callable
-    dtype: object = F32
+    dtype: object
 
 
 class Step(NamedTuple):
@@ -205,11 +203,11 @@ def result_of_part(plan: Plan, kind: Kind) -> Result:
     rows, columns = count(plan.T, bq) * bq, count(plan.S, bk) * bk
     length = _vector(plan)[1]
     return {
-        Kind.CONSTANT: Result((8, lanes), (8, lanes), lambda row, column: (0, 0)),
-        Kind.QUERY: Result((rows, 1), (bq, 1), lambda row, column: (row, 0)),
-        Kind.KEY: Result((1, columns), (1, bk), lambda row, column: (0, column)),
-        Kind.DISTANCE: Result((1, length), (1, length), lambda row, column: (0, 0)),
-        Kind.PAIR: Result((rows, columns), (bq, bk), lambda row, column: (row, column)),
+        Kind.CONSTANT: Result((8, lanes), (8, lanes), lambda row, column: (0, 0), plan.wide),
+        Kind.QUERY: Result((rows, 1), (bq, 1), lambda row, column: (row, 0), plan.wide),
+        Kind.KEY: Result((1, columns), (1, bk), lambda row, column: (0, column), plan.wide),
+        Kind.DISTANCE: Result((1, length), (1, length), lambda row, column: (0, 0), plan.wide),
+        Kind.PAIR: Result((rows, columns), (bq, bk), lambda row, column: (row, column), plan.wide),
     }[kind]
 
 
@@ -330,7 +328,7 @@ def add_part(plan: Plan, kind: Kind, step: Step, out, gradient: Array):
         out[...] = gradient
     elif kind == Kind.DISTANCE:
         # The transpose of `_spread`. Rows are rolled back and added up by halves, since Mosaic has no such roll.
-        x = jnp.concatenate([jnp.zeros((bq, bq), F32), gradient], axis=1)
+        x = jnp.concatenate([jnp.zeros((bq, bq), plan.wide), gradient], axis=1)
         half = bq // 2
         while half:
             x = x[:half] + pltpu.roll(x[half:], bq + bk - half, 1)
