@@ -343,17 +343,17 @@ class Tile:
 
     def __init__(self, plan: Plan, step: Step, parts: Sequence[Array]):
         bq, bk, _ = plan.blocks
-        self.plan = plan
+        self.plan, self.corner = plan, (step.row * bq, step.column * bk)
         self.of_score, self.of_mask, self.of_keep = plan.split(parts)
-        i = step.row * bq + lax.broadcasted_iota(jnp.int32, (bq, 1), 0)
-        self.key_positions = step.column * bk + lax.broadcasted_iota(jnp.int32, (1, bk), 1)
+        i = self.corner[0] + lax.broadcasted_iota(jnp.int32, (bq, 1), 0)
+        self.key_positions = self.corner[1] + lax.broadcasted_iota(jnp.int32, (1, bk), 1)
         # Positions of padding are clipped, since a function may not be defined for others.
         self.i = jnp.minimum(i, plan.T - 1) if plan.T % bq else i
         self.j = jnp.minimum(self.key_positions, plan.S - 1) if plan.S % bk else self.key_positions
 
     def score(self, raw: Array) -> Array:
         """Return the scores of the products q . k."""
-        return self.plan.score(self.of_score, raw, self.i, self.j)
+        return self.plan.score(self.of_score, raw, self.i, self.j, corner=self.corner)
 
     def score_and_pullback(self, raw: Array, wanted: Sequence[int]) -> tuple[Array, Callable]:
         """Return the scores, and the map from their cotangents to those of the products and of the wanted parts."""
@@ -362,7 +362,7 @@ class Tile:
             parts = list(self.of_score)
             for n, x in zip(wanted, moving):
                 parts[n] = x
-            return self.plan.score(parts, raw, self.i, self.j)
+            return self.plan.score(parts, raw, self.i, self.j, corner=self.corner)
 
         return jax.vjp(of, raw, *(self.of_score[n] for n in wanted))
 
