@@ -76,9 +76,17 @@ def attend(call: Call, *, interpret=False, block_size: int = BLOCK_SIZE, lanes: 
     return fused.attend(call, _blocks(call, block_size, lanes), _kernels(interpret))
 
 
-def unsupported_reason(call: Call) -> str | None:
-    """Return the part of a call that the kernels cannot serve, or None."""
-    return fused.unsupported_reason(call, _blocks(call, BLOCK_SIZE, 128), _kernels(False), ("bfloat16", "float32"))
+DTYPES = ("bfloat16", "float16", "float32")  # float16 in float32
+
+
+def unsupported_reason(call: Call, *, supported: Sequence[str] = DTYPES) -> str | None:
+    """Return the part of a call that the kernels cannot serve, or None.
+
+    Args:
+      call: with marks of `attn.per_head`.
+      supported: names of dtypes; in an interpreter also float64.
+    """
+    return fused.unsupported_reason(call, _blocks(call, BLOCK_SIZE, 128), _kernels(False), supported)
 
 
 def _blocks(call: Call, block_size: int, lanes: int) -> Blocks:

@@ -119,8 +119,8 @@ def steps(plan: Plan, flags: Sequence[Array], order: str, *, every: bool = False
         kept = kept[needed | (~np.isin(main, main[needed]) & _changes(main))]
     rows, columns, is_needed, is_whole = rows[kept], columns[kept], is_needed[..., kept], is_whole[..., kept]
     main = rows if order == "rows" else columns
-    flags = FIRST * _changes(main) + LAST * _changes(main[::-1])[::-1] + NEEDED * is_needed + WHOLE * is_whole
-    code = rows + (columns << _BITS) + flags
+    known = rows + (columns << _BITS) + FIRST * _changes(main) + LAST * _changes(main[::-1])[::-1]
+    code = known[None, None] + NEEDED * is_needed + WHOLE * is_whole
     return jnp.asarray(code if is_known else _without_fetches(code, rows, columns, is_needed, order), jnp.int32)
 
 
@@ -140,8 +140,8 @@ def _all_tiles(plan: Plan, rows, columns, *flags):
 def _without_fetches(code, rows, columns, is_needed, order: str):
     """Give a step that is not needed the block of the needed one before it, which is there already."""
     other, shift = (columns, _BITS) if order == "rows" else (rows, 0)
-    before = lax.cummax(jnp.where(is_needed, np.arange(len(rows)), 0), axis=2)
-    return code + ((jnp.asarray(other)[before] - other) << shift)
+    before = lax.cummax(jnp.where(is_needed, np.arange(len(rows))[None, None], 0), axis=2)
+    return code + ((jnp.asarray(other)[before] - other[None, None]) << shift)
 
 
 # Operands
@@ -235,7 +235,7 @@ def run(
     results: Sequence[Result],
     scratch: Sequence,
     interpret,
-) -> list[Array]:
+) -> Sequence[Array]:
     """Run `kernel(plan, step, parts, operands, results, scratch)` for every head and step: results `[B N ...]`."""
     batch = max(len(x) for x in (listed, *(operand.array for operand in operands)))
     num_parts = len(plan.parts)
@@ -283,9 +283,9 @@ def run(
 def _of_head(plan: Plan, shape: Sequence[int], head):
     """Return the example and the head of an array `[b n ...]` that belong to a query head of all examples."""
     examples, heads = shape[:2]
-    number = lax.rem(head, plan.N)
-    of_heads = 0 if heads == 1 else number if heads == plan.N else lax.div(number, plan.group)
-    return 0 if examples == 1 else lax.div(head, plan.N), of_heads
+    number = lax.rem(head, np.int32(plan.N))
+    of_heads = 0 if heads == 1 else number if heads == plan.N else lax.div(number, np.int32(plan.group))
+    return 0 if examples == 1 else lax.div(head, np.int32(plan.N)), of_heads
 
 
 def _code(plan: Plan, shape: Sequence[int], list_ref, head, number):

@@ -24,7 +24,7 @@ IMPLEMENTATIONS["blockwise"] = dataclasses.replace(
 IMPLEMENTATIONS["pallas_tpu"] = dataclasses.replace(
     IMPLEMENTATIONS.pop("pallas_tpu"),
     attend=functools.partial(pallas_tpu.attend, interpret=True, block_size=cases.BLOCK_SIZE, lanes=cases.BLOCK_SIZE),
-    unsupported_reason=lambda call: None,
+    unsupported_reason=functools.partial(pallas_tpu.unsupported_reason, supported=cases.DTYPES),
     backends=None,
     is_checked=lambda device_kind: False,
 )
