@@ -29,9 +29,7 @@ import collections
 import dataclasses
 from collections.abc import Callable, Set
 
-import jax
-
-from attn.functional import blockwise, cudnn, reference
+from attn.functional import blockwise, cudnn, reference, sharding
 from attn.functional.contract import Call
 
 FEATURES = ("mask", "score", "dropout", "logsumexp")
@@ -53,7 +51,7 @@ class Implementation:
         vectors, as those of mechanisms, functions that capture arrays are converted for this shape.
       features: subset of `FEATURES` that it serves.
       derivatives: subset of `DERIVATIVES` that it has.
-      backends: names as of `jax.default_backend()` that it runs on; None for all.
+      backends: names as of `sharding.platform()` that it runs on; None for all.
       unsupported_reason: `(call) -> str | None`, the part of a call that it cannot serve for another reason, in words.
         The call is that of `attention` or `multi_head_attention`, without marks.
       is_worthwhile: `(call) -> bool`, True if "auto" and "fastest" should choose it for a call that it serves.
@@ -160,7 +158,7 @@ def choose(name: str, call: Call, *, return_logsumexp: bool = False) -> Implemen
     """
     if not isinstance(name, str):
         raise TypeError(f"implementation must be a string, got {name!r}")
-    backend = jax.default_backend()
+    backend = sharding.platform()
     missing = {
         key: each.missing_features(call, backend, return_logsumexp=return_logsumexp)
         for key, each in IMPLEMENTATIONS.items()
