@@ -4,8 +4,9 @@
     python benchmarks/programs.py                     # every config for every device: hours
     python benchmarks/programs.py --configs reverse --devices v5e-4 v5e-16 v5e-64 v5e-256
 
-Prints one line per program: seconds to compile, the memory on one device, and the communication between devices.
-Nothing is run. Needs requirements-accelerators.txt. Adds the results to benchmarks/results/programs.json.
+Prints one line per program: seconds to compile, by the clock and of all threads; the memory on one device; the
+communication between devices. Nothing is run. Needs requirements-accelerators.txt. Adds the results to
+benchmarks/results/programs.json.
 """
 
 import argparse
@@ -74,13 +75,14 @@ def programs_of(config: Config, data: Generated | Stored, mesh: Mesh) -> dict[st
 
 def measure(function, arguments: tuple, mesh: Mesh) -> dict:
     """Compile a program; return seconds, bytes and communication, or the compiler's error."""
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     try:
         program = devices.compiled(function, *arguments, mesh=mesh)
     except jax.errors.JaxRuntimeError as error:
         return {"error": str(error).splitlines()[0]}
     return {
         "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(time.process_time() - cpu_start, 1),  # of all threads; other programs change it less
         **devices.memory(program),
         "collectives": {kind: vars(each) for kind, each in devices.collectives(program.as_text()).items()},
     }
@@ -93,7 +95,7 @@ def line(config: str, device: str, program: str, row: dict) -> str:
         return f"{words} {row['error']}"
     mib = " ".join(f"{row[name] / 2**20:>9.1f}" for name in ("code", "temporaries", "peak"))
     sent = ", ".join(f"{c['count']} {kind} {c['bytes']:,} bytes" for kind, c in row["collectives"].items())
-    return f"{words} {row['seconds']:>7.1f} {mib}  {sent or 'none'}"
+    return f"{words} {row['seconds']:>7.1f} {row['cpu_seconds']:>7.1f} {mib}  {sent or 'none'}"
 
 
 def versions() -> dict[str, str]:
@@ -118,7 +120,8 @@ def main() -> int:
         return 2
     devices.for_no_device()
     results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"programs": {}}
-    print(f"{'config':<15} {'devices':<8} {'program':<14} {'seconds':>7} {'code':>9} {'temp':>9} {'peak':>9} MiB")
+    columns = " ".join(f"{name:>9}" for name in ("code", "temp", "peak"))
+    print(f"{'config':<15} {'devices':<8} {'program':<14} {'seconds':>7} {'CPU':>7} {columns} MiB")
     for config in arguments.configs:
         loaded = load(config)
         for device in arguments.devices:
