@@ -22,6 +22,7 @@ import re
 import jax
 import numpy as np
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh
 from jax.stages import Compiled
 
@@ -81,7 +82,8 @@ class Collective:
 def for_no_device():
     """Set the environment in which a process compiles for devices that it does not have.
 
-    JAX itself computes on the CPU. libtpu asks no server about its machine, and several processes may load it.
+    JAX itself computes on the CPU, and keeps no programs from here on. libtpu asks no server about its machine, and
+    several processes may load it.
     """
     os.environ |= {
         "JAX_PLATFORMS": "cpu",  # of child processes; JAX has read it when this module imported it
@@ -93,6 +95,9 @@ def for_no_device():
     }
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     jax.config.update("jax_platforms", "cpu")
+    # JAX would write programs for other devices, but cannot read them where the devices are not there.
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
 
 
 def missing(name: str) -> str | None:

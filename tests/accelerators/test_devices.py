@@ -78,3 +78,13 @@ def test_an_all_reduce_compiles_for_the_part_of_a_host_that_a_batch_gets(mesh_of
     x = jax.ShapeDtypeStruct((batch_size, 3), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(DATA)))
     program = compiled(_sum_over(mesh), x, mesh=mesh)
     assert ("all-reduce" in collectives(program.as_text())) == (number > 1)
+
+
+def test_a_trace_for_another_default_device_is_another_one(mesh_of):
+    known = []
+    traced = jax.jit(lambda x: (known.append(sharding.platform()), x)[1])
+    x = jax.ShapeDtypeStruct((4,), jnp.float32)
+    traced.trace(x)
+    with jax.default_device(mesh_of("v5e-4").devices.flat[0]):
+        traced.trace(x)
+    assert known == [jax.default_backend(), "tpu"]
