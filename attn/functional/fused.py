@@ -145,7 +145,8 @@ def attend(call: Call, blocks: Blocks, kernels: Kernels) -> tuple[Array, Normali
 
     def value(inputs, fixed):
         query, key, value, parts, rest = split(inputs, fixed)
-        return kernels.forward(plan, query, key, value, parts, rest[: len(flags)])
+        out, peak, total = kernels.forward(plan, query, key, value, parts, rest[: len(flags)])
+        return [out, peak, total, jnp.zeros_like(total)]
 
     def like(inputs, fixed):
         query, key, value, parts, rest = split(inputs, fixed)
@@ -153,23 +154,27 @@ def attend(call: Call, blocks: Blocks, kernels: Kernels) -> tuple[Array, Normali
 
     def pullback(inputs, fixed, results, cotangents, wanted):
         query, key, value, parts, rest = split(inputs, fixed)
-        (out, peak, total), (dout, _, dtotal) = results, cotangents
+        (out, peak, total, _), (dout, _, _, dlogsumexp) = results, cotangents
         wide = plan.wide
         # The kernel's weights are exp(s - peak), not divided by their total, so its cotangents are.
         inverse = Normalizer(peak, total).inverse()
-        delta = jnp.sum(dout.astype(wide) * out.astype(wide), axis=-1) - dtotal * total
+        delta = jnp.sum(dout.astype(wide) * out.astype(wide), axis=-1) - dlogsumexp
         dout = (dout.astype(wide) * inverse[..., None]).astype(value.dtype)
         wanted = (*wanted[:3], *_spread_over(wanted[3:], is_moving))
         return kernels.backward(plan, query, key, value, parts, rest[: len(flags)], peak, dout, delta * inverse, wanted)
 
-    arrays = [jnp.moveaxis(x, 1, 0)[None] for x in (call.query, call.key, call.value)]
+    # Sums of weights times large values may overflow, although their means do not. A power of two is exact.
+    headroom = 2.0 ** -math.ceil(math.log2(plan.S / (1 - plan.rate)))
+    arrays = [jnp.moveaxis(x, 1, 0)[None] for x in (call.query, call.key, call.value * headroom)]
     inputs = [*arrays, *(x for x, each in zip(parts, is_moving) if each)]
     fixed = [*(x for x, each in zip(parts, is_moving) if not each), *flags]
     fixed += [] if call.dropout is None or plan.rate == 0 else [call.dropout.key]
     forms = derivatives.Forms(value, like, pullback)
-    out, peak, total = derivatives.differentiable(forms)(inputs, fixed)
+    # The total depends on which peak a kernel takes, so its derivative is that of the logsumexp, whose value here is 0.
+    out, peak, total, logsumexp = derivatives.differentiable(forms)(inputs, fixed)
+    total = total * jnp.exp(logsumexp)
     dtype = dtypes.wide_dtype(call.query.dtype)
-    return jnp.moveaxis(out[0], 0, 1), Normalizer(*(x[0].T.astype(dtype) for x in (peak, total)))
+    return jnp.moveaxis(out[0] / headroom, 0, 1), Normalizer(*(x[0].T.astype(dtype) for x in (peak, total)))
 
 
 def _without_float16(call: Call) -> dict[str, Array]:
@@ -255,7 +260,7 @@ def _take_apart(name: str, function: Callable, blocks: Blocks, pairs: int, is_in
         return value.kind != Kind.PAIR or value.reads >= pairs
 
     apart = take_apart(function, blocks.rows, blocks.columns, example, is_part)
-    for equation in apart.equations():
+    for equation in apart.equations() + [e for e in apart.closed.jaxpr.eqns if e.effects]:
         if not is_inside(equation.primitive.name):
             raise Unsupported(f"primitive {equation.primitive.name!r} in the {name}{_place(equation)}")
     if shapes := apart.captured():
@@ -268,7 +273,7 @@ _TAME = frozenset(
     (
         *("add", "sub", "mul", "div", "neg", "abs", "sign", "max", "min", "floor", "ceil", "round", "clamp"),
         *("tanh", "logistic", "erf", "sin", "cos", "select_n", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor"),
-        *("not", "convert_element_type", "broadcast_in_dim", "copy", "stop_gradient", "pvary"),
+        *("not", "convert_element_type", "broadcast_in_dim", "copy", "stop_gradient", "pvary", "pcast"),
     )
 )
 
@@ -315,7 +320,7 @@ def _at_tiles_of_blockwise(apart: TakenApart, T: int, S: int) -> TakenApart:
     return other
 
 
-def _for_each_head(function: Callable, slices: list[Array], heads: Array):
+def _for_each_head(function: Callable, slices: Sequence, heads: Array):
     """Evaluate function(slices, head) per head, `[1 N ...]`, and what does not depend on the head once, `[1 1 ...]`."""
     arguments = jax.tree.leaves((slices, heads))
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*jax.tree.map(lambda x: x[0], (slices, heads)))
@@ -363,7 +368,10 @@ def find_tiles(mask: masks.Mask | None, T: int, S: int, blocks: Blocks) -> tuple
 
 
 def _like(plan: Plan, query, key, value, parts: Sequence[Array], dropout_key: Sequence[Array]) -> list[Array]:
-    """Compute the call by `blockwise`, as a function of the parts: (out `[1 N T Hv]`, peak and total `[1 N T]`)."""
+    """Compute the call by `blockwise`, as a function of the parts: out `[1 N T Hv]`, and `[1 N T]` as `value` does.
+
+    Peak and total have no derivative, and the logsumexp has its own, up to a constant.
+    """
     score, mask = plan.others
 
     def read(part: Value, x: Array, i, j):
@@ -395,7 +403,9 @@ def _like(plan: Plan, query, key, value, parts: Sequence[Array], dropout_key: Se
             dropout,
         )
         out, normalizer = blockwise.attend(call, is_apart=True)
-        return out.astype(value.dtype), *normalizer
+        empty = normalizer.total == 0
+        logsumexp = jnp.where(empty, 0, jnp.log(jnp.where(empty, 1, normalizer.total)))
+        return out.astype(value.dtype), *map(jnp.zeros_like, normalizer), logsumexp
 
     def grouped(x):
         return x.reshape(plan.K, plan.group, *x.shape[1:])

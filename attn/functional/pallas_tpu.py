@@ -14,7 +14,6 @@ Source: Dao 2023 (FlashAttention-2); the layout follows JAX's flash_attention an
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
@@ -59,7 +58,7 @@ INSIDE = frozenset(
         *("exp", "exp2", "log", "log1p", "tanh", "sin", "cos", "sqrt", "rsqrt", "pow", "integer_pow", "square"),
         *("logistic", "erf", "select_n", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "not", "is_finite"),
         *("shift_left", "shift_right_logical", "shift_right_arithmetic", "convert_element_type"),
-        *("broadcast_in_dim", "copy", "stop_gradient", "custom_jvp_call", "pvary"),
+        *("broadcast_in_dim", "copy", "stop_gradient", "custom_jvp_call", "pvary", "pcast"),
     )
 )
 
@@ -129,8 +128,6 @@ def _forward_kernel(plan: Plan, step, load_parts, operands, results, scratch):
     (q_ref, k_ref, v_ref), (out_ref, stats_ref) = operands, results
     clean_ref, peak_ref, total_ref, weighted_ref = scratch
     bk = plan.blocks.columns
-    # Weights are at most exp(-guard), so that their sums times a large value do not overflow.
-    guard = math.log(2) * math.ceil(math.log2(plan.S))
 
     @pl.when(step.has(FIRST))
     def _():
@@ -147,15 +144,15 @@ def _forward_kernel(plan: Plan, step, load_parts, operands, results, scratch):
         else:
             raw = _dot(plan, q, _with_nan(k, v), _NT)
             if plan.has_score:  # which may return a number for NaN
-                s = jnp.where(raw == raw, tile.score(jnp.where(raw == raw, raw, 0.0)), jnp.nan)
-                s = jnp.where(tile.visible(s), s, -jnp.inf)
+                s = tile.score(jnp.where(raw == raw, raw, 0.0))
+                s = jnp.where(tile.visible(s), jnp.where(raw == raw, s, jnp.nan), -jnp.inf)
             else:
                 s = jnp.where(tile.visible(raw), tile.score(raw), -jnp.inf)
             v = _finite(v)
         peak, total = peak_ref[...], total_ref[...]
         new = jnp.maximum(peak, s.max(axis=1, keepdims=True))
         safe = jnp.where(new == -jnp.inf, 0.0, new)  # -inf - -inf would be NaN
-        p = jnp.exp(s - _wide(safe + guard, bk))
+        p = jnp.exp(s - _wide(safe, bk))
         shrink = jnp.exp(peak - safe)
         peak_ref[...] = new
         total_ref[...] = total * shrink + p.sum(axis=1, keepdims=True)
@@ -168,9 +165,9 @@ def _forward_kernel(plan: Plan, step, load_parts, operands, results, scratch):
     def _():
         peak, total = peak_ref[...], total_ref[...]
         empty = total == 0
-        inverse = 1 / jnp.where(empty, 1.0, total * (1 - plan.rate))
+        inverse = 1 / (jnp.where(empty, 1.0, total) * (1 - plan.rate))
         out_ref[...] = (weighted_ref[...] * _wide(inverse, weighted_ref.shape[1])).astype(out_ref.dtype)
-        stats = jnp.where(empty, 0.0, peak + guard), total
+        stats = jnp.where(empty, 0.0, peak), total
         stats_ref[...] = jnp.concatenate([x.T[:1] for x in stats])
 
 
@@ -231,7 +228,7 @@ def _run_backward(interpret, plan: Plan, order: str, names: list[int], query, ke
     stats = jnp.concatenate(
         [stats, jnp.broadcast_to(jnp.array([jnp.inf, 0], plan.wide)[:, None], (*stats.shape[:2], 2, missing))], axis=3
     )
-    operands = [by_row(plan, query), by_column(plan, key), by_column(plan, value), by_row(plan, dout)]
+    operands = [by_row(plan, query), by_column(plan, key), by_column(plan, value), by_row(plan, dout, "constant")]
     operands += [Operand(stats, (2, bq), lambda row, column: (0, row)), *of_parts(plan, parts)]
     dense = [3 + n for n, part in enumerate(plan.parts) if part.kind == Kind.PAIR]
     listed = steps(plan, flags, "rows" if order == "rows" else "columns", every=any(n in dense for n in names))

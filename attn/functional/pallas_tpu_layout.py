@@ -77,15 +77,15 @@ class Step(NamedTuple):
 
     def has(self, flag: int):
         """Return whether the step has a flag."""
-        return (self.code & flag) != 0
+        return (self.code & np.int32(flag)) != 0
 
 
 def _row(code):
-    return code & (MOST_BLOCKS - 1)
+    return code & np.int32(MOST_BLOCKS - 1)
 
 
 def _column(code):
-    return lax.shift_right_logical(code, _BITS) & (MOST_BLOCKS - 1)
+    return lax.shift_right_logical(code, np.int32(_BITS)) & np.int32(MOST_BLOCKS - 1)
 
 
 # The list of tiles
@@ -120,7 +120,7 @@ def steps(plan: Plan, flags: Sequence[Array], order: str, *, every: bool = False
     rows, columns, is_needed, is_whole = rows[kept], columns[kept], is_needed[..., kept], is_whole[..., kept]
     main = rows if order == "rows" else columns
     known = rows + (columns << _BITS) + FIRST * _changes(main) + LAST * _changes(main[::-1])[::-1]
-    code = known[None, None] + NEEDED * is_needed + WHOLE * is_whole
+    code = known[None, None] + NEEDED * is_needed.astype(np.int32) + WHOLE * is_whole.astype(np.int32)
     return jnp.asarray(code if is_known else _without_fetches(code, rows, columns, is_needed, order), jnp.int32)
 
 
@@ -152,18 +152,20 @@ def count(length: int, block: int) -> int:
     return -(-length // block)
 
 
-def by_row(plan: Plan, x: Array) -> Operand:
-    """Return an operand `[b N T width]` in blocks of queries."""
-    return Operand(_padded(x, 2, plan.blocks.rows), (plan.blocks.rows, x.shape[3]), lambda row, column: (row, 0))
+def by_row(plan: Plan, x: Array, mode: str = "edge") -> Operand:
+    """Return an operand `[b N T width]` in blocks of queries; padding repeats the last one, or is 0 ("constant")."""
+    block = plan.blocks.rows, x.shape[3]
+    return Operand(_padded(x, 2, plan.blocks.rows, mode), block, lambda row, column: (row, 0))
 
 
 def by_column(plan: Plan, x: Array) -> Operand:
-    """Return an operand `[b K S width]` in blocks of keys."""
+    """Return an operand `[b K S width]` in blocks of keys; padding repeats the last one."""
     block = plan.blocks.columns, x.shape[3]
-    return Operand(_padded(x, 2, plan.blocks.columns), block, lambda row, column: (column, 0))
+    return Operand(_padded(x, 2, plan.blocks.columns, "edge"), block, lambda row, column: (column, 0))
 
 
-def _padded(x: Array, axis: int, block: int, mode: str = "constant") -> Array:
+def _padded(x: Array, axis: int, block: int, mode: str) -> Array:
+    """Pad an axis to whole blocks; with real entries ("edge"), since a function may not be defined for others."""
     missing = -x.shape[axis] % block
     return jnp.pad(x, [(0, missing if n == axis else 0) for n in range(x.ndim)], mode=mode) if missing else x
 
@@ -177,7 +179,6 @@ def _of_part(plan: Plan, kind: Kind, x: Array) -> Operand:
     bq, bk, _ = plan.blocks
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.int32)
-    # Padding repeats entries, since a function may not be defined for other numbers.
     if kind == Kind.CONSTANT:
         return Operand(x)
     if kind == Kind.QUERY:
@@ -370,7 +371,7 @@ class Tile:
         """Return the pairs that are visible: by the mask, of no padding, and whose score is not -inf."""
         plan = self.plan
         parts = [s != -jnp.inf] if plan.has_score else []
-        parts += [] if plan.mask is None else [plan.mask(self.of_mask, self.i, self.j)]
+        parts += [] if plan.mask is None else [plan.mask(self.of_mask, self.i, self.j, corner=self.corner)]
         parts += [self.key_positions < plan.S] if plan.S % plan.blocks.columns or not parts else []
         return jnp.broadcast_to(functools.reduce(jnp.logical_and, parts), s.shape)
 
@@ -378,4 +379,4 @@ class Tile:
         """Set dropped weights to 0; the others are not rescaled here."""
         if self.plan.keep is None:
             return p
-        return jnp.where(self.plan.keep(self.of_keep, self.i, self.j), p, 0.0)
+        return jnp.where(self.plan.keep(self.of_keep, self.i, self.j, corner=self.corner), p, 0.0)

@@ -144,7 +144,7 @@ class TakenApart:
         Args:
           parts: the parts on this tile, in shapes that broadcast to their own.
           arguments: `(i, j)` or `(s, i, j)`, in the shapes of the tile.
-          corner: the first positions of the tile. If they are given, distances that become float32 are computed in it,
+          corner: in a kernel, the first positions of the tile. Then distances that become float32 are computed in it,
             which takes fewer operations per pair than integers do. Distances below 2^24 are exact in both.
         """
         known = {}
@@ -152,7 +152,7 @@ class TakenApart:
         for variable, part, value in zip(variables, self.parts, parts, strict=True):
             known[variable] = jnp.broadcast_to(value, part.shape).astype(part.dtype)
         if corner is not None:
-            return _evaluate_in_floats(self.closed, self.score is not None, arguments, known, corner)
+            return _evaluate_in_kernel(self.closed, self.score is not None, arguments, known, corner)
         (result,) = _evaluate(self.closed, arguments, known, self.closed.jaxpr.outvars)
         return result
 
@@ -169,6 +169,8 @@ def take_apart(function: Callable, r: int, c: int, score: Array | None, is_part:
         only parts need.
     """
     closed = trace(function, r, c, score)
+    if closed.jaxpr.effects:  # of a callback, such as `jax.debug.print`, which has to see every tile
+        return TakenApart(function, closed, score, (), ())
     values = _describe(closed, score is not None)
     made = {v: (-1, n) for n, v in enumerate(closed.jaxpr.constvars)}
     made |= {v: (number, n) for number, e in enumerate(closed.jaxpr.eqns) for n, v in enumerate(e.outvars)}
@@ -235,7 +237,7 @@ def _evaluate(closed: ClosedJaxpr, arguments: Sequence, known: dict, wanted: Seq
     return jax.core.eval_jaxpr(part, (), *(values[v] for v in inputs))
 
 
-def _evaluate_in_floats(closed: ClosedJaxpr, has_score: bool, arguments: Sequence, known: dict, corner: tuple) -> Array:
+def _evaluate_in_kernel(closed: ClosedJaxpr, has_score: bool, arguments: Sequence, known: dict, corner: tuple) -> Array:
     """Evaluate a jaxpr; integers that are distances are in float32 as well, where they are converted to it."""
     jaxpr, described = closed.jaxpr, _describe(closed, has_score)
     values = dict(zip(jaxpr.invars, arguments, strict=True)) | known
@@ -249,6 +251,9 @@ def _evaluate_in_floats(closed: ClosedJaxpr, has_score: bool, arguments: Sequenc
         (first, *_), (out, *_) = equation.invars, equation.outvars
         if not isinstance(first, Literal) and first in floats and equation.params.get("new_dtype") == jnp.float32:
             values[out] = floats[first]
+            continue
+        if equation.primitive.name in ("pvary", "pcast"):  # of `shard_map`, which a kernel knows nothing of
+            values[out] = read(first)
             continue
         values.update(zip(equation.outvars, _evaluate_one(jaxpr, equation, read), strict=True))
         if described[out].kind != Kind.DISTANCE or not jnp.issubdtype(out.aval.dtype, jnp.integer):
