@@ -9,12 +9,12 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from attn.functional.cpu import cores
+from attn.nn.sharding import DATA, MODEL, SEQUENCE
 from attn.startup import STUCK
-
-DATA = "data"  # the mesh axis along which examples are sharded
 
 _PATIENCE, _BEFORE_NOTICE = 300, 1  # seconds to wait for other hosts: in all, and before a message says so
 _ADDRESS = ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST")
@@ -30,15 +30,18 @@ def largest_divisor(number: int, at_most: int) -> int:
     return max(n for n in range(1, min(number, at_most) + 1) if number % n == 0)
 
 
-def use_cores(batch_size: int):
+def use_cores(batch_size: int, per_model: int = 1):
     """Let JAX make one CPU device per core, or fewer, so that their number divides the batch size.
+
+    With `per_model` devices for each copy of the model, the number of copies divides it; there is at least one copy.
 
     On a CPU two devices with half of the batch each are faster than one device with two threads. Once JAX has computed
     something, as in a notebook, the number of its devices is fixed, and this does nothing.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", largest_divisor(batch_size, cores()))
+            copies = largest_divisor(batch_size, max(1, cores() // per_model))
+            jax.config.update("jax_num_cpu_devices", copies * per_model)
 
 
 def is_started() -> bool:
@@ -131,20 +134,49 @@ def _environment_integer(name: str, least: int = 0) -> int | None:
 
 
 def data_mesh(batch_size: int) -> Mesh:
-    """Make a mesh of one axis over all devices of all hosts; on one host, over as many as divide the batch size.
+    """Make a mesh for data parallelism alone: `model_mesh` with one device along the other axes."""
+    return model_mesh(batch_size, 1, 1)
+
+
+def model_mesh(batch_size: int, model: int, sequence: int) -> Mesh:
+    """Make a mesh of the axes data, model and sequence over all devices of all hosts.
+
+    The data axis has the devices that `model` and `sequence` leave to it; on one host, as many as divide the batch size.
+    Neighbouring devices, which are on one host, share a model.
 
     Raises:
-      DistributedError: the number of devices of several hosts does not divide the batch size.
+      DistributedError: the devices do not suffice, or those of several hosts cannot be divided like this.
     """
     devices = jax.devices()
-    if jax.process_count() == 1:
-        devices = devices[: largest_divisor(batch_size, len(devices))]
-    elif batch_size % len(devices):
+    copies = _num_copies(batch_size, len(devices), model, sequence)
+    devices = np.array(devices[: copies * model * sequence]).reshape(copies, model, sequence)
+    return Mesh(devices, (DATA, MODEL, SEQUENCE), axis_types=(AxisType.Auto,) * 3)
+
+
+def _num_copies(batch_size: int, num_devices: int, model: int, sequence: int) -> int:
+    """Return the number of devices along the data axis, each of which stands for a copy of the model."""
+    per_model, hosts = model * sequence, jax.process_count()
+    if num_devices < per_model or (hosts > 1 and num_devices % per_model):
+        there = f"{num_devices} {'device' if num_devices == 1 else 'devices'}" + (f" of {hosts} hosts" * (hosts > 1))
+        must = "must divide" if num_devices >= per_model else "must be at most"
         raise DistributedError(
-            f"config.training.batch_size: got {batch_size}, must be a multiple of the {len(devices)} devices of the "
-            f"{jax.process_count()} hosts (such as {math.ceil(batch_size / len(devices)) * len(devices)})"
+            f"config.mesh: got model = {model} and sequence = {sequence}, whose product {per_model} {must} the {there}"
         )
-    return Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,))
+    copies = num_devices // per_model
+    if hosts == 1:
+        return largest_divisor(batch_size, copies)
+    if batch_size % copies:
+        shared = "" if per_model == 1 else f", {per_model} of which share a model"
+        raise DistributedError(
+            f"config.training.batch_size: got {batch_size}, must be a multiple of {copies} for the {num_devices} devices "
+            f"of the {hosts} hosts{shared} (such as {math.ceil(batch_size / copies) * copies})"
+        )
+    return copies
+
+
+def is_divided(mesh: Mesh) -> bool:
+    """Return whether several devices of the mesh share a model."""
+    return mesh.size > mesh.shape[DATA]
 
 
 def replicate(tree, mesh: Mesh):
@@ -153,10 +185,23 @@ def replicate(tree, mesh: Mesh):
 
 
 def shard(tree, mesh: Mesh):
-    """Shard values over the devices along their first axis; each host passes the whole arrays."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(DATA)))
+    """Shard values over all devices along their first axis; each host passes the whole arrays."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+
+
+def fetch(tree):
+    """Return whole arrays in the memory of the host; every host must call it."""
+
+    def whole(x):
+        if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
+            return multihost_utils.process_allgather(x, tiled=True)
+        return jax.device_get(x)
+
+    return jax.tree.map(whole, tree)
 
 
 def tokens_like(batch_size: int, width: int, mesh: Mesh) -> jax.ShapeDtypeStruct:
     """Return the shape and sharding of a batch of tokens, to compile for."""
-    return jax.ShapeDtypeStruct((batch_size, width), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec(DATA)))
+    return jax.ShapeDtypeStruct(
+        (batch_size, width), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    )
