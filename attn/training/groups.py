@@ -102,12 +102,17 @@ class Evaluation:
 class MeshShape:
     """The numbers of devices along the axes of the mesh that divide the model; the data axis has the other devices.
 
-    Along `model` each device has some of the heads and of the hidden units of feed-forward layers, along `sequence` some
-    of the tokens of each text. See `attn.nn.sharding`.
+    Along `model` each device has some of the heads and of the hidden units of feed-forward layers, along `sequence`
+    some of the tokens of each text. See `attn.nn.sharding`.
     """
 
     model: int = setting(1, _COUNT)
     sequence: int = setting(1, _COUNT)
+
+    @property
+    def size(self) -> int:
+        """The number of devices that share a model."""
+        return self.model * self.sequence
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from attn.functional.cpu import cores
 from attn.nn.sharding import DATA, MODEL, SEQUENCE
 from attn.startup import STUCK
+from attn.training.groups import MeshShape
 
 _PATIENCE, _BEFORE_NOTICE = 300, 1  # seconds to wait for other hosts: in all, and before a message says so
 _ADDRESS = ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST")
@@ -135,41 +136,41 @@ def _environment_integer(name: str, least: int = 0) -> int | None:
 
 def data_mesh(batch_size: int) -> Mesh:
     """Make a mesh for data parallelism alone: `model_mesh` with one device along the other axes."""
-    return model_mesh(batch_size, 1, 1)
+    return model_mesh(batch_size, MeshShape())
 
 
-def model_mesh(batch_size: int, model: int, sequence: int) -> Mesh:
+def model_mesh(batch_size: int, shape: MeshShape) -> Mesh:
     """Make a mesh of the axes data, model and sequence over all devices of all hosts.
 
-    The data axis has the devices that `model` and `sequence` leave to it; on one host, as many as divide the batch size.
-    Neighbouring devices, which are on one host, share a model.
+    The data axis has the devices that the others leave to it; on one host, as many as divide the batch size.
+    Neighbouring devices share a model, so that they are on one host where possible.
 
     Raises:
-      DistributedError: the devices do not suffice, or those of several hosts cannot be divided like this.
+      DistributedError: there are too few devices, or those of several hosts cannot be divided like this.
     """
     devices = jax.devices()
-    copies = _num_copies(batch_size, len(devices), model, sequence)
-    devices = np.array(devices[: copies * model * sequence]).reshape(copies, model, sequence)
+    copies = _num_copies(batch_size, len(devices), shape)
+    devices = np.array(devices[: copies * shape.size]).reshape(copies, shape.model, shape.sequence)
     return Mesh(devices, (DATA, MODEL, SEQUENCE), axis_types=(AxisType.Auto,) * 3)
 
 
-def _num_copies(batch_size: int, num_devices: int, model: int, sequence: int) -> int:
-    """Return the number of devices along the data axis, each of which stands for a copy of the model."""
-    per_model, hosts = model * sequence, jax.process_count()
-    if num_devices < per_model or (hosts > 1 and num_devices % per_model):
-        there = f"{num_devices} {'device' if num_devices == 1 else 'devices'}" + (f" of {hosts} hosts" * (hosts > 1))
-        must = "must divide" if num_devices >= per_model else "must be at most"
+def _num_copies(batch_size: int, num_devices: int, shape: MeshShape) -> int:
+    """Return the number of devices along the data axis: that of the copies of the model."""
+    size, hosts = shape.size, jax.process_count()
+    copies = num_devices // size
+    if copies == 0 or (hosts > 1 and num_devices % size):
+        must = "must divide" if copies else "must be at most"
         raise DistributedError(
-            f"config.mesh: got model = {model} and sequence = {sequence}, whose product {per_model} {must} the {there}"
+            f"config.mesh: got model = {shape.model} and sequence = {shape.sequence}, whose product {size} {must} the "
+            f"number of devices, {num_devices}"
         )
-    copies = num_devices // per_model
     if hosts == 1:
         return largest_divisor(batch_size, copies)
     if batch_size % copies:
-        shared = "" if per_model == 1 else f", {per_model} of which share a model"
+        sharing = "" if size == 1 else f", of which {size} each share a model"
         raise DistributedError(
-            f"config.training.batch_size: got {batch_size}, must be a multiple of {copies} for the {num_devices} devices "
-            f"of the {hosts} hosts{shared} (such as {math.ceil(batch_size / copies) * copies})"
+            f"config.training.batch_size: got {batch_size}, must be a multiple of {copies} for the {num_devices} "
+            f"devices of the {hosts} hosts{sharing} (such as {math.ceil(batch_size / copies) * copies})"
         )
     return copies
 

@@ -84,7 +84,7 @@ class StepPrograms(NamedTuple):
 def build_step_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> StepPrograms:
     """Make the programs, each jitted.
 
-    On a mesh that divides the model, only the data axis is manual: the compiler adds the communication along the others.
+    On a mesh that divides the model only the data axis is manual: along the others the compiler adds communication.
     """
     divided = is_divided(mesh)
     pack, unpack = packing(config.optimizer, model_structure(config, data.vocabulary)[1], apart=divided)
