@@ -68,7 +68,7 @@ def run(config: Config, shape: Sequence[int], whole: State, steps: int) -> tuple
     Returns:
       The loss of each step, the state on the mesh, and the whole state.
     """
-    dtype = "float64" if jax.config.jax_enable_x64 else "float32"
+    dtype = "float64" if jax.config.jax_enable_x64 else config.model.dtype
     programs, placement, mesh = programs_on(config, tuple(shape), dtype)
     state, losses = placement.place(jax.device_get(whole)), []  # from copies, since steps take their arrays
     for step in range(int(whole.step), int(whole.step) + steps):

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from attn.functional import Dropout, masks
+from attn.functional import Dropout, dtypes, masks
 from attn.functional.mods import register
 from attn.mechanisms.mechanism import HeadParam
 from attn.nn.departures import Departures, Sides
@@ -30,35 +30,48 @@ def attend_on_mesh(attend: Callable, query: Float[Array, "T N H"], memory, depar
       memory: keys and values `[S K H]`, where the number of devices divides K.
       departures: of the layer.
     """
-    sizes, heads, tokens = divided_axes(), axis_of("heads"), axis_of("tokens")
-    if not sizes:
+    axes, heads, tokens = divided_axes(), axis_of("heads"), axis_of("tokens")
+    if not axes:
         return attend(query, memory, departures)
-    T = len(query)
-    query = jnp.pad(query, ((0, -T % sizes.get(tokens, 1)), (0, 0), (0, 0)))
+    T, dtype = len(query), query.dtype
+    query = jnp.pad(query, ((0, -T % axes.get(tokens, 1)), (0, 0), (0, 0)))
+    if tokens is not None:  # the gradients of keys and values are sums over devices with other rows: not in 16 bits
+        memory = dtypes.widened(memory)
     graphdef, of_heads, params = nnx.split(departures.mechanism, HeadParam, ...)
-    # Arrays of the whole model must be arguments; numbers stay numbers, since kernels recognise masks by them.
-    shared, structure = jax.tree.flatten((params, departures.sides, departures.dropout))
-    arrays = [x if isinstance(x, jax.Array) else None for x in shared]
+    arrays, merge = _split((params, departures.sides, departures.dropout))
 
-    def of_device(query, memory, of_heads, head_numbers, arrays):
-        shared = [number if x is None else x for number, x in zip(numbers, arrays)]
-        params, sides, dropout = structure.unflatten(shared)
+    def of_device(query, memory, of_heads, numbers, arrays):
+        params, sides, dropout = merge(arrays)
         first_row = 0 if tokens is None else jax.lax.axis_index(tokens) * len(query)
-        mechanism = nnx.merge(graphdef, of_heads, params)
-        sides, dropout = _from_row(sides, first_row, len(query)), _of_device(dropout, first_row, head_numbers)
-        return attend(query, memory, Departures(mechanism, sides, head_numbers, dropout))
+        memory, mechanism = jax.tree.map(lambda x: x.astype(dtype), memory), nnx.merge(graphdef, of_heads, params)
+        sides, dropout = _from_row(sides, first_row, len(query)), _of_part(dropout, first_row, numbers)
+        return attend(query, memory, Departures(mechanism, sides, numbers, dropout))
 
-    numbers = [None if isinstance(x, jax.Array) else x for x in shared]
-    # Ring attention would take the keys and values of the device's own rows here: PartitionSpec(tokens, heads).
-    specs = PartitionSpec(tokens, heads), PartitionSpec(None, heads), PartitionSpec(heads), PartitionSpec(heads)
+    # Ring attention would take the device's own rows of keys and values here: PartitionSpec(tokens, heads).
+    of_queries, of_memory, of_head = PartitionSpec(tokens, heads), PartitionSpec(None, heads), PartitionSpec(heads)
     sharded = jax.shard_map(
         of_device,
-        in_specs=(*specs, PartitionSpec()),
-        out_specs=PartitionSpec(tokens, heads),
-        axis_names={*sizes},
+        in_specs=(of_queries, of_memory, of_head, of_head, PartitionSpec()),
+        out_specs=of_queries,
+        axis_names={*axes},
         check_vma=False,  # as in training: kernels in Pallas's interpret mode do not pass the check
     )
     return sharded(query, memory, of_heads, departures.heads, arrays)[:T]
+
+
+def _split(tree) -> tuple[list[jax.Array], Callable]:
+    """Return the arrays of a tree, and the function that makes the tree of such arrays.
+
+    Under `shard_map` arrays must be arguments. Numbers stay numbers, since kernels recognise some masks by them.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    is_array = [isinstance(leaf, jax.Array) for leaf in leaves]
+
+    def merge(arrays: list[jax.Array]):
+        arrays = iter(arrays)
+        return structure.unflatten([next(arrays) if yes else leaf for yes, leaf in zip(is_array, leaves)])
+
+    return [leaf for yes, leaf in zip(is_array, leaves) if yes], merge
 
 
 def _from_row(sides: Sides, first: int | Int[Array, ""], count: int) -> Sides:
@@ -69,7 +82,7 @@ def _from_row(sides: Sides, first: int | Int[Array, ""], count: int) -> Sides:
     return Sides(q, sides.k, None if sides.mask is None else masks.placed(sides.mask, first, 0))
 
 
-def _of_device(dropout: Dropout | None, first_row, heads: Int[Array, "N"]) -> Dropout | None:
+def _of_part(dropout: Dropout | None, first_row, heads: Int[Array, "N"]) -> Dropout | None:
     """Return the dropout of a device's heads and rows, which drops the weights that one device would drop."""
     return None if dropout is None else _DropoutOfPart(dropout.rate, dropout.key, 0, heads, first_row)
 

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from attn.nn.sharding import constrain_parameters, shardings
+from attn.nn.sharding import RULES, constrain_parameters, shardings
 from attn.tasks.examples import PAD, Bucket, Example, decoder_input, example_keys, with_replaced
 from attn.tasks.generated import Generated
 from attn.tasks.stored import StackedBatches, Stored
@@ -29,7 +29,10 @@ from attn.training.state import State, model_structure
 
 _REPLACED = 2**32 - 1  # folded into an example's key for its replaced tokens; the model splits the key into fewer
 _LARGEST = 1 << 24  # bytes of the batches of a call; drawing them takes a few times as much
-_REPLICATED, _SHARDED = PartitionSpec(), PartitionSpec(None, DATA)  # the second for arrays [step example ...]
+_REPLICATED, _SHARDED = (
+    PartitionSpec(),
+    PartitionSpec(None, RULES["examples"]),
+)  # the second for arrays [step example ...]
 _STORED = StackedBatches(_REPLICATED, Example(_SHARDED, _SHARDED))
 
 
