@@ -1,6 +1,8 @@
 """Train a model: `python train.py --config=configs/reverse.py --config.model.num_heads=8 --workdir=runs/x`.
 
 Every setting of the config can be replaced by `--config.SECTION.NAME=VALUE`; `--print_config` shows them all.
+All devices are used, each for a part of every batch. `--config.mesh.model=N` divides heads and feed-forward layers
+among N devices, `--config.mesh.sequence=N` the tokens of each text; docs/training.md says when.
 """
 
 import json

@@ -142,10 +142,10 @@ def _train_and_report(request: Request, folder: Folder, config: Config, finished
     # Errors in data files are reported before waiting for other hosts. TFDS data are loaded later, since that runs JAX.
     data = None if config.data.source == "tfds" else _load_data(request, folder, config)
     keep_programs()
-    meshes.use_cores(config.training.batch_size)
+    meshes.use_cores(config.training.batch_size, config.mesh.size)
     meshes.start_hosts(request.distributed)
     data = data or _load_data(request, folder, config)
-    mesh = meshes.data_mesh(config.training.batch_size)
+    mesh = meshes.model_mesh(config.training.batch_size, config.mesh)
     check_runs(config, data)
     data.questions("test", 100, config.evaluation.seed)  # wrong answers of a rule are reported before writing
     is_writer = jax.process_index() == 0

@@ -1,29 +1,23 @@
 """Multi-head attention as a layer: the learned matrices around `attn.multi_head_attention`, and its mechanism."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from attn.functional import Dropout, masks, multi_head_attention, multi_head_attention_weights, per_head, scores
-from attn.mechanisms.mechanism import (
-    Chain,
-    HeadParam,
-    Layer,
-    Mechanism,
-    build,
-    having,
-    named_in_errors,
-    scale,
-)
+from attn.functional import Dropout, multi_head_attention, multi_head_attention_weights
+from attn.mechanisms.mechanism import Chain, Layer, Mechanism, build, having, named_in_errors, scale
 from attn.mechanisms.rows import Rows
+from attn.nn.departures import Departures, Sides, by_head, shape_and_dtype
+from attn.nn.on_mesh import attend_on_mesh
+from attn.nn.sharding import constrain
 from attn.nn.style import PLAIN, Style
+
+_HEADS = "tokens", "heads", "head_width"  # the axes of queries and outputs of heads
 
 
 class KeysValues(NamedTuple):
@@ -31,14 +25,6 @@ class KeysValues(NamedTuple):
 
     key: Float[Array, "S K H"]
     value: Float[Array, "S K H"]
-
-
-class Sides(NamedTuple):
-    """The rows of queries and keys, and the mask of padding and causality, a function of row numbers."""
-
-    q: Rows
-    k: Rows
-    mask: masks.Mask | None
 
 
 class Attention(nnx.Module):
@@ -88,7 +74,8 @@ class Attention(nnx.Module):
         """Compute the keys and values of a memory with rows `k`; `added` is added to the keys' inputs only."""
         key = self._project((memory + added).astype(self.dtype), self.W_K, self.b_K)
         value = self._project(memory, self.W_V, self.b_V)
-        return KeysValues(self._apply_mechanism("key", key, k), self._apply_mechanism("value", value, k))
+        key, value = self._apply_mechanism("key", key, k), self._apply_mechanism("value", value, k)
+        return KeysValues(*(constrain(x, "tokens", "groups", "head_width") for x in (key, value)))
 
     def __call__(
         self,
@@ -118,17 +105,23 @@ class Attention(nnx.Module):
         if edit is not None and dropout is not None:
             raise ValueError("edit: does not go with dropout of the attention weights")
         query = self._project((x + added).astype(self.dtype), self.W_Q, self.b_Q)
-        query = self._apply_mechanism("query", query, sides.q)
-        options = dict(mask=self._mask(sides), score=self._score(sides), scale=self.scale)
-        needs_weights = return_weights or edit is not None
-        weights = multi_head_attention_weights(query, memory.key, **options) if needs_weights else None
+        query = constrain(self._apply_mechanism("query", query, sides.q), *_HEADS)
+        departures, weights = Departures(self.mechanism, sides, jnp.arange(self.num_heads), dropout), None
+        if return_weights or edit is not None:
+            options = dict(mask=departures.mask(), score=departures.score(), scale=self.scale)
+            weights = multi_head_attention_weights(query, memory.key, **options)
         if edit is None:
-            heads = multi_head_attention(query, *memory, **options, dropout=dropout, implementation=self.implementation)
+            heads = attend_on_mesh(self._attend, query, memory, departures)
         else:
             weights = edit(weights)
             heads = _weighted_sum(weights, memory.value)
+        heads = constrain(heads, *_HEADS)
         out = jnp.einsum("tnh,nhd->td", heads, self.W_O[...].astype(self.dtype))
         return _plus(out, self.b_O), weights if return_weights else None
+
+    def _attend(self, query: Float[Array, "T N H"], memory: KeysValues, departures: Departures):
+        options = dict(scale=self.scale, dropout=departures.dropout, implementation=self.implementation)
+        return multi_head_attention(query, *memory, mask=departures.mask(), score=departures.score(), **options)
 
     def _project(self, x: Float[Array, "T D"], W: nnx.Param, b: nnx.Param | None) -> Float[Array, "T N H"]:
         return _plus(jnp.einsum("td,dnh->tnh", x, W[...].astype(self.dtype)), b)
@@ -136,7 +129,7 @@ class Attention(nnx.Module):
     def _apply_mechanism(self, name: str, x: Float[Array, "T N H"], rows: Rows) -> Float[Array, "T N H"]:
         """Apply the mechanism's function `name` ("query", "key" or "value") to these vectors, mapped over heads."""
         for part in having(self.mechanism, name):
-            of_head, per_heads = _by_head(part, self.num_heads)
+            of_head, per_heads = by_head(part, jnp.arange(self.num_heads))
 
             if x.shape[1] != self.num_heads:  # K key/value heads; there are no parameters per head then
                 per_heads = per_heads[0], jnp.arange(x.shape[1])
@@ -153,30 +146,6 @@ class Attention(nnx.Module):
             x = jax.vmap(change, in_axes=(0, 1), out_axes=1)(per_heads, x)
         return x
 
-    def _mask(self, sides: Sides) -> masks.Mask | None:
-        """Return the mask by row numbers: padding and causality, combined with the mechanism's masks."""
-        q, k, mask = sides
-        for part in having(self.mechanism, "mask"):
-            with named_in_errors(part, "mask"):
-                visible = part.mask(q, k)
-                if isinstance(visible, masks.Mask):
-                    visible = masks.placed(visible, q.placement, k.placement)
-                elif visible is not None:
-                    visible = masks.as_mask(_by_row_numbers(part, "mask", visible, q, k))
-            mask = visible if mask is None else mask if visible is None else mask & visible
-        return mask
-
-    def _score(self, sides: Sides) -> scores.Score | None:
-        """Return the mechanism's score by row numbers; None if it changes no scores."""
-        score = None
-        for part in having(self.mechanism, "score"):
-            of_head, per_heads = _by_head(part, self.num_heads)
-            # Partials are pytrees, so the arrays that they hold get gradients; `per_head` marks one slice per head.
-            arguments = per_head(Partial(lambda *x: x, *per_heads)), sides.q, sides.k
-            change = scores.from_vectors(Partial(functools.partial(_score_of_head, of_head), *arguments))
-            score = change if score is None else score >> change
-        return score
-
 
 def _bias(shape: tuple[int, ...], is_used: bool) -> nnx.Param | None:
     return nnx.Param(jnp.zeros(shape)) if is_used else None
@@ -192,39 +161,3 @@ def _weighted_sum(weights: Float[Array, "N T S"], values: Float[Array, "S K H"])
     weights = weights.reshape(num_groups, -1, *weights.shape[1:])  # [K N/K T S]
     heads = jnp.einsum("kgts,skh->tkgh", weights.astype(values.dtype), values)
     return heads.reshape(heads.shape[0], -1, heads.shape[-1])
-
-
-def shape_and_dtype(x) -> str:
-    """Return text such as "float32[6, 16]", or the type of what is not an array."""
-    return f"{x.dtype}{[*x.shape]}" if hasattr(x, "dtype") else type(x).__name__
-
-
-def _by_head(part: Mechanism, num_heads: int) -> tuple[Callable, tuple]:
-    """Return `(parameters of one head, its number) -> (part, number)`, and these two arguments for all heads."""
-    graphdef, of_heads, rest = nnx.split(part, HeadParam, ...)
-    return (lambda params, head: (nnx.merge(graphdef, params, rest), head)), (of_heads, jnp.arange(num_heads))
-
-
-def _score_of_head(of_head: Callable, per_heads: Callable, q: Rows, k: Rows, query, key) -> scores.Score | None:
-    """Return the score of one head by row numbers, given its queries `[T H]` and keys `[S H]`."""
-    part, head = of_head(*per_heads())
-    q, k = (dataclasses.replace(rows, head=head, vectors=x) for rows, x in ((q, query), (k, key)))
-    with named_in_errors(part, "score"):
-        score = part.score(q, k)
-        if isinstance(score, scores.Score):
-            return scores.placed(score, q.placement, k.placement)
-        return None if score is None else scores.as_score(_by_row_numbers(part, "score", score, q, k))
-
-
-def _by_row_numbers(part: Mechanism, name: str, function, q: Rows, k: Rows) -> Callable:
-    """Turn a mechanism's mask or score of the rows of a tile into one of their numbers."""
-    if not callable(function):
-        raise TypeError(f"returned {type(function).__name__}, must be a {name} of `attn`, a function, or None")
-
-    def call(*arguments):  # (i, j) of a mask, (s, i, j) of a score
-        *s, i, j = arguments
-        with named_in_errors(part, name):
-            return function(*s, q.tile(i), k.tile(j))
-
-    call.__name__ = type(part).__name__  # for messages about its results
-    return call

@@ -21,6 +21,7 @@ from attn.mechanisms.rows import Rows
 from attn.nn.attention import Attention, KeysValues, Sides, shape_and_dtype
 from attn.nn.dropout import dropout, weights_dropout
 from attn.nn.model import ModelSettings, split
+from attn.nn.sharding import constrain
 from attn.nn.style import ACTIVATIONS, TEXT, Style, parse
 from attn.settings import between, one_of, setting
 
@@ -81,7 +82,7 @@ class FeedForward(nnx.Module):
         hidden = self.expand(x)
         activate = ACTIVATIONS[self.activation]
         hidden = activate(hidden) if self.gate is None else activate(self.gate(x)) * hidden
-        return self.contract(hidden)
+        return self.contract(constrain(hidden, "tokens", "feed_forward"))
 
 
 class Residual(nnx.Module):
@@ -104,7 +105,7 @@ class Residual(nnx.Module):
 
     def leave(self, x: Float[Array, "T D"], out: Float[Array, "T D"], key: Array | None) -> Float[Array, "T D"]:
         """Return the residual stream after the sublayer, whose output is `out`."""
-        x = x + dropout(out, self.rate, key)
+        x = constrain(x + dropout(out, self.rate, key), "tokens", "width")
         return x if self.pre else self.norm(x)
 
 
@@ -204,9 +205,7 @@ class Block(nnx.Module):
         self_kv = self.attention.keys_values(entered, sides.q)
         if cache is not None:
             cached, index = cache
-            self_kv = jax.tree.map(
-                lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, axis=0), cached, self_kv
-            )
+            self_kv = jax.tree.map(lambda old, new: _written(old, new, index), cached, self_kv)
         options = dict(dropout=weights_dropout(rate, next(keys)), return_weights=return_weights, edit=tap.attention)
         out, weights = self.attention(entered, self_kv, sides, **options)
         x = self.attention_residual.leave(x, out, next(keys))
@@ -309,7 +308,7 @@ class Stack(nnx.Module):
           As of `Block`, of all layers: (x, keys and values of each layer, both weights, `[L N T S]`).
         """
         caches, index = (None, None) if cache is None else cache
-        all_keys_values, all_weights = [], []
+        x, all_keys_values, all_weights = constrain(x, "tokens", "width"), [], []
         # One key more than blocks: the last one is for the dropout of the embeddings.
         for number, (block, block_key) in enumerate(zip(self.blocks, split(key, len(self.blocks) + 1))):
             block_cache = None if cache is None else (caches[number], index)
@@ -319,6 +318,13 @@ class Stack(nnx.Module):
             all_weights.append(weights)
         x = x if self.norm is None else self.norm(x)
         return x, tuple(all_keys_values), jax.tree.map(lambda *layers: jnp.stack(layers), *all_weights)
+
+
+def _written(cached: Float[Array, "C K H"], new: Float[Array, "T K H"], index: int | Int[Array, ""]):
+    """Return the cached rows after writing new ones from row `index` on."""
+    if isinstance(index, int) and index == 0 and len(new) == len(cached):
+        return new  # also on a mesh that divides the rows, where no row has to move then
+    return jax.lax.dynamic_update_slice_in_dim(cached, new, index, axis=0)
 
 
 def layer(settings: BlockSettings, kind: str) -> Layer:

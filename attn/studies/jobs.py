@@ -65,7 +65,7 @@ class Trainer:
         config = configured(settings)
         name = name_of(config) + ("-watched" if watch else "")
         folder, data = Folder(self.folder / name), load_data(config)
-        mesh = meshes.data_mesh(config.training.batch_size)
+        mesh = meshes.model_mesh(config.training.batch_size, config.mesh)
         with _delete_to_repair(folder.path, RunError, CheckpointError):
             if folder.is_run():
                 folder.config()  # so that a damaged config is reported before the training

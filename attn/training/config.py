@@ -30,6 +30,8 @@ _CONSTRAINTS = {
 }
 # Groups whose `name` decides which record holds their settings: the default name, and what the names stand for.
 NAMED = {"model": ("transformer", MODELS), "optimizer": ("adamw", OPTIMIZERS)}
+# Sizes of models that the axis `model` of the mesh divides.
+_DIVIDED = ("num_heads", "num_decoder_heads", "num_groups", "feed_forward_width", "decoder_feed_forward_width")
 
 
 def from_mapping(values: Mapping, *, run: pathlib.Path | None = None) -> Config:
@@ -207,6 +209,7 @@ def _check_together(config: Config):
             f"config.task.min_length: got {task.min_length}, must be at most config.task.max_length = {task.max_length}"
         )
     _check_divisors(config.model)
+    _check_mesh(config)
     _check_data(config)
     if config.data.source != "pairs":
         check_fits(config, Generated(task))
@@ -225,11 +228,31 @@ def _check_divisors(model: ModelSettings):
     for name, of, unless in pairs:
         given, whole = getattr(model, name, None), getattr(model, of, None)
         if given is not None and whole is not None and whole % given:
-            divisors = [str(n) for n in range(1, whole + 1) if whole % n == 0]
             raise ConfigError(
                 f"config.model.{name}: got {given}, must divide config.model.{of} = {whole} "
-                f"({', '.join(divisors)}){unless}"
+                f"({_divisors(whole)}){unless}"
             )
+
+
+def _check_mesh(config: Config):
+    """Check that the mesh divides the heads and the feed-forward layers evenly, in a model that has them."""
+    for name, given in dataclasses.asdict(config.mesh).items():
+        if given > 1 and not isinstance(config.model, BlockSettings):
+            raise ConfigError(
+                f"config.mesh.{name}: got {given}, must be 1 for config.model.name = {config.model.name!r}, "
+                "which is not made of blocks of attention"
+            )
+    for name in _DIVIDED:
+        whole = getattr(config.model, name, None)
+        if whole is not None and whole % config.mesh.model:
+            raise ConfigError(
+                f"config.mesh.model: got {config.mesh.model}, must divide config.model.{name} = {whole} "
+                f"({_divisors(whole)})"
+            )
+
+
+def _divisors(whole: int) -> str:
+    return ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0)
 
 
 def _check_data(config: Config):

@@ -18,7 +18,7 @@ from attn.tasks.examples import PAD, Example, Questions, as_one_text, decoder_in
 from attn.tasks.vocabulary import Vocabulary, before
 from attn.training.config import Config
 from attn.training.decoding import decode
-from attn.training.meshes import DATA, shard
+from attn.training.meshes import shard
 from attn.training.metrics import Mean
 from attn.training.steps import example_loss
 
@@ -171,12 +171,15 @@ def _batch_loss(vocabulary: Vocabulary) -> Callable:
 
 
 def data_parallel(program: Callable, graphdef: nnx.GraphDef, mesh: Mesh) -> Callable:
-    """Make `(params, batch) -> results` of `(model, batch) -> results`; each device computes its rows of the batch."""
+    """Make `(params, batch) -> results` of `(model, batch) -> results`; each device computes its rows of the batch.
+
+    All devices of the mesh have rows, and for these the whole model, also where they share one in training.
+    """
 
     def per_device(params, batch):
-        return jax.lax.all_gather(program(nnx.merge(graphdef, params), batch), DATA, tiled=True)
+        return jax.lax.all_gather(program(nnx.merge(graphdef, params), batch), mesh.axis_names, tiled=True)
 
-    specs = (PartitionSpec(), PartitionSpec(DATA))
+    specs = (PartitionSpec(), PartitionSpec(mesh.axis_names))
     # Decoding starts from constants that the loop makes differ by device, which the check of axes rejects.
     return jax.jit(jax.shard_map(per_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False))
 

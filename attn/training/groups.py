@@ -99,6 +99,23 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """The numbers of devices along the axes of the mesh that divide the model; the data axis has the other devices.
+
+    Along `model` each device has some of the heads and of the hidden units of feed-forward layers, along `sequence`
+    some of the tokens of each text. See `attn.nn.sharding`.
+    """
+
+    model: int = setting(1, _COUNT)
+    sequence: int = setting(1, _COUNT)
+
+    @property
+    def size(self) -> int:
+        """The number of devices that share a model."""
+        return self.model * self.sequence
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All settings of a run.
 
@@ -115,3 +132,4 @@ class Config:
     optimizer: AdamW = dataclasses.field(default_factory=AdamW)
     training: Training = dataclasses.field(default_factory=Training)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+    mesh: MeshShape = dataclasses.field(default_factory=MeshShape)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from attn.training.config import Config, to_mapping
 
 PATHS = ("path", "validation", "test", "folder")  # settings of `data`; the files there have digests in data.json
-# Settings that may change when a run resumes: length of training, intervals of reports, paths of the data, and the
-# implementation of attention, so that a run may move to a machine without the one that it was started with.
+# Settings that may change when a run resumes: length of training, intervals of reports, paths of the data; and the
+# implementation of attention and the mesh, so that a run may move to a machine without those it was started with.
 _MAY_CHANGE = (
     *("training.steps", "training.stop_when_exact", "training.steps_per_call"),
     *("training.evaluate_every", "training.checkpoint_every", "model.implementation"),
@@ -19,7 +19,7 @@ _MAY_CHANGE = (
 
 def may_change(key: str) -> bool:
     """Return whether a run may resume with another value of the setting `key`, such as "training.steps"."""
-    return key in _MAY_CHANGE or key.startswith("evaluation.")
+    return key in _MAY_CHANGE or key.startswith(("evaluation.", "mesh."))
 
 
 def flat(settings: Mapping, path: str = "") -> dict:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from attn.tasks.examples import Questions
 from attn.tasks.generated import Generated
@@ -19,8 +19,9 @@ from attn.training.config import Config
 from attn.training.evaluation import Evaluated, Evaluator, batch_sizes, build_programs
 from attn.training.folders import Folder
 from attn.training.identity import digest_of
-from attn.training.meshes import replicate, tokens_like
+from attn.training.meshes import DATA, fetch, replicate, tokens_like
 from attn.training.optimizers import learning_rate
+from attn.training.placement import Placement, placement_of
 from attn.training.programs import compiled, compiling
 from attn.training.progress import Clock, Display, Row, readable
 from attn.training.signals import stopped_by_sigterm, watch_signals
@@ -71,6 +72,7 @@ class Programs(NamedTuple):
       evaluate: (parameters, questions) -> metrics and answers, decoded greedily.
       evaluate_beam: the same with a beam; None if the config has none.
       exactness: the condition for stopping early; None if the config has none.
+      placement: of the state on the mesh.
     """
 
     state: State
@@ -78,6 +80,7 @@ class Programs(NamedTuple):
     evaluate: Callable[[nnx.State, Questions], Evaluated]
     evaluate_beam: Callable[[nnx.State, Questions], Evaluated] | None
     exactness: Exactness | None
+    placement: Placement
 
 
 def train(
@@ -117,7 +120,7 @@ def train(
             programs = compile_programs(config, data, mesh)
         state = programs.state
         if restored is not None:
-            state = replicate(restored, mesh)
+            state = programs.placement.place(restored)
             display.say(f"resumed at step {first:,}")
         settings = config.evaluation
         intermediate = data.questions("validation", settings.intermediate_examples, settings.seed)
@@ -127,7 +130,7 @@ def train(
         questions = data.questions("test", settings.examples, settings.seed)
         evaluated = programs.evaluate(state.kept, questions)
         beam = programs.evaluate_beam and programs.evaluate_beam(state.kept, questions)
-    return Outcome(state, questions, evaluated, beam, exact)
+    return Outcome(programs.placement.whole(state), questions, evaluated, beam, exact)
 
 
 def _restore(config: Config, data: Generated | Stored, folder: Folder, output: Folder | None) -> State | None:
@@ -158,7 +161,7 @@ def _run(config, state, programs, intermediate, folder, display, clock, stop, on
             state, report = programs.advance(state, step, until)
         step, loss = until, float(report.loss.value())
         # The parameters are checked too: the last update of a call comes after its last loss.
-        finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))
+        finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fetch(state.params)))
         if not math.isfinite(loss) or not finite:
             saved = folder and folder.newest_step()
             problem = f"the loss is {loss}" if finite else f"parameters are not finite (the loss is {loss})"
@@ -174,10 +177,12 @@ def _run(config, state, programs, intermediate, folder, display, clock, stop, on
             row = row._replace(**values)
         display.show(row)
         stopping = stop.is_set()
-        if folder and (step % training.checkpoint_every == 0 or step == training.steps or exact or stopping):
+        is_due = step % training.checkpoint_every == 0 or step == training.steps or exact or stopping
+        whole = programs.placement.whole(state) if is_due else None
+        if folder and is_due:
             if on_checkpoint is not None:
-                on_checkpoint(state)
-            checkpoints.save(folder.checkpoints, state, digest_of(config))
+                on_checkpoint(whole)
+            checkpoints.save(folder.checkpoints, whole, digest_of(config))
             stopping = stop.is_set()  # a signal may have come while the state was saved
         if stopping:
             raise Interrupted(f"stopped at step {step:,}, which is saved")
@@ -199,16 +204,17 @@ def _evaluate(programs: Programs, state: State, questions: Questions, clock: Clo
 
 def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Programs:
     """Compile the programs of a run, several at a time, since compiling one program keeps one core busy."""
-    replicated = NamedSharding(mesh, PartitionSpec())
+    placement = placement_of(config, data.vocabulary, mesh)
 
     def initial() -> State:
         return initial_state(config, data.vocabulary)
 
-    def compute_initial() -> State:
-        return compiled(jax.jit(initial, out_shardings=replicated), mesh=mesh, level=0)()
+    shapes = placement.shapes(jax.eval_shape(initial))
 
-    shapes = jax.eval_shape(initial)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes)
+    def compute_initial() -> State:
+        places = jax.tree.map(lambda x: x.sharding, shapes)
+        return compiled(jax.jit(lambda: placement.spread(initial()), out_shardings=places), mesh=mesh, level=0)()
+
     beams = [1] if config.evaluation.beam_width == 1 else [1, config.evaluation.beam_width]
 
     with compiling() as pool:
@@ -219,7 +225,7 @@ def compile_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> Pr
         evaluations = [pool.submit(compile_evaluate, config, data, mesh, shapes.params, width) for width in beams]
         greedy, *beam = (evaluation.result() for evaluation in evaluations)
         exactness = exactness and exactness.result()
-        programs = Programs(state.result(), advance.result(), greedy, beam[0] if beam else None, exactness)
+        programs = Programs(state.result(), advance.result(), greedy, beam[0] if beam else None, exactness, placement)
     _release_memory()
     return programs
 
@@ -240,7 +246,9 @@ def compile_steps(
     def stacked(step: int, until: int) -> StackedBatches | None:
         if isinstance(data, Generated):
             return None
-        return data.batches(config.training.batch_size, config.training.seed).stacked(step, until, count, mesh.size)
+        return data.batches(config.training.batch_size, config.training.seed).stacked(
+            step, until, count, mesh.shape[DATA]
+        )
 
     programs = build_step_programs(config, data, mesh)
     arguments = arguments_of(programs, config, data, mesh, shapes)

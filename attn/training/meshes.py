@@ -9,12 +9,13 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from attn.functional.cpu import cores
+from attn.nn.sharding import DATA, MODEL, SEQUENCE
 from attn.startup import STUCK
-
-DATA = "data"  # the mesh axis along which examples are sharded
+from attn.training.groups import MeshShape
 
 _PATIENCE, _BEFORE_NOTICE = 300, 1  # seconds to wait for other hosts: in all, and before a message says so
 _ADDRESS = ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST")
@@ -30,15 +31,18 @@ def largest_divisor(number: int, at_most: int) -> int:
     return max(n for n in range(1, min(number, at_most) + 1) if number % n == 0)
 
 
-def use_cores(batch_size: int):
+def use_cores(batch_size: int, per_model: int = 1):
     """Let JAX make one CPU device per core, or fewer, so that their number divides the batch size.
+
+    With `per_model` devices for each copy of the model, the number of copies divides it; there is at least one copy.
 
     On a CPU two devices with half of the batch each are faster than one device with two threads. Once JAX has computed
     something, as in a notebook, the number of its devices is fixed, and this does nothing.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", largest_divisor(batch_size, cores()))
+            copies = largest_divisor(batch_size, max(1, cores() // per_model))
+            jax.config.update("jax_num_cpu_devices", copies * per_model)
 
 
 def is_started() -> bool:
@@ -131,20 +135,49 @@ def _environment_integer(name: str, least: int = 0) -> int | None:
 
 
 def data_mesh(batch_size: int) -> Mesh:
-    """Make a mesh of one axis over all devices of all hosts; on one host, over `num_devices`.
+    """Make a mesh for data parallelism alone: `model_mesh` with one device along the other axes."""
+    return model_mesh(batch_size, MeshShape())
+
+
+def model_mesh(batch_size: int, shape: MeshShape) -> Mesh:
+    """Make a mesh of the axes data, model and sequence over all devices of all hosts.
+
+    The data axis has the devices that the others leave to it; on one host, `num_devices` of them. Neighbouring devices
+    share a model, so that they are on one host where possible.
 
     Raises:
-      DistributedError: the number of devices of several hosts does not divide the batch size.
+      DistributedError: there are too few devices, or those of several hosts cannot be divided like this.
     """
     devices = jax.devices()
-    if jax.process_count() == 1:
-        devices = devices[: num_devices(batch_size, len(devices), devices[0].platform)]
-    elif batch_size % len(devices):
+    copies = _num_copies(batch_size, len(devices), shape, devices[0].platform)
+    devices = np.array(devices[: copies * shape.size]).reshape(copies, shape.model, shape.sequence)
+    return Mesh(devices, (DATA, MODEL, SEQUENCE), axis_types=(AxisType.Auto,) * 3)
+
+
+def _num_copies(batch_size: int, available: int, shape: MeshShape, platform: str) -> int:
+    """Return the number of devices along the data axis: that of the copies of the model."""
+    size, hosts = shape.size, jax.process_count()
+    copies = available // size
+    if copies == 0 or ((hosts > 1 or platform == "tpu") and available % size):
+        must = "must divide" if copies else "must be at most"
         raise DistributedError(
-            f"config.training.batch_size: got {batch_size}, must be a multiple of the {len(devices)} devices of the "
-            f"{jax.process_count()} hosts (such as {math.ceil(batch_size / len(devices)) * len(devices)})"
+            f"config.mesh: got model = {shape.model} and sequence = {shape.sequence}, whose product {size} {must} the "
+            f"number of devices, {available}"
         )
-    return Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,))
+    if hosts == 1:
+        return num_devices(batch_size, copies, platform)
+    if batch_size % copies:
+        sharing = "" if size == 1 else f", of which {size} each share a model"
+        raise DistributedError(
+            f"config.training.batch_size: got {batch_size}, must be a multiple of {copies} for the {available} "
+            f"devices of the {hosts} hosts{sharing} (such as {math.ceil(batch_size / copies) * copies})"
+        )
+    return copies
+
+
+def is_divided(mesh: Mesh) -> bool:
+    """Return whether several devices of the mesh share a model."""
+    return mesh.size > mesh.shape[DATA]
 
 
 def num_devices(batch_size: int, available: int, platform: str) -> int:
@@ -161,10 +194,23 @@ def replicate(tree, mesh: Mesh):
 
 
 def shard(tree, mesh: Mesh):
-    """Shard values over the devices along their first axis; each host passes the whole arrays."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(DATA)))
+    """Shard values over all devices along their first axis; each host passes the whole arrays."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+
+
+def fetch(tree):
+    """Return whole arrays in the memory of the host; every host must call it."""
+
+    def whole(x):
+        if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
+            return multihost_utils.process_allgather(x, tiled=True)
+        return jax.device_get(x)
+
+    return jax.tree.map(whole, tree)
 
 
 def tokens_like(batch_size: int, width: int, mesh: Mesh) -> jax.ShapeDtypeStruct:
     """Return the shape and sharding of a batch of tokens, to compile for."""
-    return jax.ShapeDtypeStruct((batch_size, width), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec(DATA)))
+    return jax.ShapeDtypeStruct(
+        (batch_size, width), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    )

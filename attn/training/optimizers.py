@@ -87,10 +87,13 @@ def optimizer(settings: AdamW, steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), update)
 
 
-def packing(settings: AdamW, like: nnx.State) -> Packing:
-    """Return the packing for an optimizer of parameters with the structure and shapes of `like`."""
+def packing(settings: AdamW, like: nnx.State, *, apart: bool = False) -> Packing:
+    """Return the packing for an optimizer of parameters with the structure and shapes of `like`.
+
+    With `apart`, AdamW gets the parameters as they are, so that a mesh may divide each of them.
+    """
     if settings.name == "adamw":
-        return _as_vector(like)
+        return _apart(like) if apart else _as_vector(like)
     leaves, structure = jax.tree.flatten(like)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(like)]
     shapes = [matrix_shape(name, leaf.shape) for name, leaf in zip(names, leaves)]
@@ -126,6 +129,15 @@ def matrix_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
         return None
     inputs = math.prod(shape[:-1]) if "W_O" in name else shape[0]
     return inputs, math.prod(shape) // inputs
+
+
+def _apart(like) -> Packing:
+    """Return the packing that leaves parameters as they are."""
+
+    def same(tree):
+        return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(tree))
+
+    return Packing(same, same)
 
 
 def _as_vector(like) -> Packing:

@@ -16,18 +16,23 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from attn.nn.sharding import RULES, constrain_parameters, shardings
 from attn.tasks.examples import PAD, Bucket, Example, decoder_input, example_keys, with_replaced
 from attn.tasks.generated import Generated
 from attn.tasks.stored import StackedBatches, Stored
 from attn.training.config import Config
-from attn.training.meshes import DATA
+from attn.training.meshes import DATA, is_divided
 from attn.training.metrics import Mean, cross_entropy
 from attn.training.optimizers import optimizer, packing
+from attn.training.placement import shapes_on
 from attn.training.state import State, model_structure
 
 _REPLACED = 2**32 - 1  # folded into an example's key for its replaced tokens; the model splits the key into fewer
 _LARGEST = 1 << 24  # bytes of the batches of a call; drawing them takes a few times as much
-_REPLICATED, _SHARDED = PartitionSpec(), PartitionSpec(None, DATA)  # the second for arrays [step example ...]
+_REPLICATED, _SHARDED = (
+    PartitionSpec(),
+    PartitionSpec(None, RULES["examples"]),
+)  # the second for arrays [step example ...]
 _STORED = StackedBatches(_REPLICATED, Example(_SHARDED, _SHARDED))
 
 
@@ -80,8 +85,12 @@ class StepPrograms(NamedTuple):
 
 
 def build_step_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> StepPrograms:
-    """Make the programs, each jitted."""
-    pack, unpack = packing(config.optimizer, model_structure(config, data.vocabulary)[1])
+    """Make the programs, each jitted.
+
+    On a mesh that divides the model only the data axis is manual: along the others the compiler adds communication.
+    """
+    divided = is_divided(mesh)
+    pack, unpack = packing(config.optimizer, model_structure(config, data.vocabulary)[1], apart=divided)
     draw = jax.shard_map(
         _make_draw(config, data), mesh=mesh, in_specs=(_REPLICATED, stored_specs(data)), out_specs=_BATCHES
     )
@@ -92,8 +101,18 @@ def build_step_programs(config: Config, data: Generated | Stored, mesh: Mesh) ->
         out_specs=(_REPLICATED, _REPLICATED),
         # Kernels in Pallas's interpret mode do not pass the check, which nothing here needs.
         check_vma=False,
+        axis_names={DATA} if divided else {*mesh.axis_names},
     )
-    return StepPrograms(_for_both(pack), jax.jit(draw), jax.jit(advance, donate_argnums=0), _for_both(unpack))
+    packed = unpacked = None
+    if divided:  # otherwise the compiler would choose where results are
+        state = shapes_on(config, data.vocabulary, mesh)
+        unpacked, packed = (shardings(x, mesh) for x in (state, _packed_shapes(state, _both(pack))))
+    return StepPrograms(
+        _for_both(pack, packed),
+        jax.jit(draw),
+        jax.jit(advance, donate_argnums=0, out_shardings=packed and (packed, NamedSharding(mesh, _REPLICATED))),
+        _for_both(unpack, unpacked),
+    )
 
 
 def arguments_of(
@@ -110,16 +129,20 @@ def arguments_of(
         sharding = NamedSharding(mesh, spec)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
+    def divided(tree):
+        places = shardings(tree, mesh)
+        return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
+
     count, buckets = steps_per_call(config, data), _buckets(config, data)
-    rows = mesh.size * -(-max(bucket.size for bucket in buckets) // mesh.size)
+    rows = mesh.shape[DATA] * -(-max(bucket.size for bucket in buckets) // mesh.shape[DATA])
     number = jax.ShapeDtypeStruct((count,), jnp.int32)
     source, target = (
         jax.ShapeDtypeStruct((count, rows, max(widths)), jnp.int32)
         for widths in ((bucket.source for bucket in buckets), (bucket.target for bucket in buckets))
     )
     number, examples = shapes(number, _REPLICATED), shapes(Example(source, target), _SHARDED)
-    state = shapes(state, _REPLICATED)
-    packed = shapes(jax.eval_shape(functools.partial(_with_parameters, change=programs.pack), state), _REPLICATED)
+    state = divided(state)
+    packed = divided(_packed_shapes(state, programs.pack))
     return {
         "pack": (state.params, state.average),
         "draw": (state.step, None if isinstance(data, Generated) else StackedBatches(number, examples)),
@@ -164,15 +187,27 @@ def example_loss(
     return Report(loss, jnp.sum(example.source != PAD) + loss.count)
 
 
-def _for_both(change: Callable) -> Callable:
-    """Make the jitted function that applies `change` to parameters and to their average, if there is one."""
-    return jax.jit(lambda params, average: (change(params), None if average is None else change(average)))
+def _for_both(change: Callable, places: State | None) -> Callable:
+    """Make the jitted function that applies `change` to parameters and to their average, if there is one.
+
+    `places` are the shardings of the results; None to leave them to the compiler.
+    """
+    return jax.jit(_both(change), out_shardings=places and (places.params, places.average))
+
+
+def _both(change: Callable) -> Callable:
+    return lambda params, average: (change(params), None if average is None else change(average))
 
 
 def _with_parameters(state: State, change: Callable) -> State:
     """Return the state after applying `change` to its parameters and their average."""
     params, average = change(state.params, state.average)
     return state._replace(params=params, average=average)
+
+
+def _packed_shapes(state: State, pack: Callable) -> State:
+    """Return the shapes of the state after `pack`, a function of parameters and their average."""
+    return jax.eval_shape(functools.partial(_with_parameters, change=pack), state)
 
 
 def _buckets(config: Config, data: Generated | Stored) -> tuple[Bucket, ...]:
@@ -200,7 +235,9 @@ def _make_draw(config: Config, data: Generated | Stored) -> Callable:
         numbers = jax.lax.axis_index(DATA) * bucket_rows + jnp.arange(rows)
         keys, keys_of_replaced = example_keys(seed, step, numbers)
         examples = stored.examples if stored else jax.vmap(sample)(keys)
-        return Batches(bucket, examples, jax.vmap(inputs)(examples.target, keys_of_replaced))
+        batches = Batches(bucket, examples, jax.vmap(inputs)(examples.target, keys_of_replaced))
+        # With 64-bit types XLA cannot divide a text among devices that do not divide its length.
+        return jax.tree.map(lambda tokens: tokens.astype(jnp.int32), batches)
 
     return lambda step, stored: jax.vmap(batch)(step + jnp.arange(count), stored)
 
@@ -213,7 +250,7 @@ def _make_advance(config: Config, data: Generated | Stored, pack: Callable, unpa
     def advance(state: State, batch: Batches) -> tuple[State, Report]:
         gradients, report = differentiate(unpack(state.params), state.step, batch)
         # The gradients are those of the device's own rows until they are all-reduced here, once.
-        gradients, report = jax.lax.psum((pack(gradients), report), DATA)
+        gradients, report = _sum_over_devices((pack(gradients), report))
         gradients = jax.tree.map(lambda x: x / report.loss.count, gradients)
         updates, optimizer_state = update_rule.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -248,7 +285,8 @@ def _make_differentiate(config: Config, data: Generated | Stored) -> Callable:
             _, dropout_keys = example_keys(config.training.seed, step, numbers)
             source, target = batch.examples
             examples = Example(source[:rows, : bucket.source], target[:rows, : bucket.target])
-            losses = jax.vmap(functools.partial(example_loss, nnx.merge(graphdef, params), knows_length=knows_length))
+            model = nnx.merge(graphdef, constrain_parameters(params))
+            losses = jax.vmap(functools.partial(example_loss, model, knows_length=knows_length))
             report = jax.tree.map(jnp.sum, losses(examples, batch.inputs[:rows, : bucket.target], dropout_keys))
             return report.loss.sum, report
 
@@ -256,6 +294,11 @@ def _make_differentiate(config: Config, data: Generated | Stored) -> Callable:
 
     branches = [of_bucket(bucket) for bucket in _buckets(config, data)]
     return lambda params, step, batch: jax.lax.switch(batch.bucket, branches, params, step, batch)
+
+
+def _sum_over_devices(tree):
+    """Sum over the devices of the data axis; with other axes, XLA cannot compile the sum over a single device."""
+    return tree if jax.lax.axis_size(DATA) == 1 else jax.lax.psum(tree, DATA)
 
 
 def _rows_per_device(size):

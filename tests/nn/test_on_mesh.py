@@ -1,0 +1,100 @@
+"""A model that a mesh divides computes what one device computes, whatever its mechanism, and drops the same weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType
+from model_cases import SOURCE, TARGET, make
+
+from attn.nn import sharding
+from attn.nn.sharding import MODEL, PARAMETERS, RULES, SEQUENCE
+
+MECHANISMS = (
+    *("t5 + window(left=3, right=3)", "sinusoidal", "learned + softcap(20)", "rotary", "alibi", "shaw(clip=3)"),
+    *("transformer_xl", "randomized(sinusoidal)"),
+)
+
+
+def on_mesh(axis: str):
+    return jax.set_mesh(jax.make_mesh((2,), (axis,), axis_types=(AxisType.Auto,)))
+
+
+def value_and_gradient(model, key=None):
+    """The sum of weighted logits, in float64, and its gradient by every parameter."""
+    graphdef, params = nnx.split(model, nnx.Param)
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
+
+    def value(params):
+        logits = nnx.merge(graphdef, sharding.constrain_parameters(params))(SOURCE, TARGET, answer_length=5, key=key)
+        return jnp.sum(jnp.sin(logits) * jnp.arange(1.0, logits.size + 1).reshape(logits.shape))
+
+    return jax.jit(jax.value_and_grad(value))(params)
+
+
+def check_same_on_mesh(axis: str, name: str = "transformer", *, rtol: float = 1e-9, **settings):
+    layers = ("num_encoder_layers", "num_decoder_layers") if name == "transformer" else ("num_layers",)
+    settings |= dict.fromkeys(layers, 1) | dict(num_heads=4, dtype="float64", dropout=0.3)
+    with jax.enable_x64(True):
+        model = make(name, **settings)
+        alone, expected = value_and_gradient(model, jax.random.key(3))
+        with on_mesh(axis):
+            value, gradient = value_and_gradient(model, jax.random.key(3))
+    np.testing.assert_allclose(value, alone, rtol=rtol)
+    for x, y in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.some(2)
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("axis", [MODEL, SEQUENCE])
+def test_every_mechanism_computes_the_same(axis, mechanism):
+    check_same_on_mesh(axis, mechanism=mechanism)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("axis", [MODEL, SEQUENCE])
+def test_norms_of_queries_and_keys_compute_the_same(axis):
+    check_same_on_mesh(axis, mechanism="qk_norm", rtol=1e-5)  # it rounds to float32, whatever the dtype
+
+
+@pytest.mark.some(2)
+@pytest.mark.parametrize("name", ["decoder_only", "encoder_only", "vision_transformer", "tape"])
+@pytest.mark.parametrize("axis", [MODEL, SEQUENCE])
+def test_every_model_of_blocks_computes_the_same(axis, name):
+    grouped = {"num_groups": 2, "style": "llama"} if name == "decoder_only" else {}
+    check_same_on_mesh(axis, name, implementation="blockwise", **grouped)
+
+
+def test_without_a_mesh_nothing_is_constrained():
+    x = jnp.ones((4, 6))
+    assert sharding.constrain(x, "tokens", "feed_forward") is x
+    assert str(jax.make_jaxpr(lambda x: sharding.constrain(x, "tokens", "feed_forward"))(x)).count("sharding") == 0
+    with on_mesh(MODEL):
+        jaxpr = jax.make_jaxpr(lambda x: sharding.constrain(x, "tokens", "feed_forward"))(x)
+    assert "sharding_constraint" in str(jaxpr)
+
+
+def test_the_table_names_parameters_that_models_have():
+    params = nnx.state(make("decoder_only", num_heads=4, num_groups=2, style="bert(gated=True)"), nnx.Param)
+    mesh = jax.make_mesh((2,), (MODEL,), axis_types=(AxisType.Auto,))
+    specs = {
+        jax.tree_util.keystr(path, simple=True, separator="."): place.spec
+        for path, place in jax.tree_util.tree_leaves_with_path(sharding.shardings(params, mesh))
+    }
+    for end, names in PARAMETERS.items():
+        axes = tuple(RULES.get(name) for name in names)
+        found = [tuple(spec) for path, spec in specs.items() if path.removesuffix(".value").endswith(f".{end}")]
+        assert found == [axes] * 2, end  # one of each of the two layers
+    divided = [path for path, spec in specs.items() if MODEL in spec]
+    assert len(divided) == 2 * len(PARAMETERS)
+    assert all(spec == jax.P() for path, spec in specs.items() if "norm" in path or "embed" in path)
+
+
+def test_parameters_of_other_names_or_shapes_are_replicated():
+    mesh = jax.make_mesh((2,), (MODEL,), axis_types=(AxisType.Auto,))
+    own = {"mine": {"W": jnp.ones((4, 4)), "W_Q": jnp.ones((4, 4))}, "W_Q": jnp.ones((3, 4, 2))}
+    places = sharding.shardings(own, mesh)
+    assert places["mine"]["W"].spec == places["mine"]["W_Q"].spec == jax.P()
+    assert places["W_Q"].spec == jax.P(None, MODEL, None)
