@@ -24,7 +24,7 @@ from jaxtyping import Array
 
 from attn.functional import fused
 from attn.functional.contract import Call, Normalizer
-from attn.functional.fused import Blocks, Kernels, Plan
+from attn.functional.fused import Kernels
 from attn.functional.pallas_tpu_layout import (
     FIRST,
     LAST,
@@ -44,6 +44,7 @@ from attn.functional.pallas_tpu_layout import (
     steps,
 )
 from attn.functional.pallas_tpu_layout import run as run_kernel
+from attn.functional.plans import Blocks, Plan
 from attn.functional.taken_apart import Kind
 
 BLOCK_SIZE = 512
