@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from attn.functional import dtypes
+from attn.functional import dtypes, sharding
 
 # Primitives that only move numbers.
 _MOVE_ONLY = frozenset(
@@ -50,6 +50,35 @@ def convert(function: Callable, *examples) -> tuple[Callable, list]:
     return converted, dtypes.widened(closed.consts)
 
 
+def captured_tracers(function: Callable, *examples) -> list[jax.core.Tracer]:
+    """Return the traced arrays that a function captures.
+
+    Args:
+      function: function from arrays to an array or a tree of arrays.
+      examples: arguments; may be abstract (`jax.ShapeDtypeStruct`).
+    """
+    return [x for x in jax.make_jaxpr(function)(*examples).consts if isinstance(x, jax.core.Tracer)]
+
+
+class Rebound:
+    """A function with other arrays in the place of those that it captures; for arguments of any shape.
+
+    Args:
+      function: function from arrays to one array.
+      captured: arrays that it captures, as from `captured_tracers`.
+      replacements: an array for each of them; float32 may replace 16-bit floats.
+    """
+
+    def __init__(self, function: Callable, captured: Sequence, replacements: Sequence):
+        self.function, self.captured, self.replacements = function, captured, replacements
+
+    def __call__(self, *arguments):
+        closed = jax.make_jaxpr(self.function)(*arguments)
+        replaced = {id(x): other for x, other in zip(self.captured, self.replacements, strict=True)}
+        (result,) = _evaluate(closed.jaxpr, [replaced.get(id(x), x) for x in closed.consts], arguments)
+        return result
+
+
 def call(function: Callable, *arguments):
     """Call a function of arrays; derivatives of captured 16-bit floats are summed in float32."""
     converted, captured = convert(function, *arguments)
@@ -58,7 +87,8 @@ def call(function: Callable, *arguments):
 
 def _evaluate(jaxpr, captured: Sequence, arguments: Sequence) -> list:
     """Evaluate a jaxpr; a captured 16-bit float stays in float32 until arithmetic reads it."""
-    if not any(map(dtypes.is_half, [variable.aval for variable in _variables(jaxpr)])):
+    halves = map(dtypes.is_half, [variable.aval for variable in _variables(jaxpr)])
+    if not any(halves) and "pvary" not in _primitives(jaxpr):
         return jax.core.eval_jaxpr(jaxpr, captured, *arguments)
     # A value may be in float32 although its variable is a 16-bit float.
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*captured, *arguments), strict=True))
@@ -72,8 +102,8 @@ def _evaluate(jaxpr, captured: Sequence, arguments: Sequence) -> list:
 
     for equation in jaxpr.eqns:
         name, inputs = equation.primitive.name, equation.invars
-        if name in _WITH_INNER_JAXPR:
-            results = _WITH_INNER_JAXPR[name](equation.params, [read(variable) for variable in inputs])
+        if name in _RULES:
+            results = _RULES[name](equation.params, [read(variable) for variable in inputs])
         elif name == "convert_element_type":
             results = [jax.lax.convert_element_type(read(inputs[0]), equation.params["new_dtype"])]
         else:
@@ -138,13 +168,28 @@ def _scan(parameters: dict, inputs: list) -> list:
     return [*carry, *ys]
 
 
-# Primitives that contain a jaxpr, which is evaluated in the same way.
-_WITH_INNER_JAXPR = {
+def _pvary(parameters: dict, inputs: list) -> list:
+    """Let an array vary over mesh axes under `shard_map`; that in the place of a captured one may vary already."""
+    missing = tuple(axis for axis in parameters["axes"] if axis not in sharding.varying_axes(inputs))
+    return [jax.lax.pcast(inputs[0], missing, to="varying") if missing else inputs[0]]
+
+
+# Primitives that are evaluated by functions above; most contain a jaxpr, which is evaluated in the same way.
+_RULES = {
+    "pvary": _pvary,
     **dict.fromkeys(("jit", "pjit", "closed_call"), _call),
     **dict.fromkeys(("checkpoint", "remat2"), _checkpoint),
     "cond": _cond,
     "scan": _scan,
 }
+
+
+def _primitives(jaxpr) -> set[str]:
+    """Return the names of the primitives in a jaxpr and in those inside it."""
+    names = {equation.primitive.name for equation in jaxpr.eqns}
+    parameters = jax.tree.leaves([list(equation.params.values()) for equation in jaxpr.eqns])
+    inner = [getattr(each, "jaxpr", each) for each in parameters]
+    return names.union(*(_primitives(each) for each in inner if hasattr(each, "eqns")))
 
 
 def _variables(jaxpr) -> list:
