@@ -83,7 +83,8 @@ def attend_part(call: Call, block_size: int, needed=None, known=None) -> tuple[F
     Args:
       call: of one head, with the keys and values of the part.
       block_size: largest number of queries, and of keys, in a tile.
-      needed: bools `[row_blocks column_blocks]` without a batch axis, as from `survey`; from the mask unless given.
+      needed: the tiles to compute, `[row_blocks column_blocks]`, from the mask unless given. It must have no batch
+        axis, and under `shard_map` be the same on devices that share a float with a derivative.
       known: (out, normaliser) over all parts. These are returned, and nothing is computed; the derivative is this
         part's summand of theirs. So the pullback of one part needs no results of the others.
     """
@@ -107,13 +108,14 @@ def attend_part(call: Call, block_size: int, needed=None, known=None) -> tuple[F
 
     # `needed` is in NumPy if the mask is known while tracing; then narrow bands can be cut out before anything runs.
     indices = (positions_in_blocks(length, block_size) for length in (call.T, call.S))
-    if needed is None and head.mask is not None:
+    is_given = needed is not None
+    if head.mask is not None and not is_given:
         needed = survey.needed_blocks(head.mask, *indices)
     if isinstance(needed, np.ndarray) and needed.all():
         needed = None
     elif isinstance(needed, np.ndarray):
         needed, (keys, values, j) = survey.banded(needed, (keys, values, j))
-    elif needed is not None:
+    elif needed is not None and not is_given:
         needed = survey.any_of_batch(any_of_devices(needed, (queries, keys, values, captured)))
     fixed = Fixed(i, j, needed, captured_by_mask, captured_by_dropout)
 

@@ -138,7 +138,7 @@ def _attend(call: Call, axis_name: str, rows: str) -> tuple[Float[Array, "T_loca
     # The gradient of an array that devices share is a sum over them: one message at the end, not one per part.
     inputs, _ = sharding.vary_alike((inputs, (fixed, lax.axis_index(axis_name))))
     ring = Ring(axis_name, devices, rows, T * devices, S * devices, N, K, captured, rebuild)
-    call_ring = differentiable(Forms(ring.value, ring.value, ring.pullback))
+    call_ring = differentiable(Forms(ring.value, ring.like, ring.pullback))
     out, peak, total = (jnp.moveaxis(x, 1, 2) for x in call_ring(inputs, fixed))  # [C n N ...]
     out, peak, total = (x.reshape(T, *x.shape[2:]) for x in (out, peak, total))
     return out, Normalizer(peak, total)

@@ -1,11 +1,13 @@
 """The two passes of ring attention: one for the results, one for the gradients; see `ring`."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Int
 
 from attn.functional import blockwise, dtypes, mods, sharding, survey, zigzag
@@ -53,39 +55,90 @@ class Ring:
         """
         queries, *memory = inputs[:3]
         functions = self.rebuild(inputs[3:], fixed)
-        wide = dtypes.wide_dtype(queries.dtype)
-        zeros = jnp.zeros(queries.shape[:-1], wide)
-        out = jnp.zeros((*zeros.shape, memory[1].shape[-1]), dtypes.wide_dtype(memory[1].dtype, wide))
-        start, _ = sharding.vary_alike(((out, Normalizer(zeros, zeros)), inputs))
+
+        def combine(state, of_queries, of_keys, *pair):
+            return _combine(state, self._pair(functions, *pair, *of_queries, *of_keys))
 
         def step(carry, t):
             state, memory = carry
             arriving = self._send(memory)  # on its way while this part is computed
-            return (self._add_part(state, queries, memory, functions, t), arriving), None
+            return (self._add_part(combine, state, (queries,), memory, functions, t), arriving), None
 
-        # Checkpointed for second derivatives, which differentiate this pass.
-        (state, _), _ = lax.scan(jax.checkpoint(step), (start, memory), jnp.arange(self.devices))
+        (state, _), _ = lax.scan(step, (self._nothing(inputs), memory), jnp.arange(self.devices))
         return jax.tree.leaves(state)
 
-    def _add_part(self, state, queries, memory, functions, t):
-        """Combine the results so far, (out, normaliser), with those of the keys that are at hand in step t."""
-        first_i, first_j = self._first_positions(queries, memory[0], t)
+    def like(self, inputs: list[Array], fixed: list[Array]) -> list[Array]:
+        """Compute the same as `value`, with every derivative in memory O(T)."""
 
-        def row(of_queries):
-            query, state, i = of_queries
+        # The derivative of `value` itself is right, but jax 0.10 computes wrong second derivatives of its loops, whose
+        # carry goes through other custom derivatives.
+        @jax.custom_jvp
+        def call(inputs, fixed):
+            return self.value(inputs, fixed)
 
-            def column(state, of_keys):
-                (key, value), j = of_keys
+        @functools.partial(call.defjvp, symbolic_zeros=True)
+        def _(primals, tangents):
+            results, wanted = call(*primals), [not isinstance(x, SymbolicZero) for x in tangents[0]]
+            return results, self._tangents(*primals, results, tangents[0], wanted)
+
+        return call(inputs, fixed)
+
+    def _tangents(self, inputs, fixed, results, tangents, wanted) -> list[Array]:
+        """Compute the tangents of the results: the sum of the share of each part, as in `blockwise`."""
+        known = results[0], Normalizer(*results[1:])
+        moving = [
+            x.astype(like.dtype) if each else None for x, like, each in zip(tangents, dtypes.widened(inputs), wanted)
+        ]
+        functions = self.rebuild(inputs[3:], fixed)
+
+        def add(state, of_queries, of_keys, *pair):
+            (query, dquery, known), (memory, dmemory) = of_queries, of_keys
+            inside = [query, *memory, *inputs[3:]]
+            function, primals = self._share(inside, fixed, known, wanted, *pair)
+            dinside = [x for x in (dquery, *dmemory, *moving[3:]) if x is not None]
+            return jax.tree.map(jnp.add, state, jax.jvp(function, primals, dinside)[1])
+
+        def step(carry, t):
+            state, memory = carry
+            arriving = self._send(memory)
+            return (self._add_part(add, state, (inputs[0], moving[0], known), memory, functions, t), arriving), None
+
+        memory = inputs[1:3], moving[1:3]
+        (state, _), _ = lax.scan(jax.checkpoint(step), (self._nothing(inputs), memory), jnp.arange(self.devices))
+        return jax.tree.leaves(state)
+
+    def _nothing(self, inputs):
+        """Return (out, normaliser) of no keys."""
+        wide = dtypes.wide_dtype(inputs[0].dtype)
+        zeros = jnp.zeros(inputs[0].shape[:-1], wide)
+        out = jnp.zeros((*zeros.shape, inputs[2].shape[-1]), dtypes.wide_dtype(inputs[2].dtype, wide))
+        return sharding.vary_alike(((out, Normalizer(zeros, zeros)), inputs))[0]
+
+    def _add_part(self, add: Callable, state, of_queries, of_keys, functions, t):
+        """Change the results of each chunk of queries by each chunk of the keys that are at hand in step t.
+
+        Args:
+          add: (results, of_queries, of_keys, needed, i, j) -> results of one pair.
+          state: results of all chunks of queries.
+          of_queries, of_keys: trees of arrays with a leading axis of chunks, queries or keys first.
+          functions: from `rebuild`.
+          t: the step.
+        """
+        queries, keys = jax.tree.leaves(of_queries)[0], jax.tree.leaves(of_keys)[0]
+        first_i, first_j = self._first_positions(queries, keys, t)
+
+        def row(x):
+            state, of_queries, query, i = x
+
+            def column(state, x):
+                of_keys, key, j = x
                 needed = self._needed_blocks(functions, query, key, i, j)
-
-                def update(state):
-                    return _combine(state, self._pair(functions, needed, i, j, query, key, value))
-
+                update = lambda state: add(state, of_queries, of_keys, needed, i, j)  # noqa: E731
                 return _if_any(needed, update, state), None
 
-            return lax.scan(column, state, (memory, first_j))[0]
+            return lax.scan(column, state, (of_keys, keys, first_j))[0]
 
-        return lax.map(row, (queries, state, first_i))
+        return lax.map(row, (state, of_queries, queries, first_i))
 
     def pullback(self, inputs, fixed, results, cotangents, wanted) -> list[Array]:
         """Compute the gradients of the wanted inputs, with those of keys and values travelling along.
@@ -155,16 +208,10 @@ class Ring:
         (dmemory, dfloats), dqueries = lax.scan(row, (dmemory, gradients[3:]), of_queries)
         return dqueries, *dmemory, dfloats
 
-    def _pair_gradients(self, inputs, fixed, known, dknown, wanted, needed, i, j) -> list[Array | None]:
+    def _pair_gradients(self, inputs, fixed, known, dknown, wanted, *pair) -> list[Array | None]:
         """Compute the share of one pair in the gradients, None where not wanted; inputs without the axis of chunks."""
-        inputs = dtypes.widened(inputs)
-
-        def results(*moving):
-            moving = iter(moving)
-            query, key, value, *floats = [next(moving) if each else x for x, each in zip(inputs, wanted)]
-            return self._pair(self.rebuild(floats, fixed), needed, i, j, query, key, value, known)
-
-        _, pull = jax.vjp(results, *(x for x, each in zip(inputs, wanted) if each))
+        function, primals = self._share(inputs, fixed, known, wanted, *pair)
+        _, pull = jax.vjp(function, *primals)
         found = iter(pull(dknown))
         return [next(found) if each else None for each in wanted]
 
@@ -227,6 +274,20 @@ class Ring:
         results = jax.vmap(jax.vmap(one_head, (0, None)))(by_group, of_keys)
         return jax.tree.map(lambda x: x.reshape(self.N, *x.shape[2:]), results)
 
+    def _share(self, inputs, fixed, known, wanted, *pair) -> tuple[Callable, list[Array]]:
+        """Return a function of the wanted inputs that returns `known` with the derivative of one pair; and these inputs.
+
+        Sums of derivatives are in float32 or wider.
+        """
+        inputs = dtypes.widened(inputs)
+
+        def function(*moving):
+            moving = iter(moving)
+            query, key, value, *floats = [next(moving) if each else x for x, each in zip(inputs, wanted)]
+            return self._pair(self.rebuild(floats, fixed), *pair, query, key, value, known)
+
+        return function, [x for x, each in zip(inputs, wanted) if each]
+
     def _placed(self, placed: Callable, mod, replacements, i, j):
         """Return a mask or score of one head as a function of positions in a pair."""
         if mod is None:
@@ -268,11 +329,11 @@ def _if_any(needed, update: Callable, state):
 def _combine(left, right):
     """Combine (out, normaliser) of two sets of keys: the sums of exp(score) relative to the larger of the two peaks.
 
-    A constant added to all scores cancels, which it would not in logsumexps. The peaks are constants, as in
-    `blockwise`: only total * exp(peak) has a meaning.
+    A constant added to all scores cancels, which it would not in logsumexps. The tangents of the peaks are zero, as in
+    `blockwise`.
     """
-    (outs, normalizers) = zip(left, right)
-    peaks = [lax.stop_gradient(jnp.where(each.total == 0, -jnp.inf, each.peak)) for each in normalizers]
+    outs, normalizers = zip(left, right)
+    peaks = [jnp.where(each.total == 0, -jnp.inf, each.peak) for each in normalizers]
     peak = jnp.maximum(*peaks)
     peak = jnp.where(peak == -jnp.inf, 0, peak)  # -inf - -inf would be NaN
     totals = [each.total * jnp.exp(own - peak) for each, own in zip(normalizers, peaks)]
