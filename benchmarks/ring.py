@@ -1,11 +1,11 @@
 """Measure the memory of ring attention from its compiled program, beside a loop that JAX differentiates.
 
     python benchmarks/ring.py
-    python benchmarks/ring.py --topology v5e:4x4 --length 65536
+    python benchmarks/ring.py --topology v5e:2x2 v5e:4x4 v5e:8x8
 
 Compiles causal attention of a bfloat16 sequence, 8 heads of 128, and its gradient: without --topology for 8 devices of
-this machine's CPU, otherwise for the TPUs of the topology, which needs libtpu and no TPU. Nothing is run. The loop has
-the same parts in the same order; it is combined from `multi_head_attention` by logsumexps, and checkpointed.
+this machine's CPU, otherwise for the TPUs of each topology, which needs libtpu and no TPU. Nothing is run. The loop
+combines the parts, in consecutive order, from `multi_head_attention` by logsumexps, and is checkpointed.
 
 Prints, and writes to benchmarks/results/ring.json, per program: the temporary memory per device, and where the
 communication stands: a loop between the start and the end of a message is computed while the message is on its way.
@@ -35,19 +35,19 @@ OFFLINE = {
 def main():
     """Compile, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--topology", help="Name of a TPU topology, such as v5e:4x4; otherwise 8 devices of the CPU.")
-    parser.add_argument("--length", type=int, default=16_384, help="Length of the sequence (%(default)s).")
+    parser.add_argument("--topology", nargs="+", default=[None], help="Names of TPU topologies, such as v5e:4x4.")
+    parser.add_argument("--rows", type=int, default=4_096, help="Rows of the sequence per device (%(default)s).")
     parser.add_argument("--only", nargs="+", help="Names of the programs to compile; all unless given.")
     output = ROOT / "benchmarks/results/ring.json"
     parser.add_argument("--output", type=pathlib.Path, default=output, help="File of the results (%(default)s).")
     arguments = parser.parse_args()
     os.environ.update(OFFLINE)  # before JAX starts
-    rows = measure(arguments.topology, arguments.length, arguments.only)
+    rows = [row for each in arguments.topology for row in measure(each, arguments.rows, arguments.only)]
     arguments.output.write_text(json.dumps(rows, indent=2) + "\n")
     print(f"wrote {arguments.output}")
 
 
-def measure(topology: str | None, length: int, only: list[str] | None) -> list[dict]:
+def measure(topology: str | None, rows_per_device: int, only: list[str] | None) -> list[dict]:
     """Compile each program; return one row per program."""
     import jax
     import jax.numpy as jnp
@@ -62,6 +62,7 @@ def measure(topology: str | None, length: int, only: list[str] | None) -> list[d
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
     sharded = NamedSharding(mesh, PartitionSpec(AXIS))
+    length = rows_per_device * len(devices)
     array = jax.ShapeDtypeStruct((length, HEADS, WIDTH), jnp.bfloat16, sharding=sharded)
     rows = []
     for name, (attend, is_gradient) in programs().items():
@@ -76,7 +77,8 @@ def measure(topology: str | None, length: int, only: list[str] | None) -> list[d
         rows.append(
             {
                 "program": name,
-                "devices": f"{len(devices)} of {topology or 'the CPU'}",
+                "topology": topology or "cpu",
+                "devices": len(devices),
                 "length": length,
                 "temporary_MiB": round(memory.temp_size_in_bytes / 2**20, 1),
                 "arguments_MiB": round(memory.argument_size_in_bytes / 2**20, 1),

@@ -149,21 +149,23 @@ class Ring:
           wanted: one bool per input.
         """
         known, dknown = ((out, Normalizer(peak, total)) for out, peak, total in (results, cotangents))
-        # A gradient is None where it is not wanted. Sums are in float32 or wider.
-        zeros = [jnp.zeros(x.shape, dtypes.widened(x).dtype) if each else None for x, each in zip(inputs, wanted)]
-        zeros, _ = sharding.vary_alike((zeros, inputs))
+
+        def zeros():
+            """Return zeros for each wanted gradient, else None; in float32 or wider."""
+            found = [jnp.zeros(x.shape, dtypes.widened(x).dtype) if each else None for x, each in zip(inputs, wanted)]
+            return sharding.vary_alike((found, inputs))[0]
 
         def step(carry, t):
             memory, dmemory, others = carry
             # Both are on their way while this part is computed; its share is added to the gradients that arrive.
             arriving, dmemory = self._send((memory, dmemory))
-            gradients = [others[0], *zeros[1:3], *others[1:]]
+            gradients = [others[0], *zeros()[1:3], *others[1:]]
             of_queries, *part, of_floats = self._add_gradients(
                 gradients, [inputs[0], *memory, *inputs[3:]], fixed, known, dknown, wanted, t
             )
             return (arriving, jax.tree.map(jnp.add, dmemory, part), [of_queries, *of_floats]), None
 
-        start = inputs[1:3], zeros[1:3], [zeros[0], *zeros[3:]]
+        start = inputs[1:3], zeros()[1:3], [zeros()[0], *zeros()[3:]]
         (_, dmemory, (dqueries, *dfloats)), _ = lax.scan(step, start, jnp.arange(self.devices))
         gradients = [dqueries, *self._send(dmemory), *dfloats]  # after P steps back at their owner
         return [gradient.astype(x.dtype) for x, gradient in zip(inputs, gradients) if gradient is not None]

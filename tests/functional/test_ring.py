@@ -1,6 +1,6 @@
 """Ring attention on 2, 4 and 8 devices compared with NumPy, and with the reference of the whole sequence.
 
-The tests run on the two devices of every test. `test_on_eight_devices` runs them again in a process that has eight.
+The tests run on the two devices of every test. `test_on_more_devices` runs them again in a process with 8 or 4.
 """
 
 import collections
@@ -192,8 +192,8 @@ def compare(transform, function, order="balanced", **options):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.some(3)
-@pytest.mark.parametrize("transform", [forward_over_reverse, gradient, value, tangent, reverse_over_reverse])
+@pytest.mark.some(2)
+@pytest.mark.parametrize("transform", [forward_over_reverse, tangent, gradient, value, reverse_over_reverse])
 @pytest.mark.parametrize("function", [everything, packed, unmasked])
 def test_every_derivative_is_that_of_the_whole_sequence(x64, function, transform):
     compare(transform, function)
@@ -205,6 +205,85 @@ def test_every_derivative_is_that_of_the_whole_sequence(x64, function, transform
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_orders_and_checks_do_not_matter(x64, order, transform, check_vma):
     compare(transform, everything, order, check_vma=check_vma)
+
+
+# Special cases of the contract
+
+
+def test_hidden_keys_that_are_not_numbers_reach_nothing_and_empty_rows_are_zero():
+    query, key, value = cases.normal((4 * DEVICES, 1, H), (4 * DEVICES, 1, H), (4 * DEVICES, 1, HV))
+    first, last = 2, 4 * DEVICES - 3  # visible keys; the others are on these and on other devices
+
+    def hidden(x):
+        position = jnp.arange(len(x))[:, None, None]
+        return jnp.where((position >= first) & (position < last), x, jnp.nan)
+
+    mask = masks.causal() & masks.padding(last) & (lambda i, j: j >= first)
+    arrays = query, hidden(key), hidden(value)
+    local = on_devices(lambda *a: ring(*a, mask=mask, return_logsumexp=True), (P(AXIS),) * 3)
+    (out, logsumexp), pullback = jax.jit(lambda *a: jax.vjp(local, *a))(*arrays)
+    expected, of_expected = oracle.forward(
+        oracle.Head(*(x[:, 0] for x in (query, key, value)), np.asarray(mask.resolve(*[4 * DEVICES] * 2)(*grid())))
+    )
+    np.testing.assert_allclose(out[:, 0], expected.astype(float), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(logsumexp[:, 0], of_expected.astype(float), rtol=1e-5, atol=1e-6)
+    assert not np.any(out[:first]) and np.all(np.isneginf(logsumexp[:first]))
+    gradients = pullback((jnp.ones_like(out), jnp.zeros_like(logsumexp)))
+    assert all(np.all(np.isfinite(x)) for x in gradients)
+    assert not np.any(gradients[2][:first]) and not np.any(gradients[2][last:])
+
+
+def grid():
+    return cases.positions(4 * DEVICES, 4 * DEVICES)
+
+
+@pytest.mark.parametrize("shift", [-1e9, 1e7])
+def test_a_constant_added_to_all_scores_cancels(shift):
+    arrays = cases.normal((4 * DEVICES, 1, H), (4 * DEVICES, 1, H), (4 * DEVICES, 1, HV))
+    local = on_devices(lambda *a: ring(*a, score=lambda s, i, j: s * 0 + shift), (P(AXIS),) * 3)
+    out, pullback = jax.jit(lambda *a: jax.vjp(local, *a))(*arrays)
+    np.testing.assert_allclose(out, jnp.broadcast_to(arrays[2].mean(axis=0), out.shape), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pullback(jnp.ones_like(out))[2], np.ones(out.shape), rtol=1e-5)
+
+
+def test_positions_and_the_two_moves_of_the_zigzag_order():
+    def call(x):
+        moved = zigzag.to_zigzag(x, AXIS)
+        return moved, zigzag.zigzag_positions(len(x), AXIS), zigzag.from_zigzag(moved, AXIS)
+
+    chunks = np.arange(6 * DEVICES).reshape(2 * DEVICES, 3)
+    expected = np.concatenate([[chunks[device], chunks[2 * DEVICES - 1 - device]] for device in range(DEVICES)])
+    moved, positions, back = jax.jit(on_devices(call, P(AXIS)))(jnp.arange(6 * DEVICES))
+    np.testing.assert_array_equal(moved, expected.ravel())
+    np.testing.assert_array_equal(positions, expected.ravel())
+    np.testing.assert_array_equal(back, np.arange(6 * DEVICES))
+
+
+def from_vectors(query, key):
+    return lambda s, i, j: s
+
+
+@pytest.mark.parametrize(
+    "rows, options, error, message",
+    [
+        (
+            2,
+            {"order": "zig-zag"},
+            ValueError,
+            "order must be one of 'balanced', 'consecutive', 'zigzag', got 'zig-zag'",
+        ),
+        (3, {"order": "zigzag"}, ValueError, "its number of rows must be even, got 3"),
+        (2, {"axis_name": "batch"}, ValueError, "axis_name must be a manual mesh axis: .* got 'batch'"),
+        (2, {"score": scores.from_vectors(from_vectors)}, attn.Unsupported, "scores made from vectors"),
+        (2, {"mask": masks.dense(jnp.ones((2, 2), bool))}, ValueError, r"masks.dense must have shape \(\d+, \d+\)"),
+        (2, {"mask": jnp.ones((2, 2), bool)}, TypeError, "wrap it as attn.masks.dense"),
+    ],
+)
+def test_errors_name_what_was_given(untyped, rows, options, error, message):
+    query = cases.normal((rows * DEVICES, 1, H))[0]
+    local = on_devices(lambda x: ring_attention(x, x, x, **{"axis_name": AXIS, **options}), P(AXIS))
+    with pytest.raises(error, match=message):
+        local(query)
 
 
 # Inside of other transformations
@@ -303,20 +382,10 @@ def test_no_message_waits_in_a_conditional_and_the_next_keys_leave_first():
 # More devices
 
 
-@pytest.mark.skipif(DEVICES != 2, reason="starts the tests on eight devices, once")
-@pytest.mark.parametrize("devices", [8, pytest.param(4, marks=pytest.mark.nightly)])
-def test_on_more_devices(devices):
-    """Run the tests of values and of work again; the nightly run repeats all of this file."""
-    words = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        __file__,
-        "-k",
-        "numpy or skipped or everything",
-    ]
+@pytest.mark.skipif(DEVICES != 2, reason="starts the tests on more devices, once")
+@pytest.mark.some(1)
+@pytest.mark.parametrize("devices, chosen", [(8, ["-k", "numpy or packed or skipped"]), (4, ["-m", ""])])
+def test_on_more_devices(devices, chosen):
+    words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__, *chosen]
     done = subprocess.run(words, env=os.environ | {"ATTN_TEST_DEVICES": str(devices)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
