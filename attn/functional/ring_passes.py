@@ -277,9 +277,9 @@ class Ring:
         return jax.tree.map(lambda x: x.reshape(self.N, *x.shape[2:]), results)
 
     def _share(self, inputs, fixed, known, wanted, *pair) -> tuple[Callable, list[Array]]:
-        """Return a function of the wanted inputs that returns `known` with the derivative of one pair; and these inputs.
+        """Return a function that returns `known` with the derivative of one pair, and its arguments, the wanted inputs.
 
-        Sums of derivatives are in float32 or wider.
+        They are in float32 or wider, and so are its derivatives, which are to be added up.
         """
         inputs = dtypes.widened(inputs)
 

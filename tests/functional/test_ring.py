@@ -30,6 +30,7 @@ DEVICES = jax.device_count()
 pytestmark = pytest.mark.skipif(DEVICES < 2, reason="one device")
 ORDERS = ("balanced", "consecutive", "zigzag")
 AXIS = "sequence"
+ROWS = P(AXIS)
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +38,8 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(blockwise, "BLOCK_SIZE", cases.BLOCK_SIZE)
 
 
-def on_devices(call, in_specs, out_specs=P(AXIS), **options):
-    mesh = jax.make_mesh((DEVICES,), (AXIS,), axis_types=(AxisType.Auto,))
+def on_devices(call, in_specs, out_specs=ROWS, devices=DEVICES, **options):
+    mesh = jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
     return jax.shard_map(call, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **options)
 
 
@@ -307,8 +308,11 @@ def test_a_batch_in_layers_that_are_checkpointed_and_scanned(check_vma):
         return jax.vmap(one, (0, 0, None))
 
     local = on_devices(layers(ring), (P(None, AXIS), P(), P()), P(None, AXIS), check_vma=check_vma)
-    find = lambda call: jax.jit(jax.grad(lambda *a: jnp.sum(call(*a) ** 2), (0, 2)))(query, lengths, slopes)  # noqa: E731
-    for ours, theirs in zip(find(lambda q, n, s: local(q, n, s)), find(layers(whole)), strict=True):
+    found, expected = (
+        jax.jit(jax.grad(lambda *a, call=call: jnp.sum(call(*a) ** 2), (0, 2)))(query, lengths, slopes)
+        for call in (local, layers(whole))
+    )
+    for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -379,12 +383,25 @@ def test_no_message_waits_in_a_conditional_and_the_next_keys_leave_first():
         assert last < names.index("dot_general")
 
 
+@pytest.mark.skipif(DEVICES < 8, reason="needs different numbers of devices")
+def test_memory_per_device_does_not_grow_with_the_devices_at_the_same_rows_per_device():
+    def temporary(devices):
+        array = jax.ShapeDtypeStruct((64 * devices, 2, 32), jnp.float32)
+        call = lambda *a: ring(*a, mask=masks.causal())  # noqa: E731
+        local = on_devices(call, (P(AXIS),) * 3, devices=devices)
+        gradient = jax.jit(jax.grad(lambda *a: jnp.sum(local(*a) ** 2), (0, 1, 2)))
+        return gradient.lower(array, array, array).compile().memory_analysis().temp_size_in_bytes
+
+    few, many = temporary(2), temporary(8)
+    assert many <= 1.05 * few, (few, many)
+
+
 # More devices
 
 
 @pytest.mark.skipif(DEVICES != 2, reason="starts the tests on more devices, once")
 @pytest.mark.some(1)
-@pytest.mark.parametrize("devices, chosen", [(8, ["-k", "numpy or packed or skipped"]), (4, ["-m", ""])])
+@pytest.mark.parametrize("devices, chosen", [(8, ["-k", "numpy or packed or skipped or memory"]), (4, ["-m", ""])])
 def test_on_more_devices(devices, chosen):
     words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__, *chosen]
     done = subprocess.run(words, env=os.environ | {"ATTN_TEST_DEVICES": str(devices)}, capture_output=True, text=True)
