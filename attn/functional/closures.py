@@ -6,7 +6,8 @@ are indexed, sliced and broadcast in float32: the transposes of these operations
 of the function, and so do sums inside a user's derivative rule (`jax.custom_jvp`, `jax.custom_vjp`).
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,8 @@ class Rebound:
     def __call__(self, *arguments):
         closed = jax.make_jaxpr(self.function)(*arguments)
         replaced = {id(x): other for x, other in zip(self.captured, self.replacements, strict=True)}
-        (result,) = _evaluate(closed.jaxpr, [replaced.get(id(x), x) for x in closed.consts], arguments)
+        consts = [replaced.get(id(x), x) for x in closed.consts]
+        (result,) = _evaluate(closed.jaxpr, consts, arguments, is_rebound=True)
         return result
 
 
@@ -85,10 +87,12 @@ def call(function: Callable, *arguments):
     return converted(captured, *arguments)
 
 
-def _evaluate(jaxpr, captured: Sequence, arguments: Sequence) -> list:
-    """Evaluate a jaxpr; a captured 16-bit float stays in float32 until arithmetic reads it."""
-    halves = map(dtypes.is_half, [variable.aval for variable in _variables(jaxpr)])
-    if not any(halves) and "pvary" not in _primitives(jaxpr):
+def _evaluate(jaxpr, captured: Sequence, arguments: Sequence, *, is_rebound: bool = False) -> list:
+    """Evaluate a jaxpr; a captured 16-bit float stays in float32 until arithmetic reads it.
+
+    With `is_rebound`, captured arrays may vary over more mesh axes, under `shard_map`, than those of the jaxpr.
+    """
+    if not is_rebound and not any(map(dtypes.is_half, [variable.aval for variable in _variables(jaxpr)])):
         return jax.core.eval_jaxpr(jaxpr, captured, *arguments)
     # A value may be in float32 although its variable is a 16-bit float.
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*captured, *arguments), strict=True))
@@ -100,10 +104,12 @@ def _evaluate(jaxpr, captured: Sequence, arguments: Sequence) -> list:
         value = read(variable)
         return jnp.asarray(value, variable.aval.dtype) if dtypes.is_half(variable.aval) else value
 
+    evaluate = functools.partial(_evaluate, is_rebound=is_rebound)
+    vary = _vary_alike if is_rebound else list
     for equation in jaxpr.eqns:
         name, inputs = equation.primitive.name, equation.invars
         if name in _RULES:
-            results = _RULES[name](equation.params, [read(variable) for variable in inputs])
+            results = _RULES[name](equation.params, vary(map(read, inputs)), evaluate)
         elif name == "convert_element_type":
             results = [jax.lax.convert_element_type(read(inputs[0]), equation.params["new_dtype"])]
         else:
@@ -114,7 +120,7 @@ def _evaluate(jaxpr, captured: Sequence, arguments: Sequence) -> list:
             else:
                 operands = [_broadcast_scalar(read(v), read_in_own_dtype(v), equation) for v in variables]
             single = jaxpr.replace(constvars=[], invars=variables, eqns=[equation], outvars=equation.outvars)
-            results = jax.core.eval_jaxpr(single, (), *operands)
+            results = jax.core.eval_jaxpr(single, (), *vary(operands))
         values.update(zip(equation.outvars, results, strict=True))
     return [read_in_own_dtype(variable) for variable in jaxpr.outvars]
 
@@ -128,27 +134,27 @@ def _broadcast_scalar(value, in_own_dtype, equation):
     return in_own_dtype
 
 
-def _call(parameters: dict, inputs: list) -> list:
+def _call(parameters: dict, inputs: list, evaluate: Callable) -> list:
     inner = parameters["jaxpr"]
-    return _evaluate(inner.jaxpr, inner.consts, inputs)
+    return evaluate(inner.jaxpr, inner.consts, inputs)
 
 
-def _checkpoint(parameters: dict, inputs: list) -> list:
+def _checkpoint(parameters: dict, inputs: list, evaluate: Callable) -> list:
     def inside(*inputs):
-        return _evaluate(parameters["jaxpr"], (), inputs)
+        return evaluate(parameters["jaxpr"], (), inputs)
 
     return jax.checkpoint(inside, prevent_cse=parameters["prevent_cse"], policy=parameters["policy"])(*inputs)
 
 
-def _cond(parameters: dict, inputs: list) -> list:
+def _cond(parameters: dict, inputs: list, evaluate: Callable) -> list:
     def branch(closed):
-        return lambda *inputs: _evaluate(closed.jaxpr, closed.consts, inputs)
+        return lambda *inputs: evaluate(closed.jaxpr, closed.consts, inputs)
 
     index, *operands = inputs
     return jax.lax.switch(index, [branch(closed) for closed in parameters["branches"]], *operands)
 
 
-def _scan(parameters: dict, inputs: list) -> list:
+def _scan(parameters: dict, inputs: list, evaluate: Callable) -> list:
     """Evaluate a scan: arrays that every step reads stay in float32; the carry has the function's dtype."""
     closed, num_consts, num_carry = parameters["jaxpr"], parameters["num_consts"], parameters["num_carry"]
     consts, carry, xs = (
@@ -160,7 +166,7 @@ def _scan(parameters: dict, inputs: list) -> list:
     carry = [x.astype(aval.dtype) if dtypes.is_half(aval) else x for x, aval in zip(carry, carry_avals)]
 
     def step(carry, xs):
-        results = _evaluate(closed.jaxpr, closed.consts, [*consts, *carry, *xs])
+        results = evaluate(closed.jaxpr, closed.consts, [*consts, *carry, *xs])
         return results[:num_carry], results[num_carry:]
 
     options = {name: parameters[name] for name in ("length", "reverse", "unroll")}
@@ -168,10 +174,20 @@ def _scan(parameters: dict, inputs: list) -> list:
     return [*carry, *ys]
 
 
-def _pvary(parameters: dict, inputs: list) -> list:
-    """Let an array vary over mesh axes under `shard_map`; that in the place of a captured one may vary already."""
-    missing = tuple(axis for axis in parameters["axes"] if axis not in sharding.varying_axes(inputs))
-    return [jax.lax.pcast(inputs[0], missing, to="varying") if missing else inputs[0]]
+def _pvary(parameters: dict, inputs: list, evaluate: Callable) -> list:
+    return [_vary(inputs[0], parameters["axes"])]
+
+
+def _vary_alike(arrays: Iterable) -> list:
+    """Make all arrays vary over the mesh axes over which one of them varies, as operations require."""
+    arrays = list(arrays)
+    axes = sharding.varying_axes(arrays)
+    return [_vary(x, axes) if dtypes.is_array(x) else x for x in arrays]
+
+
+def _vary(x, axes: Iterable[str]):
+    missing = tuple(axis for axis in axes if axis not in sharding.varying_axes(x))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
 # Primitives that are evaluated by functions above; most contain a jaxpr, which is evaluated in the same way.
@@ -182,14 +198,6 @@ _RULES = {
     "cond": _cond,
     "scan": _scan,
 }
-
-
-def _primitives(jaxpr) -> set[str]:
-    """Return the names of the primitives in a jaxpr and in those inside it."""
-    names = {equation.primitive.name for equation in jaxpr.eqns}
-    parameters = jax.tree.leaves([list(equation.params.values()) for equation in jaxpr.eqns])
-    inner = [getattr(each, "jaxpr", each) for each in parameters]
-    return names.union(*(_primitives(each) for each in inner if hasattr(each, "eqns")))
 
 
 def _variables(jaxpr) -> list:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from implementation_suite import BOUND, draw_head, errors, oracle_head
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 from traces import equations
@@ -312,6 +312,36 @@ def test_a_batch_in_layers_that_are_checkpointed_and_scanned(check_vma):
         jax.jit(jax.grad(lambda *a, call=call: jnp.sum(call(*a) ** 2), (0, 2)))(query, lengths, slopes)
         for call in (local, layers(whole))
     )
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.some(1)
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("axis_names", [{"data", AXIS}, {AXIS}])
+def test_a_batch_over_the_other_axis_of_a_mesh(axis_type, axis_names):
+    """A function that captures an array shared by all devices, and a length that differs by example."""
+    if axis_type == AxisType.Explicit and axis_names == {AXIS}:
+        pytest.skip("a batch on an axis that is not manual is for auto axes")
+    query, key, value = cases.normal((2, T, N, H), (2, T, K, H), (2, T, K, HV))
+    table, lengths = cases.normal((2 * T - 1,))[0], jnp.array([T, T // 2])
+
+    def batch(attend):
+        def one(query, key, value, length, table):
+            score = lambda s, i, j: s + table[j - i + T - 1]  # noqa: E731
+            return attend(query, key, value, mask=masks.causal() & masks.padding(length), score=score)
+
+        return jax.vmap(one, (0, 0, 0, 0, None))
+
+    mesh = jax.make_mesh((2, DEVICES // 2), ("data", AXIS), axis_types=(axis_type,) * 2)
+    data = "data" if "data" in axis_names else None
+    specs = [P(data, AXIS)] * 3 + [P(data), P()]
+    arrays = [jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip((query, key, value, lengths, table), specs)]
+    local = jax.shard_map(batch(ring), mesh=mesh, in_specs=tuple(specs), out_specs=specs[0], axis_names=axis_names)
+    gradient = lambda call: jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(call(*a))), (0, 1, 2, 4)))  # noqa: E731
+    with jax.set_mesh(mesh):
+        found = gradient(local)(*arrays)
+    expected = gradient(batch(whole))(query, key, value, lengths, table)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
