@@ -1,13 +1,9 @@
-"""Ring attention on 2, 4 and 8 devices compared with NumPy, and with the reference of the whole sequence.
+"""Ring attention compared with NumPy, and with the reference of the whole sequence; on the two devices of every test.
 
-The tests run on the two devices of every test. `test_on_more_devices` runs them again in a process with 8 or 4.
+`test_on_more_devices` in test_ring_work.py runs these tests again in a process with 8 or 4.
 """
 
-import collections
 import functools
-import os
-import subprocess
-import sys
 
 import attention_cases as cases
 import attention_oracle as oracle
@@ -15,51 +11,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import ring_cases
 from implementation_suite import BOUND, draw_head, errors, oracle_head
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jax.tree_util import Partial
-from traces import equations
+from ring_cases import AXIS, DEVICES, HV, ORDERS, H, K, N, T, compare, on_devices, ring, whole
 
 import attn
-from attn import masks, per_head, positions, scores
-from attn.functional import blockwise, zigzag
+from attn import masks, per_head, scores
+from attn.functional import zigzag
 from attn.functional.ring import ring_attention
 
-DEVICES = jax.device_count()
 pytestmark = pytest.mark.skipif(DEVICES < 2, reason="one device")
-ORDERS = ("balanced", "consecutive", "zigzag")
-AXIS = "sequence"
-ROWS = P(AXIS)
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    monkeypatch.setattr(blockwise, "BLOCK_SIZE", cases.BLOCK_SIZE)
-
-
-def on_devices(call, in_specs, out_specs=ROWS, devices=DEVICES, **options):
-    mesh = jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
-    return jax.shard_map(call, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **options)
-
-
-def ring(query, key, value, *, order="balanced", **options):
-    """Ring attention of consecutive rows, in any order."""
-    if order != "zigzag":
-        return ring_attention(query, key, value, axis_name=AXIS, order=order, **options)
-    moved = zigzag.to_zigzag((query, key, value), AXIS)
-    return zigzag.from_zigzag(ring_attention(*moved, axis_name=AXIS, order=order, **options), AXIS)
-
-
-def whole(query, key, value, *, order=None, **options):
-    """The same of the whole sequence, on one device."""
-    return attn.multi_head_attention(query, key, value, implementation="reference", **options)
+small_blocks = ring_cases.small_blocks  # a fixture
 
 
 # Compared with NumPy
 
 
-def ring_cases() -> list[tuple[cases.Case, str]]:
+def mask_and_score_cases() -> list[tuple[cases.Case, str]]:
     """Every mask and every score; dtypes and orders take turns."""
     names, dtypes = list(cases.SCORES), ("float32", "float64", "bfloat16", "float32", "float16")
     shape = 10 * DEVICES, 6 * DEVICES, 3, 5  # blocks of 4 do not divide the chunks
@@ -87,7 +57,7 @@ def value_and_gradient(mask: str, score: str, order: str):
 
 
 @pytest.mark.some(4)
-@pytest.mark.parametrize("case, order", ring_cases(), ids=str)
+@pytest.mark.parametrize("case, order", mask_and_score_cases(), ids=str)
 def test_value_and_gradients_are_those_of_numpy(case, order):
     with jax.enable_x64(case.dtype == "float64"):
         arrays, mask_values, score_values, scale, cotangents = draw_head(case, 0, 1.0)
@@ -101,111 +71,20 @@ def test_value_and_gradients_are_those_of_numpy(case, order):
 
 # Compared with the whole sequence on one device, in float64
 
-N, K, H, HV = 4, 2, 3, 5
-T, S = 6 * DEVICES, 10 * DEVICES
-
-
-def setting(dtype="float64") -> dict:
-    """Arrays of every kind that a call may differentiate."""
-    shapes = (T, N, H), (S, K, H), (S, K, HV), (N, 8), (N,), (T,), (S,), (T + S - 1,), ()
-    drawn = cases.normal(*shapes, dtype=dtype)
-    names = ("query", "key", "value", "buckets", "slopes", "of_query", "of_key", "table", "scale")
-    return dict(zip(names, drawn)) | {"offset": jnp.int32(S - T)}
-
-
-SHARDED = {name: P(AXIS) if name in ("query", "key", "value") else P() for name in setting("float32")}
-IDS = jnp.arange(S) * 3 // S
-
-
-def t5(table, s, i, j):
-    return s + table[positions.relative_buckets(j - i, num_buckets=8, max_distance=16)]
-
-
-def everything(attend, x, order="balanced"):
-    """A mask and a score of all kinds: pytrees, marked and not, functions that capture arrays, traced integers."""
-    mask = masks.causal(x["offset"]) & per_head(masks.padding(jnp.arange(N) + S - N)) | (lambda i, j: j == x["offset"])
-    score = per_head(Partial(t5, x["buckets"])) >> per_head(scores.alibi(x["slopes"], 0)) >> scores.softcap(20.0)
-    score = score >> (lambda s, i, j: s * x["of_query"][i] + x["of_key"][j]) >> scores.relative_bias(x["table"], 0)
-    options = {"scale": x["scale"], "dropout": attn.Dropout(0.3, jax.random.key(5)), "return_logsumexp": True}
-    return attend(x["query"], x["key"], x["value"], mask=mask, score=score, order=order, **options)
-
-
-def packed(attend, x, order="balanced"):
-    """Segments, which a window joins, and a score by distance from a function."""
-    mask = masks.segments(IDS[:T], IDS) | masks.sliding_window(2, 1, x["offset"])
-    score = lambda s, i, j: s + x["table"][j - i + T - 1] * x["of_query"][i]  # noqa: E731
-    return attend(x["query"], x["key"], x["value"], mask=mask, score=score, order=order)
-
-
-def unmasked(attend, x, order="balanced"):
-    return attend(x["query"], x["key"], x["value"], order=order, return_logsumexp=True)
-
-
-def objective(call):
-    """A number from everything that a call returns, as a function of the floats."""
-
-    def of_floats(floats, offset):
-        leaves = jax.tree.leaves(call(floats | {"offset": offset}))
-        return sum(jnp.sum(jnp.sin(jnp.where(jnp.isfinite(x), x, 0))) for x in leaves)
-
-    return of_floats
-
-
-def value(call):
-    return lambda x: call(x)
-
-
-def gradient(call):
-    return lambda x: jax.grad(objective(call))(floats(x), x["offset"])
-
-
-def tangent(call):
-    return lambda x: jax.jvp(lambda f: call(f | {"offset": x["offset"]}), (floats(x),), (direction(x),))[1]
-
-
-def forward_over_reverse(call):
-    return lambda x: jax.jvp(lambda f: jax.grad(objective(call))(f, x["offset"]), (floats(x),), (direction(x),))[1]
-
-
-def reverse_over_reverse(call):
-    def of(x):
-        inner = lambda f: jax.tree.leaves(jax.grad(objective(call))(f, x["offset"]))  # noqa: E731
-        products = lambda f: sum(map(jnp.vdot, inner(f), jax.tree.leaves(direction(x))))  # noqa: E731
-        return jax.grad(products)(floats(x))
-
-    return of
-
-
-def floats(x):
-    return {name: array for name, array in x.items() if name != "offset"}
-
-
-def direction(x):
-    return jax.tree.map(jnp.cos, floats(x))
-
-
-def compare(transform, function, order="balanced", **options):
-    """Compare a transformed call on the devices with that of the whole sequence."""
-    local = on_devices(lambda x: function(ring, x, order), (SHARDED,), **options)
-    expected = jax.jit(transform(lambda x: function(whole, x)))(setting())
-    found = jax.jit(transform(local))(setting())
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-10)
-
 
 @pytest.mark.some(2)
-@pytest.mark.parametrize("transform", [forward_over_reverse, tangent, gradient, value, reverse_over_reverse])
-@pytest.mark.parametrize("function", [everything, packed, unmasked])
+@pytest.mark.parametrize("transform", ring_cases.TRANSFORMS)
+@pytest.mark.parametrize("function", ring_cases.FUNCTIONS)
 def test_every_derivative_is_that_of_the_whole_sequence(x64, function, transform):
     compare(transform, function)
 
 
 @pytest.mark.some(1)
-@pytest.mark.parametrize("transform", [gradient, tangent])
+@pytest.mark.parametrize("transform", (ring_cases.gradient, ring_cases.tangent))
 @pytest.mark.parametrize("order", ORDERS[1:])
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_orders_and_checks_do_not_matter(x64, order, transform, check_vma):
-    compare(transform, everything, order, check_vma=check_vma)
+    compare(transform, ring_cases.everything, order, check_vma=check_vma)
 
 
 # Special cases of the contract
@@ -352,87 +231,3 @@ def test_without_jit():
     arrays = cases.normal((2 * DEVICES, 1, H), (2 * DEVICES, 1, H), (2 * DEVICES, 1, HV))
     local = on_devices(lambda *a: ring(*a, mask=mask), (P(AXIS),) * 3)
     np.testing.assert_allclose(local(*arrays), whole(*arrays, mask=mask), rtol=1e-5, atol=1e-6)
-
-
-# What is computed
-
-
-class Tiles:
-    """Counts tiles by the device of their queries at run time, with a score that calls back."""
-
-    def __init__(self, device_of_row):
-        self.device_of_row, self.counts = device_of_row, collections.Counter()
-
-    def score(self, s, i, j):
-        return s + jax.pure_callback(self._note, jax.ShapeDtypeStruct((), s.dtype), i, j)
-
-    def _note(self, i, j):
-        self.counts[self.device_of_row(int(np.min(i)))] += 1
-        return np.zeros((), np.float32)
-
-    def taken(self, results) -> list[int]:
-        """Return the tiles that each device has computed since the last call, once `results` are there."""
-        jax.block_until_ready(results)
-        taken, self.counts = self.counts, collections.Counter()
-        return [taken[device] for device in range(DEVICES)]
-
-
-@pytest.mark.parametrize("order", ["zigzag", "consecutive"])
-def test_hidden_parts_are_skipped_and_causal_work_is_balanced(order):
-    """With a tile per chunk, a causal mask takes 2 P + 1 tiles per device in zig-zag order, and d + 1 in the other."""
-    chunk, chunks = cases.BLOCK_SIZE, (2 if order == "zigzag" else 1) * DEVICES
-    tiles = Tiles(lambda i: min(i // chunk, chunks - 1 - i // chunk) if order == "zigzag" else i // chunk)
-    arrays = cases.normal(*[(chunk * chunks, 1, H)] * 3)
-    expected = [chunks + 1] * DEVICES if order == "zigzag" else list(range(1, DEVICES + 1))
-
-    def call(offset, *arrays):
-        return ring_attention(*arrays, axis_name=AXIS, order=order, mask=masks.causal(offset), score=tiles.score)
-
-    local = on_devices(call, (P(), *[P(AXIS)] * 3), check_vma=False)  # callbacks have no type of varying axes
-    with_gradient = jax.jit(lambda *a: jax.value_and_grad(lambda *a: jnp.sum(local(*a) ** 2), (1, 2, 3))(*a))
-    assert tiles.taken(jax.jit(local)(jnp.int32(0), *arrays)) == expected
-    assert tiles.taken(with_gradient(jnp.int32(0), *arrays)) == [2 * n for n in expected]
-    assert tiles.taken(jax.jit(local)(jnp.int32(-chunk * chunks), *arrays)) == [0] * DEVICES
-
-
-def test_no_message_waits_in_a_conditional_and_the_next_keys_leave_first():
-    x = setting("float32")
-    local = on_devices(lambda x: everything(ring, x), (SHARDED,))
-    found = equations(gradient(local), x)
-    is_message = lambda equation: equation.primitive.name.startswith(("ppermute", "psum", "pmax", "all_"))  # noqa: E731
-    assert not [e for e, around in found if is_message(e) and any(a.primitive.name == "cond" for a in around)]
-    rings = collections.defaultdict(list)
-    for equation, around in found:
-        for loop in around:
-            if loop.primitive.name == "scan" and loop.params["length"] == DEVICES:
-                rings[id(loop)].append(equation.primitive.name)
-    rings = [names for names in rings.values() if "ppermute" in names]
-    assert len(rings) == 2
-    for names in rings:
-        last = max(n for n, name in enumerate(names) if name == "ppermute")
-        assert last < names.index("dot_general")
-
-
-@pytest.mark.skipif(DEVICES < 8, reason="needs different numbers of devices")
-def test_memory_per_device_does_not_grow_with_the_devices_at_the_same_rows_per_device():
-    def temporary(devices):
-        array = jax.ShapeDtypeStruct((64 * devices, 2, 32), jnp.float32)
-        call = lambda *a: ring(*a, mask=masks.causal())  # noqa: E731
-        local = on_devices(call, (P(AXIS),) * 3, devices=devices)
-        gradient = jax.jit(jax.grad(lambda *a: jnp.sum(local(*a) ** 2), (0, 1, 2)))
-        return gradient.lower(array, array, array).compile().memory_analysis().temp_size_in_bytes
-
-    few, many = temporary(2), temporary(8)
-    assert many <= 1.05 * few, (few, many)
-
-
-# More devices
-
-
-@pytest.mark.skipif(DEVICES != 2, reason="starts the tests on more devices, once")
-@pytest.mark.some(1)
-@pytest.mark.parametrize("devices, chosen", [(8, ["-k", "numpy or packed or skipped or memory"]), (4, ["-m", ""])])
-def test_on_more_devices(devices, chosen):
-    words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__, *chosen]
-    done = subprocess.run(words, env=os.environ | {"ATTN_TEST_DEVICES": str(devices)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
