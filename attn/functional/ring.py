@@ -1,12 +1,12 @@
-"""Ring attention: a sequence over P devices, with keys and values that travel around while a part is computed.
+"""Ring attention: a sequence over U devices, with keys and values that travel around while a part is computed.
 
-Each device keeps its queries. In P steps it receives the keys and values of every device, computes attention to this
+Each device keeps its queries. In U steps it receives the keys and values of every device, computes attention to this
 part of the keys, and combines the parts by their normalisers (see `blockwise`). The next keys are sent before a part is
 computed, so that communication and computation overlap.
 
 The derivative of a loop would keep the keys of all steps, O(T) per device. Here reverse mode is a second ring: from the
 output and the normaliser over all keys, each part's share of the gradients is FlashAttention's backward pass, and the
-gradients of keys and values travel along until they are back at their owner. Memory per device is O(T / P) both ways.
+gradients of keys and values travel along until they are back at their owner. Memory per device is O(T / U) both ways.
 
 Source: Liu et al. 2023 (Ring Attention).
 """
@@ -46,27 +46,27 @@ def ring_attention(
     arrays that they read by position, such as the ids of `masks.segments`, are those of whole sequences.
 
     Args:
-      query: `[T/P N H]`, this device's rows.
-      key, value: `[S/P K H]` and `[S/P K Hv]`, this device's rows; K divides N.
-      axis_name: the mesh axis, of P devices, over which the sequences are sharded.
+      query: `[T/U N H]`, this device's rows.
+      key, value: `[S/U K H]` and `[S/U K Hv]`, this device's rows; K divides N.
+      axis_name: the mesh axis, of U devices, over which the sequences are sharded.
       mask, score, scale, dropout, return_logsumexp: as for `multi_head_attention`. The same on all devices of the axis.
       order: the order of the rows on the devices.
-        "balanced": consecutive, as of an array sharded by `PartitionSpec(axis_name)`. With a mask, half of the rows are
-        exchanged before and after, so that each device has the same work under a causal mask.
-        "consecutive": the same without the exchange. For masks that are the same work for each device, as windows are.
-        "zigzag": the order of `zigzag.to_zigzag`. Saves the exchange where a whole model works in this order.
+        "balanced": consecutive, as of an array sharded by `PartitionSpec(axis_name)`. With a mask, rows are moved to
+        zig-zag order before and back after, so that each device has the same work under a causal mask.
+        "consecutive": the same without the moves. For masks that are the same work for each device, as windows are.
+        "zigzag": the order of `zigzag.to_zigzag`. Saves the moves where a whole model works in this order.
 
     Returns:
-      `[T/P N Hv]` in the value's dtype, in the order of the queries; with `return_logsumexp` also `[T/P N]`.
+      `[T/U N Hv]` in the value's dtype, in the order of the queries; with `return_logsumexp` also `[T/U N]`.
 
     Raises:
       TypeError, ValueError: as `multi_head_attention`; ValueError also for an axis that is not manual here, an unknown
-        order, and an odd number of rows in zig-zag order. "balanced" rows with an odd number are not exchanged.
+        order, and an odd number of rows in zig-zag order. An odd number of "balanced" rows is not moved.
       attn.Unsupported: a score made from vectors, since no device has all of them.
 
     Source: Liu et al. 2023; causal balance: Llama Team 2024, section 3.3.2.
     """
-    query, key, value = checks.check_arrays(("T/P N H", query), ("S/P K H", key), ("S/P K Hv", value))
+    query, key, value = checks.check_arrays(("T/U N H", query), ("S/U K H", key), ("S/U K Hv", value))
     devices = _check_ring(axis_name, order, len(query), len(key))
     check_dropout(dropout)
     scale = checks.check_scale(scale, query.shape[-1])
@@ -115,7 +115,7 @@ def _attend(call: Call, axis_name: str, rows: str) -> tuple[Float[Array, "T_loca
     devices = lax.axis_size(axis_name)
     chunks = 2 if rows == "zigzag" else 1
 
-    def in_chunks(x):  # [C heads n width]
+    def in_chunks(x):  # [chunks heads n width]
         return jnp.moveaxis(x.reshape(chunks, len(x) // chunks, *x.shape[1:]), 2, 1)
 
     (T, N, _), (S, K, _) = call.query.shape, call.key.shape
@@ -139,7 +139,7 @@ def _attend(call: Call, axis_name: str, rows: str) -> tuple[Float[Array, "T_loca
     inputs, _ = sharding.vary_alike((inputs, (fixed, lax.axis_index(axis_name))))
     ring = Ring(axis_name, devices, rows, T * devices, S * devices, N, K, captured, rebuild)
     call_ring = differentiable(Forms(ring.value, ring.like, ring.pullback))
-    out, peak, total = (jnp.moveaxis(x, 1, 2) for x in call_ring(inputs, fixed))  # [C n N ...]
+    out, peak, total = (jnp.moveaxis(x, 1, 2) for x in call_ring(inputs, fixed))  # [chunks n N ...]
     out, peak, total = (x.reshape(T, *x.shape[2:]) for x in (out, peak, total))
     return out, Normalizer(peak, total)
 

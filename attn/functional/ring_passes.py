@@ -25,11 +25,11 @@ from attn.functional.scores import placed as placed_score
 class Ring:
     """The passes, as the `derivatives.Forms` of a function of queries, keys, values, and arrays of functions.
 
-    A device holds C chunks of n queries and C chunks of c keys. A pair is a chunk of queries and a chunk of keys, and
+    A device holds chunks of n queries and chunks of c keys. A pair is a chunk of queries and a chunk of keys, and
     is computed only if the mask shows some key of it to some query.
 
     Attributes:
-      axis_name, devices: the mesh axis, and its number of devices P.
+      axis_name, devices: the mesh axis, and its number of devices U.
       rows: the order of the rows, "consecutive" or "zigzag".
       T, S, N, K: the lengths of the whole sequences, and the numbers of heads.
       captured: the traced arrays that functions capture.
@@ -47,10 +47,10 @@ class Ring:
     rebuild: Callable
 
     def value(self, inputs: list[Array], fixed: list[Array]) -> list[Array]:
-        """Compute (out `[C N n Hv]`, peak `[C N n]`, total `[C N n]`) of this device's queries.
+        """Compute (out `[chunks N n Hv]`, peak `[chunks N n]`, total `[chunks N n]`) of this device's queries.
 
         Args:
-          inputs: queries `[C N n H]`, keys `[C K c H]`, values `[C K c Hv]`, floats of the functions.
+          inputs: queries `[chunks N n H]`, keys `[chunks K c H]`, values `[chunks K c Hv]`, floats of the functions.
           fixed: the other arrays of the functions.
         """
         queries, *memory = inputs[:3]
@@ -167,7 +167,7 @@ class Ring:
 
         start = inputs[1:3], zeros()[1:3], [zeros()[0], *zeros()[3:]]
         (_, dmemory, (dqueries, *dfloats)), _ = lax.scan(step, start, jnp.arange(self.devices))
-        gradients = [dqueries, *self._send(dmemory), *dfloats]  # after P steps back at their owner
+        gradients = [dqueries, *self._send(dmemory), *dfloats]  # after U steps back at their owner
         return [gradient.astype(x.dtype) for x, gradient in zip(inputs, gradients) if gradient is not None]
 
     def _add_gradients(self, gradients, inputs, fixed, known, dknown, wanted, t):
@@ -222,7 +222,7 @@ class Ring:
         next_device = [(device, (device + 1) % self.devices) for device in range(self.devices)]
         return jax.tree.map(lambda x: lax.ppermute(x, self.axis_name, next_device), tree)
 
-    def _first_positions(self, queries, keys, t) -> tuple[Int[Array, "C"], Int[Array, "C"]]:
+    def _first_positions(self, queries, keys, t) -> tuple[Int[Array, "chunks"], Int[Array, "chunks"]]:
         """Return the positions of the first query of each chunk, and of the first key of those at hand in step t."""
         device = lax.axis_index(self.axis_name)
         owner = (device - t) % self.devices

@@ -1,7 +1,7 @@
 """The zig-zag order of a sequence over devices, in which causal attention is the same work for each of them.
 
-Cut into 2 P chunks, device d of P holds the chunks d and 2 P - 1 - d: one from the beginning and its mirror image from
-the end. For P = 4:
+Cut into 2 U chunks, device d of U holds the chunks d and 2 U - 1 - d: one from the beginning and its mirror image from
+the end. For U = 4:
 
     consecutive    0 1 | 2 3 | 4 5 | 6 7
     zig-zag        0 7 | 1 6 | 2 5 | 3 4
@@ -23,8 +23,8 @@ def to_zigzag(tree, axis_name: str):
     """Move rows from the consecutive order to the zig-zag order; two messages of half of the rows per array.
 
     Args:
-      tree: an array `[T/P ...]` per leaf, this device's rows; T/P is even.
-      axis_name: the mesh axis, of P devices, over which the sequence is sharded.
+      tree: an array `[T/U ...]` per leaf, this device's rows; T/U is even.
+      axis_name: the mesh axis, of U devices, over which the sequence is sharded.
 
     Returns:
       The same tree, with the rows of `zigzag_positions`.
@@ -64,7 +64,7 @@ def zigzag_positions(rows: int, axis_name: str) -> Int[Array, "rows"]:
 
 
 def chunk_numbers(order: str, device: Int[Array, ""], devices: int) -> Int[Array, "chunks"]:
-    """Return the numbers of the chunks that a device holds: 2 of 2 P in zig-zag order, else 1 of P."""
+    """Return the numbers of the chunks that a device holds: 2 of 2 U in zig-zag order, else 1 of U."""
     return jnp.stack([device, 2 * devices - 1 - device] if order == "zigzag" else [device])
 
 

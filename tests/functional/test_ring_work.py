@@ -45,7 +45,7 @@ class Tiles:
 
 @pytest.mark.parametrize("order", ["zigzag", "consecutive"])
 def test_hidden_parts_are_skipped_and_causal_work_is_balanced(order):
-    """With a tile per chunk, a causal mask takes 2 P + 1 tiles per device in zig-zag order, and d + 1 in the other."""
+    """With a tile per chunk, a causal mask takes 2 U + 1 tiles per device in zig-zag order, and d + 1 in the other."""
     chunk, chunks = cases.BLOCK_SIZE, (2 if order == "zigzag" else 1) * DEVICES
     tiles = Tiles(lambda i: min(i // chunk, chunks - 1 - i // chunk) if order == "zigzag" else i // chunk)
     arrays = cases.normal(*[(chunk * chunks, 1, H)] * 3)
