@@ -119,6 +119,9 @@ def _evaluate(jaxpr, captured: Sequence, arguments: Sequence, *, is_rebound: boo
                 operands = dtypes.widened([read(v) for v in variables])
             else:
                 operands = [_broadcast_scalar(read(v), read_in_own_dtype(v), equation) for v in variables]
+            if is_rebound:
+                _check_custom_derivative(equation, operands)
+                equation, variables, operands = _without_literals(equation, variables, operands)
             single = jaxpr.replace(constvars=[], invars=variables, eqns=[equation], outvars=equation.outvars)
             results = jax.core.eval_jaxpr(single, (), *vary(operands))
         values.update(zip(equation.outvars, results, strict=True))
@@ -183,6 +186,31 @@ def _vary_alike(arrays: Iterable) -> list:
     arrays = list(arrays)
     axes = sharding.varying_axes(arrays)
     return [_vary(x, axes) if dtypes.is_array(x) else x for x in arrays]
+
+
+def _without_literals(equation, variables: list, operands: list):
+    """Make the numbers of an equation operands: they too must vary as the other operands do."""
+    literals = [x for x in equation.invars if isinstance(x, Literal)]
+    values = [jnp.asarray(x.val, x.aval.dtype) for x in literals]
+    new = iter(jax.make_jaxpr(lambda *values: values)(*values).jaxpr.invars)
+    inputs = [next(new) if isinstance(x, Literal) else x for x in equation.invars]
+    added = [x for x, old in zip(inputs, equation.invars) if isinstance(old, Literal)]
+    return equation.replace(invars=inputs), [*variables, *added], [*operands, *values]
+
+
+def _check_custom_derivative(equation, operands: list):
+    """Check that no function with its own derivative, whose jaxpr is fixed, gets arrays that vary over more axes.
+
+    Raises:
+      NotImplementedError: it does.
+    """
+    before = frozenset().union(*(x.aval.mat.varying for x in equation.invars))
+    if equation.primitive.name.startswith("custom_") and sharding.varying_axes(operands) != before:
+        raise NotImplementedError(
+            "a mask or score of ring attention computes something from captured arrays alone by a function with its "
+            "own derivative (jax.custom_jvp, such as jax.nn.softplus): compute it before, outside of the mask or score, "
+            "or give the arrays as leaves of a jax.tree_util.Partial"
+        )
 
 
 def _vary(x, axes: Iterable[str]):

@@ -75,7 +75,7 @@ def everything(attend, x, order="balanced"):
 def packed(attend, x, order="balanced"):
     """Segments, which a window joins, and a score by distance from a function."""
     mask = masks.segments(IDS[:T], IDS) | masks.sliding_window(2, 1, x["offset"])
-    score = lambda s, i, j: s + x["table"][j - i + T - 1] * x["of_query"][i]  # noqa: E731
+    score = lambda s, i, j: s + x["table"][j - i + T - 1] * x["of_query"][i] * jnp.exp(x["scale"] / 2)  # noqa: E731
     return attend(x["query"], x["key"], x["value"], mask=mask, score=score, order=order)
 
 

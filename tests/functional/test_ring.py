@@ -166,6 +166,24 @@ def test_errors_name_what_was_given(untyped, rows, options, error, message):
         local(query)
 
 
+def test_a_derivative_of_its_own_on_captured_arrays_is_refused_but_not_on_leaves():
+    """Types of varying axes are checked inside of it; the arrays of a pytree have the right ones."""
+    query, slope = cases.normal((4 * DEVICES, 1, H), ())
+
+    def score(slope, s, i, j):
+        return s - jax.nn.softplus(slope) * jnp.abs(i - j)
+
+    def call(as_score, query, slope):
+        return ring(query, query, query, score=as_score(score, slope))
+
+    local = lambda as_score: on_devices(functools.partial(call, as_score), (P(AXIS), P()))  # noqa: E731
+    with pytest.raises(NotImplementedError, match="compute it before, outside of the mask or score"):
+        jax.jit(local(functools.partial))(query, slope)
+    leaf = lambda slope: jnp.sum(local(jax.tree_util.Partial)(query, slope) ** 2)  # noqa: E731
+    expected = lambda slope: jnp.sum(whole(query, query, query, score=functools.partial(score, slope)) ** 2)  # noqa: E731
+    np.testing.assert_allclose(jax.jit(jax.grad(leaf))(slope), jax.grad(expected)(slope), rtol=1e-4)
+
+
 # Inside of other transformations
 
 
