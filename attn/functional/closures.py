@@ -208,7 +208,7 @@ def _check_custom_derivative(equation, operands: list):
     if equation.primitive.name.startswith("custom_") and sharding.varying_axes(operands) != before:
         raise NotImplementedError(
             "a mask or score of ring attention computes something from captured arrays alone by a function with its "
-            "own derivative (jax.custom_jvp, such as jax.nn.softplus): compute it before, outside of the mask or score, "
+            "own derivative (jax.custom_jvp, as jax.nn.softplus): compute it before, outside of the mask or score, "
             "or give the arrays as leaves of a jax.tree_util.Partial"
         )
 
