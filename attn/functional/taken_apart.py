@@ -131,7 +131,9 @@ class TakenApart:
         return result
 
 
-def take_apart(function: Callable, r: int, c: int, score: Array | None, is_part: Callable[[Value], bool]) -> TakenApart:
+def take_apart(
+    function: Callable, r: int, c: int, score: Array | None, is_part: Callable[[Value], bool]
+) -> TakenApart:
     """Trace a function on a tile and find its parts.
 
     Args:
