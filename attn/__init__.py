@@ -9,6 +9,7 @@ The axes, in every signature and docstring:
     P  rows of a position table    Hr rotated part of H       G  gates of a recurrent cell
     A  accepted answers            q  blocks of r queries     k  blocks of c keys
     E  width of the embeddings     C  capacity of a cache, or channels of a picture
+    U  devices of a mesh axis      n  queries of a chunk, whose keys are c
 
 `B` appears in tasks, training, decoding and metrics; the functions and the model are written for one example.
 """

@@ -31,7 +31,8 @@ from jaxtyping import install_import_hook
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script
     signal.signal(signal.SIGINT, signal.default_int_handler)
-jax.config.update("jax_num_cpu_devices", 2)  # before the backend starts, so that meshes are real ones
+# Before the backend starts, so that meshes are real ones. test_ring_work.py runs tests with more.
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("ATTN_TEST_DEVICES", "2")))
 
 settings.register_profile("nightly", max_examples=300)
 hook = install_import_hook("attn", "typechecker.check")

@@ -1,6 +1,6 @@
 """Attention as pure functions of arrays. Imports only jax, jaxtyping and numpy."""
 
-from attn.functional import masks, positions, scores
+from attn.functional import masks, positions, scores, zigzag
 from attn.functional.attention import (
     attention,
     attention_weights,
@@ -10,6 +10,7 @@ from attn.functional.attention import (
 )
 from attn.functional.dropout import Dropout
 from attn.functional.implementations import Unsupported
+from attn.functional.ring import ring_attention
 
 __all__ = [
     "Dropout",
@@ -21,5 +22,7 @@ __all__ = [
     "multi_head_attention_weights",
     "per_head",
     "positions",
+    "ring_attention",
     "scores",
+    "zigzag",
 ]

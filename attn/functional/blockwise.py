@@ -74,13 +74,26 @@ def attend(
     if mods.holds_function(call.mask) or mods.holds_function(call.score):
 
         def attend_once(query, key, value):
-            return _attend(call._replace(query=query, key=key, value=value), block_size, is_apart)
+            return attend_part(call._replace(query=query, key=key, value=value), block_size, is_apart=is_apart)
 
         return jax.jit(attend_once)(call.query, call.key, call.value)
-    return _attend_compiled(call, block_size, is_apart)
+    return _attend_compiled(call, block_size, is_apart=is_apart)
 
 
-def _attend(call: Call, block_size: int, is_apart: bool):
+def attend_part(
+    call: Call, block_size: int, needed=None, known=None, *, is_apart: bool = False
+) -> tuple[Float[Array, "T Hv"], Normalizer]:
+    """Compute the attention of one head to a part of its keys, or its derivative alone.
+
+    Args:
+      call: of one head, with the keys and values of the part.
+      block_size: largest number of queries, and of keys, in a tile.
+      needed: the tiles to compute, `[row_blocks column_blocks]`, from the mask unless given. It must have no batch
+        axis, and under `shard_map` be the same on devices that share a float with a derivative.
+      known: (out, normaliser) over all parts. These are returned, and nothing is computed; the derivative is this
+        part's summand of theirs. So the pullback of one part needs no results of the others.
+      is_apart: as in `attend`.
+    """
     (axes, *_) = jax.typeof(call.query).sharding.spec
     # Blocks cannot be cut from rows that are distributed over devices.
     head = vary_alike(prepare(call._replace(query=gathered(call.query))))
@@ -102,12 +115,14 @@ def _attend(call: Call, block_size: int, is_apart: bool):
 
     # `needed` is in NumPy if the mask is known while tracing; then narrow bands can be cut out before anything runs.
     indices = (positions_in_blocks(length, block_size) for length in (call.T, call.S))
-    needed = None if head.mask is None else survey.needed_blocks(head.mask, *indices)
+    is_given = needed is not None
+    if head.mask is not None and not is_given:
+        needed = survey.needed_blocks(head.mask, *indices)
     if isinstance(needed, np.ndarray) and needed.all():
         needed = None
     elif isinstance(needed, np.ndarray):
         needed, (keys, values, j) = survey.banded(needed, (keys, values, j))
-    elif needed is not None:
+    elif needed is not None and not is_given:
         needed = survey.any_of_batch(any_of_devices(needed, (queries, keys, values, captured)))
     fixed = Fixed(i, j, needed, captured_by_mask, captured_by_dropout)
 
@@ -116,11 +131,15 @@ def _attend(call: Call, block_size: int, is_apart: bool):
     rate = 0 if head.dropout is None else head.dropout.rate
     largest_sum_of_weights = math.prod(j.marks.shape[-2:]) / (1 - rate)
     headroom = 2.0 ** -math.ceil(math.log2(largest_sum_of_weights))
-    results = _online(Tile(scores_of, masked, dropped), headroom, queries, keys, values, captured, fixed)
+    tile, arrays = Tile(scores_of, masked, dropped), (queries, keys, values, captured, fixed)
+    if known is None:
+        results = _online(tile, headroom, *arrays)
+    else:
+        results = _known(tile, *arrays, jax.tree.map(lambda x: in_blocks(x, block_size), known))
     return jax.tree.map(lambda x: sharded_along(x.reshape(-1, *x.shape[2:])[: call.T], axes), results)
 
 
-_attend_compiled = jax.jit(_attend, static_argnums=(1, 2))
+_attend_compiled = jax.jit(attend_part, static_argnames=("block_size", "is_apart"))
 
 
 def _take_out_distances(head: Head, T: int, S: int, r: int, c: int) -> Head:
@@ -247,11 +266,35 @@ def _online(tile: Tile, headroom: float, queries, keys, values, captured, fixed:
 
 @functools.partial(_online.defjvp, symbolic_zeros=True)
 def _online_jvp(tile: Tile, headroom: float, primals, tangents):
-    """Compute the second recurrence above. A tangent is None where it is known to be zero."""
+    results = _online(tile, headroom, *primals)
+    return results, _tangents(tile, primals, tangents, results)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _known(tile: Tile, queries, keys, values, captured, fixed: Fixed, results):
+    """Return `results`, whose derivative is that of these keys' part in them; the arguments are those of `_online`."""
+    return results
+
+
+@functools.partial(_known.defjvp, symbolic_zeros=True)
+def _known_jvp(tile: Tile, primals, tangents):
+    *arrays, results = primals
+    return results, _tangents(tile, arrays, tangents, results)
+
+
+def _tangents(tile: Tile, primals, tangents, results):
+    """Compute the second recurrence above.
+
+    Args:
+      tile: the functions of one tile.
+      primals, tangents: the arguments of `_online`, and their tangents.
+      results: output and normaliser of every block of queries.
+    """
     queries, keys, values, captured, fixed = primals
+    # A tangent is None where it is known to be zero.
     tangents = jax.tree.map(lambda t: None if isinstance(t, SymbolicZero) else t, tangents[:4], is_leaf=_is_symbolic)
     dqueries, dkeys, dvalues, dcaptured = tangents
-    outs, normalizers = _online(tile, headroom, *primals)
+    outs, normalizers = results
 
     def row(queries, blocks):
         query, dquery, out, normalizer, i, needed = queries
@@ -279,7 +322,7 @@ def _online_jvp(tile: Tile, headroom: float, primals, tangents):
         return a - r[:, None] * out, Normalizer(jnp.zeros_like(r), normalizer.total * r)
 
     rows = queries, dqueries, outs, normalizers, fixed.i, fixed.needed
-    return (outs, normalizers), _map_query_blocks(row, rows, (keys, dkeys, values, dvalues, fixed.j))
+    return _map_query_blocks(row, rows, (keys, dkeys, values, dvalues, fixed.j))
 
 
 def _map_query_blocks(row, queries, blocks):

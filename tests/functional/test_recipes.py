@@ -81,6 +81,11 @@ def packed(names, n):
     return attend(names, n, visible=(document[:, None] == document[None, :]) & (J <= I))
 
 
+def causal_over_devices(names, n):
+    i, j = np.indices([len(names["query"])] * 2)
+    return attend(names, n, visible=j <= i)
+
+
 WINDOW = (I - 3 <= J) & (J <= I)
 EXPECTED = {
     "ALiBi": {"out": alibi},
@@ -95,6 +100,7 @@ EXPECTED = {
     "Attention sinks, and softmax off by one": {"out": with_sink},
     "Decoding with a cache": {"out": functools.partial(attend, visible=J <= I, rows=slice(4, 5))},
     "Keys in parts": {"out": attend},
+    "Ring attention": {"out": causal_over_devices},
 }
 
 
