@@ -215,10 +215,14 @@ def unsupported_reason(call: Call, blocks: Blocks, kernels: Kernels, supported: 
         return "a score made from vectors"
     if is_sharded((call.query, call.key, call.value)):
         return "arrays that are sharded on an explicit mesh; use jax.shard_map"
-    if call.query.ndim == 2:
-        call = call._replace(query=call.query[:, None], key=call.key[:, None], value=call.value[:, None])
+
+    def planned(*arrays):
+        query, key, value = (x if x.ndim == 3 else x[:, None] for x in arrays)
+        return plan_call(call._replace(query=query, key=key, value=value), blocks, kernels.is_inside)[1:]
+
     try:
-        plan_call(call, blocks, kernels.is_inside)
+        # Traced apart, so that nothing of it is left in the program of the caller.
+        jax.make_jaxpr(planned)(call.query, call.key, call.value)
     except Unsupported as error:
         return str(error)
     return None

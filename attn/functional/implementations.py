@@ -27,6 +27,7 @@ To add an implementation, write a function `attend(call)` and register it, from 
 
 import collections
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable, Set
 
@@ -190,25 +191,32 @@ def choose(name: str, call: Call, *, return_logsumexp: bool = False) -> Implemen
     """
     if not isinstance(name, str):
         raise TypeError(f"implementation must be a string, got {name!r}")
-    backend = sharding.platform()
-    missing = {
-        key: each.missing_features(call, backend, return_logsumexp=return_logsumexp)
-        for key, each in IMPLEMENTATIONS.items()
-    }
-    serving = {key: IMPLEMENTATIONS[key] for key, reasons in missing.items() if not reasons}
-    if name in _REQUIRED:
-        kind = sharding.device_kind()
-        able = [each for each in serving.values() if each.derivatives.issuperset(_REQUIRED[name])]
-        candidates = [each for each in able if each.is_checked(kind)]
-        if not candidates:
-            used = ", ".join(sorted(used_features(call, return_logsumexp))) or "such a call"
-            raise Unsupported(f"no implementation on backend {backend!r} supports {used}")
-        return next((each for each in candidates if each.is_worthwhile(call)), candidates[-1])
-    if name not in IMPLEMENTATIONS:
+    if name not in NAMES:
         known = ", ".join(map(repr, NAMES))
         raise ValueError(f"unknown implementation {name!r}; known: {known}")
-    if name not in serving:
-        raise Unsupported(
-            f"implementation {name!r} does not support {', '.join(missing[name])}; these do: {', '.join(serving)}"
-        )
-    return serving[name]
+    backend = sharding.platform()
+
+    @functools.cache  # only what is looked at is asked: the answer may take a trace of the user's functions
+    def missing(key: str) -> list[str]:
+        return IMPLEMENTATIONS[key].missing_features(call, backend, return_logsumexp=return_logsumexp)
+
+    if name in _REQUIRED:
+        return _choose_by_itself(name, call, backend, lambda key: not missing(key), return_logsumexp)
+    if missing(name):
+        serving = ", ".join(key for key in IMPLEMENTATIONS if not missing(key))
+        raise Unsupported(f"implementation {name!r} does not support {', '.join(missing(name))}; these do: {serving}")
+    return IMPLEMENTATIONS[name]
+
+
+def _choose_by_itself(name: str, call: Call, backend: str, serves: Callable[[str], bool], return_logsumexp: bool):
+    """Return the implementation for "auto" or "fastest"."""
+    kind, last = sharding.device_kind(), None
+    for key, each in IMPLEMENTATIONS.items():
+        if each.derivatives.issuperset(_REQUIRED[name]) and each.is_checked(kind) and serves(key):
+            last = each
+            if each.is_worthwhile(call):
+                break
+    if last is None:
+        used = ", ".join(sorted(used_features(call, return_logsumexp))) or "such a call"
+        raise Unsupported(f"no implementation on backend {backend!r} supports {used}")
+    return last

@@ -59,7 +59,7 @@ INSIDE = frozenset(
         *("exp", "exp2", "log", "log1p", "tanh", "sin", "cos", "sqrt", "rsqrt", "pow", "integer_pow", "square"),
         *("logistic", "erf", "select_n", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "not", "is_finite"),
         *("shift_left", "shift_right_logical", "shift_right_arithmetic", "convert_element_type"),
-        *("broadcast_in_dim", "copy", "stop_gradient", "custom_jvp_call", "pvary", "pcast"),
+        *("broadcast_in_dim", "stop_gradient", "custom_jvp_call", "pvary", "pcast"),
     )
 )
 

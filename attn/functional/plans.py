@@ -183,7 +183,7 @@ _TAME = frozenset(
     (
         *("add", "sub", "mul", "div", "neg", "abs", "sign", "max", "min", "floor", "ceil", "round", "clamp"),
         *("tanh", "logistic", "erf", "sin", "cos", "select_n", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor"),
-        *("not", "convert_element_type", "broadcast_in_dim", "copy", "stop_gradient", "pvary", "pcast"),
+        *("not", "convert_element_type", "broadcast_in_dim", "stop_gradient", "pvary", "pcast"),
     )
 )
 

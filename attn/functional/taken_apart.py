@@ -213,11 +213,18 @@ def _inlined(jaxpr: Jaxpr, consts, arguments) -> list:
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("jit", "pjit", "closed_call"):
             inner = equation.params["jaxpr"]
-            results = _inlined(inner.jaxpr, inner.consts, map(read, equation.invars))
+            # Who calls a jitted function is known here only, since it is traced once for all its callers.
+            calling = inner.jaxpr.replace(eqns=[_called_from(e, equation) for e in inner.jaxpr.eqns])
+            results = _inlined(calling, inner.consts, map(read, equation.invars))
         else:
             results = _evaluate_one(jaxpr, equation, read)
         values.update(zip(equation.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _called_from(equation, call):
+    """Return an equation of a jitted function with the traceback of the call."""
+    return equation.replace(source_info=equation.source_info.replace(traceback=call.source_info.traceback))
 
 
 def _evaluate_one(jaxpr: Jaxpr, equation, read: Callable) -> list:

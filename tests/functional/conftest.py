@@ -58,3 +58,20 @@ def strict():
         settings.enter_context(jax.debug_nans(True))
         settings.enter_context(jax.numpy_rank_promotion("raise"))
         yield
+
+
+def pytest_collection_modifyitems(items):
+    """Leave to the night what kernels share: by day each test of all implementations runs one case in one of them."""
+    kernels = [name for name in cases.implementations() if cases.is_kernel(name)]
+    groups = {}
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        name = callspec.params.get("implementation") if callspec else None
+        if name in kernels and item.get_closest_marker("served") is None:
+            groups.setdefault((item.module.__name__, item.originalname), []).append((name, item))
+    for number, group in enumerate(groups.values()):
+        chosen = kernels[number % len(kernels)]
+        first = next((item for name, item in group if name == chosen), None)
+        for _, item in group:
+            if item is not first:
+                item.add_marker(pytest.mark.nightly)
