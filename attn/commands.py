@@ -316,6 +316,12 @@ def check(arguments: argparse.Namespace) -> int:
     output = None if arguments.output is None else pathlib.Path(arguments.output)
     if output is not None and (message := error_message(str, str(output), LOCAL_PATH)):
         raise RunError(f"--output: {message}")
+    if output is not None and not output.parent.is_dir():
+        raise RunError(f"--output: the folder {output.parent} does not exist")
+    try:
+        jax.devices("cpu")
+    except RuntimeError:
+        raise RunError("attn check computes the exact values on the CPU: add cpu to JAX_PLATFORMS") from None
     lengths = arguments.lengths or ([1024] if sharding.platform() == "cpu" else [1024, 4096, 8192])
     print(f"{sharding.device_kind()}, JAX {jax.__version__}")
     results = checking.run(lengths, functools.partial(print, flush=True))
