@@ -10,7 +10,8 @@ A tile is 512 x 512, heads are 128 wide, in bfloat16; T = S = 4,096, causal, 8 h
 
     whole     bundles of the region for a tile whose pairs are all visible
     partial   those for a tile that the mask crosses; for kernels with one region for both, the same
-    call      of all heads: tiles x their bundles, and the other regions as often as they run
+    call      of all heads: tiles x their bundles, and the other regions: those of 60 bundles and more once per row
+              of tiles, which is more often than some of them run, and shorter ones at each step
 
 Nothing is run. Needs libtpu: requirements-accelerators.txt.
 """
@@ -53,12 +54,10 @@ def summary(counts: list[int]) -> dict[str, int]:
     largest = max(counts)
     tiles = [n for n, count in enumerate(counts) if count > largest / 2]
     partial, whole = counts[tiles[0]], counts[tiles[-1]]
-    before, after = counts[: tiles[0]], counts[tiles[-1] + 1 :]
-    # The largest region before and after the tiles runs once per row or column of tiles, the small ones at each step.
-    per_row = max(before, default=0) + max(after, default=0)
-    per_step = (
-        sum(before) + sum(after) + sum(counts[tiles[0] : tiles[-1] + 1]) - per_row - sum(counts[n] for n in tiles)
-    )
+    others = [count for n, count in enumerate(counts) if n not in tiles]
+    # Those that begin and end a row or column of tiles are long, those of each step are short.
+    per_row = sum(count for count in others if count >= 60)
+    per_step = sum(others) - per_row
     call = WHOLE * whole + PARTIAL * partial + ROWS * per_row + (WHOLE + PARTIAL) * per_step
     return {"whole": whole, "partial": partial, "call": HEADS * call}
 

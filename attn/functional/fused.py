@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array
 
-from attn.functional import blockwise, derivatives, dtypes, masks, mods, scores
+from attn.functional import blockwise, derivatives, dtypes, masks, scores
 from attn.functional.blocks import spread
 from attn.functional.contract import Call, Normalizer, Unsupported, resolve_offsets
 from attn.functional.plans import Blocks, Plan, plan_call
@@ -82,7 +82,9 @@ def attend(call: Call, blocks: Blocks, kernels: Kernels) -> tuple[Array, Normali
 
     # Sums of weights times large values may overflow, although their means do not. A power of two is exact.
     headroom = 2.0 ** -math.ceil(math.log2(plan.S / (1 - plan.rate)))
-    arrays = [jnp.moveaxis(x, 1, 0)[None] for x in (call.query, call.key, call.value * headroom)]
+    # Products with infinity may be -inf, which would seem hidden, so infinite queries and keys are NaN for a kernel.
+    query, key = (jnp.where(jnp.isfinite(x), x, jnp.nan) for x in (call.query, call.key))
+    arrays = [jnp.moveaxis(x, 1, 0)[None] for x in (query, key, call.value * headroom)]
     inputs = [*arrays, *(x for x, each in zip(parts, is_moving) if each)]
     fixed = [*(x for x, each in zip(parts, is_moving) if not each), *flags]
     forms = derivatives.Forms(value, like, pullback)
@@ -211,8 +213,6 @@ def unsupported_reason(call: Call, blocks: Blocks, kernels: Kernels, supported: 
     names = sorted({str(x.dtype) for x in (call.query, call.key, call.value)} - set(supported))
     if names:
         return f"dtype {names[0]} (supported: {', '.join(supported)})"
-    if any(isinstance(part, scores.from_vectors) for part in mods.nested(call.score)):
-        return "a score made from vectors"
     if is_sharded((call.query, call.key, call.value)):
         return "arrays that are sharded on an explicit mesh; use jax.shard_map"
 

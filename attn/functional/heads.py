@@ -57,7 +57,7 @@ def _attend_heads(chosen: Implementation, call: Call, *, return_logsumexp: bool,
         return (out, normalizer.logsumexp()) if return_logsumexp else out
 
     if chosen.all_heads:
-        return results(*_attend(chosen, _resolve_vectors_of_all(chosen, call)))
+        return results(*_attend(chosen, call if chosen.reads_marks else _resolve_vectors_of_all(chosen, call)))
 
     def one_head(query, mask, score, dropout, key, value):
         return results(*attend_one(chosen, Call(query, key, value, mask, score, call.scale, dropout)))

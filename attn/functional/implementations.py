@@ -55,7 +55,8 @@ class Implementation:
       backends: names as of `sharding.platform()` that it runs on; None for all.
       unsupported_reason: `(call) -> str | None`, the part of a call that it cannot serve for another reason, in words.
         The call is that of `attention` or `multi_head_attention`, without marks of `attn.per_head`.
-      reads_marks: `unsupported_reason` gets the call with its marks.
+      reads_marks: `unsupported_reason` gets the call with its marks, and an `attend` of all heads makes scores from
+        vectors itself.
       is_checked: `(device_kind) -> bool`, False on kinds of devices on which it has not been found right and faster
         than others. There "auto" and "fastest" do not choose it.
       is_worthwhile: `(call) -> bool`, True if "auto" and "fastest" should choose it for a call that it serves.

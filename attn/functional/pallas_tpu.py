@@ -116,8 +116,7 @@ def _forward(interpret, plan: Plan, query, key, value, parts, flags) -> list[Arr
             Result((rows, Hv), (bq, Hv), lambda row, column: (row, 0), value.dtype),
             Result((2, rows), (2, bq), lambda row, column: (0, row), plan.wide),
         ]
-        scratch = [pltpu.VMEM((bq, query.shape[-1]), query.dtype)]
-        scratch += [pltpu.VMEM(shape, plan.wide) for shape in ((bq, lanes), (bq, lanes), (bq, Hv))]
+        scratch = [pltpu.VMEM(shape, plan.wide) for shape in ((bq, lanes), (bq, lanes), (bq, Hv))]
         return run_kernel(_forward_kernel, "attn_forward", plan, listed, operands, results, scratch, interpret)
 
     out, stats = fused.folded(run)(query, key, value, *parts, *flags)
@@ -127,23 +126,22 @@ def _forward(interpret, plan: Plan, query, key, value, parts, flags) -> list[Arr
 def _forward_kernel(plan: Plan, step, load_parts, operands, results, scratch):
     """Update the statistics of a block of queries by a tile; after the last tile of the row, write the results."""
     (q_ref, k_ref, v_ref), (out_ref, stats_ref) = operands, results
-    clean_ref, peak_ref, total_ref, weighted_ref = scratch
+    peak_ref, total_ref, weighted_ref = scratch
     bk = plan.blocks.columns
 
     @pl.when(step.has(FIRST))
     def _():
-        clean_ref[...] = _with_nan(q_ref[...])
         peak_ref[...] = jnp.full(peak_ref.shape, -jnp.inf, plan.wide)
         total_ref[...] = jnp.zeros(total_ref.shape, plan.wide)
         weighted_ref[...] = jnp.zeros(weighted_ref.shape, plan.wide)
 
     def update(is_whole: bool):
         tile = Tile(plan, step, load_parts())
-        q, k, v = clean_ref[...], k_ref[...], v_ref[...]
+        q, k, v = q_ref[...], k_ref[...], v_ref[...]
         if is_whole:
-            s = tile.score(_dot(plan, q, _with_nan(k), _NT))
+            s = tile.score(_dot(plan, q, k, _NT))
         else:
-            raw = _dot(plan, q, _with_nan(k, v), _NT)
+            raw = _dot(plan, q, _with_marks(k, v), _NT)
             if plan.has_score:  # which may return a number for NaN
                 s = tile.score(jnp.where(raw == raw, raw, 0.0))
                 s = jnp.where(tile.visible(s), jnp.where(raw == raw, s, jnp.nan), -jnp.inf)
@@ -370,14 +368,7 @@ def _finite(x: Array) -> Array:
     return jnp.where(x - x == 0, x, 0)
 
 
-def _with_nan(key: Array, value: Array | None = None) -> Array:
-    """Return keys with NaN in place of infinity, for which a score of -inf would seem hidden.
-
-    With values, a key whose value has a number that is not finite is NaN as well.
-    """
-    key = key + 0 * key
-    if value is not None:
-        key = key + (value - value).astype(jnp.promote_types(value.dtype, jnp.float32)).sum(
-            axis=1, keepdims=True
-        ).astype(key.dtype)
-    return key
+def _with_marks(key: Array, value: Array) -> Array:
+    """Return keys that are NaN where their value has a number that is not finite: so are the scores that see it."""
+    wide = jnp.promote_types(value.dtype, jnp.float32)
+    return key + (value - value).astype(wide).sum(axis=1, keepdims=True).astype(key.dtype)

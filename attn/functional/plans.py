@@ -20,7 +20,7 @@ from jaxtyping import Array
 from attn.functional import blockwise, dtypes, masks, mods, scores, survey
 from attn.functional.blocks import positions_in_blocks
 from attn.functional.contract import Call, Unsupported
-from attn.functional.taken_apart import Kind, TakenApart, Value, take_apart
+from attn.functional.taken_apart import Kind, TakenApart, Value, evaluate, take_apart
 
 
 class Blocks(NamedTuple):
@@ -118,9 +118,9 @@ def plan_call(call: Call, blocks: Blocks, is_inside: Callable[[str], bool]) -> t
     rate = 0.0 if call.dropout is None else call.dropout.rate
     plans = []
 
-    def of_one(slices, head):
+    def of_one(slices, head, query, key):
         mask, score = of_head(slices)
-        mask, score = masks.as_mask(mask), scores.as_score(score)
+        mask, score = masks.as_mask(mask), scores.resolve_vectors(scores.as_score(score), query, key)
         mask, score = (None if each is None else each.resolve(T, S) for each in (mask, score))
 
         def of_products(raw, i, j):
@@ -150,8 +150,13 @@ def plan_call(call: Call, blocks: Blocks, is_inside: Callable[[str], bool]) -> t
         is_tame = [] if may_hide or not of_score else [_is_tame(of_score)]
         return dtypes.widened(values), [*dynamic, *is_tame]
 
-    parts, dynamic = _for_each_head(of_one, marked, jnp.arange(N))
+    queries, keys = jnp.moveaxis(call.query, 1, 0), jnp.repeat(jnp.moveaxis(call.key, 1, 0), N // K, axis=0)
+    parts, dynamic = _for_each_head(of_one, (marked, jnp.arange(N), queries, keys))
     return plans[0], parts, dynamic
+
+
+# Primitives that take tens or hundreds of operations per pair: of one position or a distance they are computed outside.
+_COSTLY = frozenset(("rem", "sin", "cos", "pow", "log", "log1p", "erf"))
 
 
 def _take_apart(name: str, function: Callable, blocks: Blocks, pairs: int, is_inside, example) -> TakenApart:
@@ -164,10 +169,12 @@ def _take_apart(name: str, function: Callable, blocks: Blocks, pairs: int, is_in
     def is_part(value: Value) -> bool:
         if value.kind == Kind.CONSTANT:
             return math.prod(value.shape) == 1
-        if value.kind == Kind.SCORE or len(value.shape) != 2 or all(map(is_inside, value.primitives)):
+        is_evaluated = all(map(is_inside, value.primitives))
+        if value.kind == Kind.SCORE or len(value.shape) != 2:
             return False
-        # One number per pair is memory of T x S, unless the function has that much already.
-        return value.kind != Kind.PAIR or value.reads >= pairs
+        if value.kind == Kind.PAIR:  # one number per pair is memory of T x S, unless the function has that much already
+            return not is_evaluated and value.reads >= pairs
+        return not is_evaluated or bool(_COSTLY & value.primitives)
 
     apart = take_apart(function, blocks.rows, blocks.columns, example, is_part)
     for equation in apart.equations() + [e for e in apart.closed.jaxpr.eqns if e.effects]:
@@ -230,22 +237,21 @@ def _at_tiles_of_blockwise(apart: TakenApart, T: int, S: int) -> TakenApart:
     return other
 
 
-def _for_each_head(function: Callable, slices: Sequence, heads: Array):
-    """Evaluate function(slices, head) per head, `[1 N ...]`, and what does not depend on the head once, `[1 1 ...]`."""
-    arguments = jax.tree.leaves((slices, heads))
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*jax.tree.map(lambda x: x[0], (slices, heads)))
+def _for_each_head(function: Callable, xs: tuple):
+    """Map a function over the leading axis of its arguments: `[1 N ...]`; what does not depend on them: `[1 1 ...]`."""
+    arguments = jax.tree.leaves(xs)
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*jax.tree.map(lambda x: x[0], xs))
     dependent = set(closed.jaxpr.invars)
     for equation in closed.jaxpr.eqns:
         if any(not isinstance(v, Literal) and v in dependent for v in equation.invars):
             dependent.update(equation.outvars)
 
-    def evaluate(*arguments):
-        return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *arguments)
-
-    once = evaluate(*(x[0] for x in arguments))
     is_per_head = [not isinstance(v, Literal) and v in dependent for v in closed.jaxpr.outvars]
-    many = jax.vmap(evaluate)(*arguments) if any(is_per_head) else once
-    results = [m[None] if each else jnp.asarray(o)[None, None] for m, o, each in zip(many, once, is_per_head)]
+    of_head = [v for v, each in zip(closed.jaxpr.outvars, is_per_head) if each]
+    shared = [v for v, each in zip(closed.jaxpr.outvars, is_per_head) if not each]
+    once = iter(evaluate(closed, [x[0] for x in arguments], {}, shared))
+    many = iter(jax.vmap(lambda *xs: evaluate(closed, xs, {}, of_head))(*arguments) if of_head else ())
+    results = [next(many)[None] if each else jnp.asarray(next(once))[None, None] for each in is_per_head]
     return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
 

@@ -117,7 +117,7 @@ class TakenApart:
         arguments = [rows[:, None], columns[None, :]]
         if self.score is not None:  # no part depends on s
             arguments.insert(0, jnp.zeros((len(rows), len(columns)), self.score.dtype))
-        return _evaluate(closed, arguments, {}, _at_places(closed, places))
+        return evaluate(closed, arguments, {}, _at_places(closed, places))
 
     def at(self, r: int, c: int) -> "TakenApart | None":
         """Return the same parts of the same function on tiles of another shape; None where its equations differ."""
@@ -153,7 +153,7 @@ class TakenApart:
             known[variable] = jnp.broadcast_to(value, part.shape).astype(part.dtype)
         if corner is not None:
             return _evaluate_in_kernel(self.closed, self.score is not None, arguments, known, corner)
-        (result,) = _evaluate(self.closed, arguments, known, self.closed.jaxpr.outvars)
+        (result,) = evaluate(self.closed, arguments, known, self.closed.jaxpr.outvars)
         return result
 
 
@@ -234,7 +234,7 @@ def _evaluate_one(jaxpr: Jaxpr, equation, read: Callable) -> list:
     return jax.core.eval_jaxpr(single, (), *map(read, inputs))
 
 
-def _evaluate(closed: ClosedJaxpr, arguments: Sequence, known: dict, wanted: Sequence) -> list:
+def evaluate(closed: ClosedJaxpr, arguments: Sequence, known: dict, wanted: Sequence) -> list:
     """Evaluate some variables of a jaxpr, where the values of others are known, and nothing that they do not need."""
     jaxpr = closed.jaxpr
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *arguments), strict=True)) | known

@@ -98,9 +98,8 @@ def test_what_can_be_inside_lowers_for_a_tpu_and_so_does_its_derivative(name):
         (lambda s, i, j: jnp.sort(s, axis=1), r"primitive 'sort' in the score, .*test_pallas_tpu.py:\d+"),
         (lambda s, i, j: jnp.expm1(s), r"primitive 'expm1' in the score, .*test_pallas_tpu.py:\d+"),
         (lambda s, i, j: s + jnp.arange(32.0)[i + j], r"primitive '\w+' in the score, .*test_pallas_tpu.py:\d+"),
-        (scores.from_vectors(lambda query, key: None), "a score made from vectors"),
     ],
-    ids=["sort", "expm1", "a table at i + j", "from vectors"],
+    ids=["sort", "expm1", "a table at i + j"],
 )
 def test_what_a_kernel_cannot_do_it_says_with_primitive_and_line(score, reason):
     arrays = cases.normal((40, 1, 4), (40, 1, 4), (40, 1, 4))

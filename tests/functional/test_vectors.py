@@ -115,7 +115,8 @@ def test_it_is_made_once_per_head_and_outside_of_the_tiles(implementation):
     query, key, value = (x[:, 0] for x in heads())
     call = lambda *a: attn.attention(*a, score=scores.from_vectors(make), implementation=implementation)  # noqa: E731
     found = [around for equation, around in equations(call, query, key, value) if equation.primitive.name == "cbrt"]
-    assert made == [((T, H), (S, H))] and len(found) == 1
+    assert made == [((T, H), (S, H))] * (2 if cases.is_kernel(implementation) else 1)  # first to see if a kernel can
+    assert len(found) == 1
     assert not any(outer.primitive.name in ("scan", "while", "cond") for outer in found[0])
 
 

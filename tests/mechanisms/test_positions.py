@@ -108,7 +108,7 @@ ROWS, COLUMNS = np.array([[0, 1], [2, 3], [4, 4]]), np.array([[0, 1, 2], [3, 4, 
 def mask_of(mechanism, first):
     """Return the mask of a causal layer whose first query stands at `first`."""
     where = sides(first=first)._replace(mask=masks.causal(offset=first))
-    return attention(mechanism)._mask(where).resolve(T, S)
+    return Departures(attention(mechanism).mechanism, where, jnp.arange(1)).mask().resolve(T, S)
 
 
 @pytest.mark.parametrize("mechanism", [mechanisms.window(2, 1), of(mask=masks.sliding_window(2, 1))])
