@@ -1,0 +1,308 @@
+"""Fused attention on NVIDIA GPUs in Pallas: the user's mask and score inside the kernel, forward and backward.
+
+A program of the forward kernel computes one block of queries: it keeps the largest score m, the sum l and the weighted
+sum a in registers (see `blockwise` for the recurrence), and loops over the tiles that the mask needs. The backward
+kernels recompute p = exp(s - m), and with the cotangents do of the output and delta of its normaliser
+
+    dv = p^T do,    ds = p (do v^T - delta),    dq = ds' k,    dk = ds'^T q,    where ds' = ds . ds/d(q k^T).
+
+The score is differentiated inside of the kernel, by `jax.vjp`. One kernel loops over the keys of a block of queries,
+for dq and most parts, the other over the queries of a block of keys, for dk, dv and the parts that depend on j.
+
+What must not meet a product is put right before the kernels, in the pass that brings heads to the front: rows of
+queries, keys and values that are not finite, and widths that are not a power of two.
+
+Programs run in any order and share no memory that adds up in order. So each has its own results, which are added up
+outside; only gradients of numbers per distance are added by atomic operations (see `add_part`).
+
+Pallas lowers these kernels through Triton, which arranges threads, shared memory and tensor cores itself, for Ampere,
+Hopper and Blackwell alike. With Mosaic GPU, the other lowering, each of these generations needs kernels of its own,
+written in warp groups, barriers and asynchronous copies, and functions of the user's would have to be laid out for
+them.
+
+Source: Dao 2023 (FlashAttention-2); Tillet et al. 2019 (Triton).
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from attn.functional import fused
+from attn.functional.contract import Call, Normalizer
+from attn.functional.fused import Blocks, Kernels, Plan
+from attn.functional.pallas_gpu_layout import (
+    F32,
+    Program,
+    Result,
+    Settings,
+    Tile,
+    add_part,
+    count,
+    gradient_of_part,
+    lists,
+    of_parts,
+    padded,
+    result_of_part,
+    run,
+    widened,
+    width_inside,
+)
+from attn.functional.taken_apart import Kind
+
+_LOG2_E = math.log2(math.e)
+_NT = (((1,), (1,)), ((), ()))  # a b^T
+_TN = (((0,), (0,)), ((), ()))  # a^T b
+
+# What Triton can evaluate on a tile, with its derivative.
+INSIDE = frozenset(
+    (
+        *("add", "sub", "mul", "div", "neg", "abs", "sign", "max", "min", "rem", "floor", "ceil", "clamp", "square"),
+        *("exp", "exp2", "expm1", "log", "log1p", "sqrt", "rsqrt", "cbrt", "pow", "integer_pow", "logistic", "erf_inv"),
+        *("sin", "cos", "tan", "asin", "acos", "atan", "atan2"),
+        *("sinh", "cosh", "tanh", "asinh", "acosh", "atanh"),
+        *("select_n", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "not", "is_finite"),
+        *("shift_left", "shift_right_logical", "shift_right_arithmetic", "population_count", "clz"),
+        *("convert_element_type", "bitcast_convert_type", "broadcast_in_dim", "stop_gradient", "custom_jvp_call"),
+    )
+)
+
+
+def attend(call: Call, *, interpret: bool = False, block_size: int | None = None) -> tuple[Array, Normalizer]:
+    """Compute the attention of all heads.
+
+    Args:
+      call: of all heads.
+      interpret: run the kernels as ordinary JAX on any device.
+      block_size: number of queries, and of keys, in a tile; None for what suits the width of the heads.
+    """
+    return fused.attend(call, _blocks(call, block_size), _kernels(interpret))
+
+
+def unsupported_reason(call: Call) -> str | None:
+    """Return the part of a call that the kernels cannot serve, or None."""
+    supported = "float16", "bfloat16", "float32"
+    return fused.unsupported_reason(call, _blocks(call, None), _kernels(False), supported)
+
+
+def _blocks(call: Call, block_size: int | None) -> Blocks:
+    """Return the shape of a tile: powers of two, as small as hold short sequences."""
+    rows, columns = (block_size, block_size) if block_size else (64, 64)
+    return Blocks(*(min(size, width_inside(n)) for size, n in ((rows, call.T), (columns, call.S))))
+
+
+def _kernels(interpret: bool) -> Kernels:
+    forward, backward = (functools.partial(each, interpret) for each in (_forward, _backward))
+    return Kernels(forward, backward, INSIDE.__contains__)
+
+
+def _settings(name: str, *arrays: Array) -> Settings:
+    return Settings(4, 2)
+
+
+# Forward
+
+
+def _forward(interpret: bool, plan: Plan, query, key, value, parts, flags) -> list[Array]:
+    """Compute (out `[B N T Hv]`, peak and total `[B N T]`)."""
+    Hv, (bq, bk, _) = value.shape[-1], plan.blocks
+
+    def call(query, key, value, *rest):
+        query, (key, value) = _with_nan(query), _with_nan(key, value)
+        operands = [padded(widened(query), 2, bq), *(padded(widened(x), 2, bk) for x in (key, value))]
+        rows = count(plan.T, bq) * bq
+        results = [Result((rows, x.shape[-1]), (bq, x.shape[-1]), x.dtype) for x in operands[2:]]
+        results += [Result((rows,), (bq,))] * 2
+        operands += of_parts(plan, rest[: len(parts)])
+        listed = lists(plan, rest[len(parts) :], "rows")
+        settings = _settings("forward", *operands[:3])
+        return run(_forward_kernel, "attn_forward_rows", plan, listed, operands, results, settings, interpret)
+
+    out, peak, total = fused.folded(call)(query, key, value, *parts, *flags)
+    return [out[:, :, : plan.T, :Hv], peak[:, :, : plan.T], total[:, :, : plan.T]]
+
+
+def _forward_kernel(plan: Plan, program: Program, operands, results):
+    """Compute the output of a block of queries."""
+    (q_ref, k_ref, v_ref, *parts), (out_ref, peak_ref, total_ref) = operands, results
+    bq, row = plan.blocks.rows, program.number
+    q = q_ref[Tile(plan, row, 0, parts).rows, :]
+    # Weights are at most exp(-guard), so that their sums times a large value do not overflow. A large value of 16 bits
+    # is not that large, and small weights would be lost.
+    guard = 0.0 if v_ref.dtype == jnp.float16 else math.log(2) * math.ceil(math.log2(plan.S))
+
+    def update(is_whole: bool, column, carry):
+        peak, total, weighted = carry
+        tile = Tile(plan, row, column, parts)
+        v = v_ref[tile.columns, :]
+        s = _scores(plan, tile, _dot(plan, q, k_ref[tile.columns, :], _NT), may_hide=plan.may_hide or not is_whole)
+        s = s if is_whole else tile.only_visible(s, -jnp.inf)
+        new = jnp.maximum(peak, s.max(axis=1) + guard)
+        safe = jnp.where(new == -jnp.inf, 0.0, new)  # -inf - -inf would be NaN
+        p, shrink = _exp(s - safe[:, None]), _exp(peak - safe)
+        weighted = weighted * shrink[:, None] + _dot(plan, tile.drop(p).astype(v.dtype), v)
+        return new, total * shrink + p.sum(axis=1), weighted
+
+    empty = jnp.full((bq,), -jnp.inf, F32), jnp.zeros((bq,), F32), jnp.zeros((bq, v_ref.shape[1]), F32)
+    peak, total, weighted = program.loop(update, empty)
+    is_empty = total == 0
+    inverse = 1 / jnp.where(is_empty, 1.0, total * (1 - plan.rate))
+    out_ref[...] = (weighted * inverse[:, None]).astype(out_ref.dtype)
+    peak_ref[...] = jnp.where(is_empty, 0.0, peak)
+    total_ref[...] = total
+
+
+def _scores(plan: Plan, tile: Tile, raw: Array, *, may_hide: bool) -> Array:
+    """Return the scores of products, NaN where the product is NaN, for which a score may return a number."""
+    if not plan.has_score:
+        return tile.score(raw)
+    is_number = raw == raw
+    if not may_hide:
+        return jnp.where(is_number, tile.score(raw), jnp.nan)
+    s = tile.score(jnp.where(is_number, raw, 0.0))
+    return jnp.where(is_number | (s == -jnp.inf), s, jnp.nan)
+
+
+# Backward
+
+
+def _backward(interpret: bool, plan: Plan, query, key, value, parts, flags, peak, dout, delta, wanted) -> list[Array]:
+    """Compute the gradients of the wanted inputs: query, key, value, and parts."""
+    if plan.rate:
+        dout = (dout / (1 - plan.rate)).astype(dout.dtype)
+    kinds = [Kind.QUERY, Kind.KEY, Kind.KEY, *(part.kind for part in plan.parts)]
+    numbers = [n for n, is_wanted in enumerate(wanted) if is_wanted]
+    work = {
+        "rows": [n for n in numbers if kinds[n] != Kind.KEY],
+        "columns": [n for n in numbers if kinds[n] == Kind.KEY],
+    }
+    found = {}
+    for order, names in work.items():
+        if names:
+            call = functools.partial(_run_backward, interpret, plan, order, names)
+            results = fused.folded(call)(query, key, value, dout, peak, delta, *parts, *flags)
+            found.update(zip(names, results, strict=True))
+    inputs = query, key, value, *parts
+    return [_added_up(plan, n, found[n], inputs[n]) for n in numbers]
+
+
+def _added_up(plan: Plan, n: int, gradient: Array, x: Array) -> Array:
+    """Return the gradient `[B N ...]` of input n in the shape of the input: heads and examples may share it."""
+    if n >= 3:
+        gradient = gradient_of_part(plan, plan.parts[n - 3].kind, gradient)
+    else:
+        gradient = gradient[:, :, : x.shape[2], : x.shape[3]]
+    if 1 < x.shape[1] < plan.N:
+        gradient = gradient.reshape(len(gradient), plan.K, plan.group, *gradient.shape[2:]).sum(axis=2)
+    axes = tuple(axis for axis in range(2) if x.shape[axis] < gradient.shape[axis])
+    return gradient.sum(axis=axes, keepdims=True).astype(x.dtype)
+
+
+def _run_backward(interpret, plan: Plan, order: str, names: list[int], query, key, value, dout, peak, delta, *rest):
+    """Run one backward kernel: the gradients of the inputs of these numbers, `[B N ...]`."""
+    parts, flags = rest[: len(plan.parts)], rest[len(plan.parts) :]
+    bq, bk, _ = plan.blocks
+    query, key, value = map(_finite, (query, key, value))
+    operands = [padded(widened(x), 2, block) for x, block in ((query, bq), (key, bk), (value, bk), (dout, bq))]
+    # Queries of padding get the weights exp(s - inf) = 0.
+    missing = [(0, 0), (0, 0), (0, -plan.T % bq)]
+    operands += [jnp.pad(peak, missing, constant_values=jnp.inf), jnp.pad(delta, missing)]
+    of_keys = [x.dtype if plan.group == 1 else F32 for x in (key, value)]
+    dtypes = query.dtype, *of_keys
+    batch = max(map(len, (*operands, *parts, *flags)))
+    results = []
+    for n in names:
+        if n < 3:
+            shape, block = operands[n].shape[2:], bk if n else bq
+            results.append(Result(shape, (block, shape[1]), dtypes[n]))
+        else:
+            results.append(result_of_part(plan, plan.parts[n - 3].kind, batch * plan.N))
+    settings = _settings(order, *operands[:3])
+    kernel = functools.partial(_backward_kernel, order, names)
+    listed = lists(plan, flags, order)
+    operands += of_parts(plan, parts)
+    return run(kernel, f"attn_backward_{order}", plan, listed, operands, results, settings, interpret)
+
+
+def _backward_kernel(order: str, names: list[int], plan: Plan, program: Program, operands, results):
+    """Compute the gradients of a block of queries, or of a block of keys."""
+    q_ref, k_ref, v_ref, dout_ref, peak_ref, delta_ref, *parts = operands
+    outs = dict(zip(names, results, strict=True))
+    of_parts = [n - 3 for n in names if n >= 3]
+    by_row = order == "rows"
+
+    def of_queries(tile: Tile):
+        return [ref[tile.rows, :] for ref in (q_ref, dout_ref)] + [ref[tile.rows] for ref in (peak_ref, delta_ref)]
+
+    def of_keys(tile: Tile):
+        return [ref[tile.columns, :] for ref in (k_ref, v_ref)]
+
+    def tile_of(other):
+        return Tile(plan, *((program.number, other) if by_row else (other, program.number)), parts)
+
+    own = (of_queries if by_row else of_keys)(tile_of(0))
+
+    def update(is_whole: bool, other, sums: dict):
+        tile = tile_of(other)
+        (q, dout, peak, delta), (k, v) = (own, of_keys(tile)) if by_row else (of_queries(tile), own)
+        s, pull = tile.score_and_pullback(_dot(plan, q, k, _NT), of_parts)
+        p = _exp(s - peak[:, None])
+        p = p if is_whole else tile.only_visible(p, 0.0)
+        ds = p * (tile.drop(_dot(plan, dout, v, _NT)) - delta[:, None])
+        draw, *dparts = pull(ds)
+        draw = draw.astype(q.dtype)
+        terms = {
+            0: lambda: _dot(plan, draw, k),
+            1: lambda: _dot(plan, draw, q, _TN),
+            2: lambda: _dot(plan, tile.drop(p).astype(dout.dtype), dout, _TN),
+        }
+        terms |= {3 + n: functools.partial(add_part, tile, plan.parts[n].kind, outs[3 + n], d)
+                  for n, d in zip(of_parts, dparts)}  # fmt: skip
+        added = {n: terms[n]() for n in names}
+        return {n: x + added[n] for n, x in sums.items()}
+
+    shapes = {n: out.shape for n, out in outs.items() if n < 3}
+    for n in of_parts:
+        kind = plan.parts[n].kind
+        if kind in (Kind.CONSTANT, Kind.QUERY, Kind.KEY):
+            shapes[3 + n] = () if kind == Kind.CONSTANT else outs[3 + n].shape
+    sums = program.loop(update, {n: jnp.zeros(shape, F32) for n, shape in shapes.items()})
+    for n, x in sums.items():
+        outs[n][...] = jnp.broadcast_to(x, outs[n].shape).astype(outs[n].dtype)
+
+
+# Arrays
+
+
+def _dot(plan: Plan, a: Array, b: Array, dimensions=(((1,), (0,)), ((), ()))) -> Array:
+    """Return a matrix product, in float32."""
+    return lax.dot_general(a, b, dimensions, precision=plan.precision, preferred_element_type=F32)
+
+
+def _exp(x: Array) -> Array:
+    """Return exp(x) by the instruction that GPUs have."""
+    return jnp.exp2(x * _LOG2_E)
+
+
+def _is_finite(x: Array) -> Array:
+    """Return True for rows of finite numbers: `[... 1]`."""
+    return jnp.isfinite(x).all(axis=-1, keepdims=True)
+
+
+def _finite(x: Array) -> Array:
+    """Replace rows with a number that is not finite by 0."""
+    return jnp.where(_is_finite(x), x, 0)
+
+
+def _with_nan(x: Array, value: Array | None = None):
+    """Replace rows with a number that is not finite by NaN: then all their scores are NaN.
+
+    With values, a key whose value is not finite is NaN as well, and the value is 0: a hidden one would meet weight 0.
+    """
+    if value is None:
+        return jnp.where(_is_finite(x), x, jnp.nan)
+    is_finite = _is_finite(value)
+    return jnp.where(_is_finite(x) & is_finite, x, jnp.nan), jnp.where(is_finite, value, 0)
