@@ -25,7 +25,7 @@ Source: Dao 2023 (FlashAttention-2); Tillet et al. 2019 (Triton).
 
 import functools
 import math
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -55,7 +55,6 @@ from attn.functional.taken_apart import Kind
 
 _LOG2_E = math.log2(math.e)
 _NT = (((1,), (1,)), ((), ()))  # a b^T
-_TN = (((0,), (0,)), ((), ()))  # a^T b
 
 # What Triton can evaluate on a tile, with its derivative.
 INSIDE = frozenset(
@@ -90,17 +89,33 @@ def unsupported_reason(call: Call) -> str | None:
 
 def _blocks(call: Call, block_size: int | None) -> Blocks:
     """Return the shape of a tile: powers of two, as small as hold short sequences."""
-    rows, columns = (block_size, block_size) if block_size else (64, 64)
+    rows, columns = (block_size, block_size) if block_size else _choice(call.query, call.value).blocks
     return Blocks(*(min(size, width_inside(n)) for size, n in ((rows, call.T), (columns, call.S))))
+
+
+class _Choice(NamedTuple):
+    """The shape of a tile and the settings of each kernel: the fastest shapes that need no memory for registers."""
+
+    blocks: tuple[int, int]
+    forward: Settings
+    rows: Settings
+    columns: Settings
+
+
+def _choice(query: Array, value: Array) -> _Choice:
+    """Return the choice for heads of this width and dtype."""
+    width = max(width_inside(x.shape[-1]) for x in (query, value))
+    is_half = query.dtype.itemsize == 2
+    if width <= 64:
+        return _Choice((64, 64), *[Settings(4 if is_half else 8, 2)] * 3)
+    if width <= 128 and is_half:
+        return _Choice((64, 64), Settings(4, 2), Settings(8, 2), Settings(8, 2))
+    return _Choice((32, 32), *[Settings(4, 2)] * 3)
 
 
 def _kernels(interpret: bool) -> Kernels:
     forward, backward = (functools.partial(each, interpret) for each in (_forward, _backward))
     return Kernels(forward, backward, INSIDE.__contains__)
-
-
-def _settings(name: str, *arrays: Array) -> Settings:
-    return Settings(4, 2)
 
 
 # Forward
@@ -118,7 +133,7 @@ def _forward(interpret: bool, plan: Plan, query, key, value, parts, flags) -> li
         results += [Result((rows,), (bq,))] * 2
         operands += of_parts(plan, rest[: len(parts)])
         listed = lists(plan, rest[len(parts) :], "rows")
-        settings = _settings("forward", *operands[:3])
+        settings = _choice(query, value).forward
         return run(_forward_kernel, "attn_forward_rows", plan, listed, operands, results, settings, interpret)
 
     out, peak, total = fused.folded(call)(query, key, value, *parts, *flags)
@@ -220,7 +235,7 @@ def _run_backward(interpret, plan: Plan, order: str, names: list[int], query, ke
             results.append(Result(shape, (block, shape[1]), dtypes[n]))
         else:
             results.append(result_of_part(plan, plan.parts[n - 3].kind, batch * plan.N))
-    settings = _settings(order, *operands[:3])
+    settings = getattr(_choice(query, value), order)
     kernel = functools.partial(_backward_kernel, order, names)
     listed = lists(plan, flags, order)
     operands += of_parts(plan, parts)
@@ -243,21 +258,25 @@ def _backward_kernel(order: str, names: list[int], plan: Plan, program: Program,
     def tile_of(other):
         return Tile(plan, *((program.number, other) if by_row else (other, program.number)), parts)
 
+    def product(of_queries: Array, of_keys: Array) -> Array:
+        # A tile is an operand of the next product as the product before has left it in registers, rows first.
+        return _dot(plan, of_queries, of_keys, _NT) if by_row else _dot(plan, of_keys, of_queries, _NT).T
+
     own = (of_queries if by_row else of_keys)(tile_of(0))
 
     def update(is_whole: bool, other, sums: dict):
         tile = tile_of(other)
         (q, dout, peak, delta), (k, v) = (own, of_keys(tile)) if by_row else (of_queries(tile), own)
-        s, pull = tile.score_and_pullback(_dot(plan, q, k, _NT), of_parts)
+        s, pull = tile.score_and_pullback(product(q, k), of_parts)
         p = _exp(s - peak[:, None])
         p = p if is_whole else tile.only_visible(p, 0.0)
-        ds = p * (tile.drop(_dot(plan, dout, v, _NT)) - delta[:, None])
+        ds = p * (tile.drop(product(dout, v)) - delta[:, None])
         draw, *dparts = pull(ds)
         draw = draw.astype(q.dtype)
         terms = {
             0: lambda: _dot(plan, draw, k),
-            1: lambda: _dot(plan, draw, q, _TN),
-            2: lambda: _dot(plan, tile.drop(p).astype(dout.dtype), dout, _TN),
+            1: lambda: _dot(plan, draw.T, q),
+            2: lambda: _dot(plan, tile.drop(p).astype(dout.dtype).T, dout),
         }
         terms |= {3 + n: functools.partial(add_part, tile, plan.parts[n].kind, outs[3 + n], d)
                   for n, d in zip(of_parts, dparts)}  # fmt: skip
