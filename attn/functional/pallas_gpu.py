@@ -38,7 +38,6 @@ from attn.functional.pallas_gpu_layout import (
     F32,
     Program,
     Result,
-    Settings,
     Tile,
     add_part,
     count,
@@ -84,33 +83,50 @@ def attend(call: Call, *, interpret: bool = False, block_size: int | None = None
 def unsupported_reason(call: Call) -> str | None:
     """Return the part of a call that the kernels cannot serve, or None."""
     supported = "float16", "bfloat16", "float32"
+    if max(call.query.shape[-1], call.value.shape[-1]) > _WIDEST:
+        return f"heads wider than {_WIDEST}"
     return fused.unsupported_reason(call, _blocks(call, None), _kernels(False), supported)
 
 
-def _blocks(call: Call, block_size: int | None) -> Blocks:
-    """Return the shape of a tile: powers of two, as small as hold short sequences."""
-    rows, columns = (block_size, block_size) if block_size else _choice(call.query, call.value).blocks
-    return Blocks(*(min(size, width_inside(n)) for size, n in ((rows, call.T), (columns, call.S))))
-
-
 class _Choice(NamedTuple):
-    """The shape of a tile and the settings of each kernel: the fastest shapes that need no memory for registers."""
+    """Shapes and warps for heads up to a width.
 
-    blocks: tuple[int, int]
-    forward: Settings
-    rows: Settings
-    columns: Settings
+    Attributes:
+      masked, scored: numbers of queries and keys in a tile, without and with a score, which takes registers.
+      warps: of a program of the forward kernel, and of those by rows and by columns.
+    """
+
+    masked: tuple[int, int]
+    scored: tuple[int, int]
+    warps: tuple[int, int, int]
+
+
+# By bytes of a number and width: the largest tiles for which Triton keeps everything in the registers of an H100, for
+# the masks and scores of this library.
+_CHOICES = {
+    (2, 64): _Choice((64, 64), (64, 32), (4, 4, 4)),
+    (2, 128): _Choice((64, 64), (64, 32), (4, 4, 8)),
+    (2, 256): _Choice((32, 32), (32, 32), (8, 8, 8)),
+    (4, 64): _Choice((64, 32), (32, 32), (4, 4, 4)),
+    (4, 128): _Choice((32, 32), (32, 32), (4, 8, 8)),
+    (4, 256): _Choice((16, 16), (16, 16), (8, 8, 8)),
+}
+_WIDEST = 256
 
 
 def _choice(query: Array, value: Array) -> _Choice:
     """Return the choice for heads of this width and dtype."""
-    width = max(width_inside(x.shape[-1]) for x in (query, value))
-    is_half = query.dtype.itemsize == 2
-    if width <= 64:
-        return _Choice((64, 64), *[Settings(4 if is_half else 8, 2)] * 3)
-    if width <= 128 and is_half:
-        return _Choice((64, 64), Settings(4, 2), Settings(8, 2), Settings(8, 2))
-    return _Choice((32, 32), *[Settings(4, 2)] * 3)
+    width = max(64, *(width_inside(x.shape[-1]) for x in (query, value)))
+    itemsize = max(query.dtype.itemsize, value.dtype.itemsize)
+    return _CHOICES[min(itemsize, 4), min(width, _WIDEST)]
+
+
+def _blocks(call: Call, block_size: int | None) -> Blocks:
+    """Return the shape of a tile: powers of two, as small as hold short sequences."""
+    choice = _choice(call.query, call.value)
+    rows, columns = choice.masked if call.score is None else choice.scored
+    rows, columns = (block_size, block_size) if block_size else (rows, columns)
+    return Blocks(*(min(size, width_inside(n)) for size, n in ((rows, call.T), (columns, call.S))))
 
 
 def _kernels(interpret: bool) -> Kernels:
@@ -133,8 +149,8 @@ def _forward(interpret: bool, plan: Plan, query, key, value, parts, flags) -> li
         results += [Result((rows,), (bq,))] * 2
         operands += of_parts(plan, rest[: len(parts)])
         listed = lists(plan, rest[len(parts) :], "rows")
-        settings = _choice(query, value).forward
-        return run(_forward_kernel, "attn_forward_rows", plan, listed, operands, results, settings, interpret)
+        warps = _choice(query, value).warps[0]
+        return run(_forward_kernel, "attn_forward_rows", plan, listed, operands, results, warps, interpret)
 
     out, peak, total = fused.folded(call)(query, key, value, *parts, *flags)
     return [out[:, :, : plan.T, :Hv], peak[:, :, : plan.T], total[:, :, : plan.T]]
@@ -235,11 +251,11 @@ def _run_backward(interpret, plan: Plan, order: str, names: list[int], query, ke
             results.append(Result(shape, (block, shape[1]), dtypes[n]))
         else:
             results.append(result_of_part(plan, plan.parts[n - 3].kind, batch * plan.N))
-    settings = getattr(_choice(query, value), order)
+    warps = _choice(query, value).warps[("rows", "columns").index(order) + 1]
     kernel = functools.partial(_backward_kernel, order, names)
     listed = lists(plan, flags, order)
     operands += of_parts(plan, parts)
-    return run(kernel, f"attn_backward_{order}", plan, listed, operands, results, settings, interpret)
+    return run(kernel, f"attn_backward_{order}", plan, listed, operands, results, warps, interpret)
 
 
 def _backward_kernel(order: str, names: list[int], plan: Plan, program: Program, operands, results):

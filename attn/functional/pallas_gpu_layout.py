@@ -26,13 +26,6 @@ F32 = jnp.float32
 _MEMORY_OF_COPIES = 1 << 28  # bytes, for the gradients of one part of kind DISTANCE
 
 
-class Settings(NamedTuple):
-    """How Triton compiles a kernel: warps of a program, and stages of the loads in its loop."""
-
-    num_warps: int
-    num_stages: int
-
-
 class Result(NamedTuple):
     """An output of a kernel, `[B N ...]`.
 
@@ -197,7 +190,7 @@ def run(
     listed: Lists,
     operands: Sequence[Array],
     results: Sequence[Result],
-    settings: Settings,
+    warps: int,
     interpret: bool,
 ) -> list[Array]:
     """Run `kernel(plan, program, operands, results)` for every head and block: results `[B N ...]`."""
@@ -230,7 +223,7 @@ def run(
         out_specs=[spec(shape.shape, result.block) for shape, result in zip(shapes, results)],
         out_shape=shapes,
         input_output_aliases={len(inputs) + n: at for n, at in enumerate(zeroed)},
-        compiler_params=plgpu.CompilerParams(num_warps=settings.num_warps, num_stages=settings.num_stages),
+        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=2),
         interpret=interpret,
         name=name,
     )(*inputs, *zeros)
