@@ -1,4 +1,7 @@
-"""The command line: `attn predict | evaluate | inspect` use a trained run; `attn walkthrough | lengths` run studies."""
+"""The command line: `attn predict | evaluate | inspect` use a trained run, `attn walkthrough | lengths` run studies.
+
+`attn check` checks the implementations of attention on the device at hand.
+"""
 
 import argparse
 import contextlib
@@ -68,7 +71,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
         title="commands", dest="command", required=True, metavar="COMMAND", parser_class=_Parser
     )
 
-    for add in (_add_predict, _add_evaluate, _add_inspect, _add_walkthrough, _add_lengths):
+    for add in (_add_predict, _add_evaluate, _add_inspect, _add_walkthrough, _add_lengths, _add_check):
         add(commands)
     return parser, commands.choices
 
@@ -200,6 +203,24 @@ def _add_lengths(commands):
         "--page",
         metavar="FILE",
         help="Markdown file into which the tables are written, between its marks. Default: FOLDER/lengths.md.",
+    )
+
+
+def _add_check(commands):
+    check = commands.add_parser(
+        "check",
+        help="Check the implementations of attention on this device: values, gradients, semantics and times.",
+        description="Compare every implementation that runs on this device with the equation in float64 on the CPU, "
+        'measure its times, and say what "auto" would choose. Takes about five minutes on a TPU or GPU.',
+    )
+    check.add_argument(
+        "--lengths",
+        metavar="N,...",
+        type=_lengths,
+        help="Numbers of positions at which to measure times. Default: 1024,4096,8192; on a CPU 1024.",
+    )
+    check.add_argument(
+        "--output", metavar="FILE", help="Write the results to this JSON file. Default: none is written."
     )
 
 

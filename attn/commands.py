@@ -8,11 +8,13 @@ import pathlib
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from attn.functional import Unsupported
+from attn import checking
+from attn.functional import Unsupported, sharding
 from attn.inspection import pictures
 from attn.pretrained.files import FileError
 from attn.runs import Run, load
@@ -307,3 +309,24 @@ def _track(batches: Sequence) -> Iterable:
     """Wrap batches to show progress on a terminal."""
     console = Console(stderr=True)
     return track(batches, "evaluating", console=console, transient=True, disable=not console.is_terminal)
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Check the implementations of attention on this device; return 1 if one of them is wrong."""
+    output = None if arguments.output is None else pathlib.Path(arguments.output)
+    if output is not None and (message := error_message(str, str(output), LOCAL_PATH)):
+        raise RunError(f"--output: {message}")
+    lengths = arguments.lengths or ([1024] if sharding.platform() == "cpu" else [1024, 4096, 8192])
+    print(f"{sharding.device_kind()}, JAX {jax.__version__}")
+    results = checking.run(lengths, functools.partial(print, flush=True))
+    if output is not None:
+        write_whole(output, json.dumps(results, indent=1) + "\n")
+        print(f"wrote {output}")
+    wrong = [name for name, cases in results["values"].items() if not all(each["right"] for each in cases.values())]
+    print(f"wrong: {', '.join(wrong)}" if wrong else "every result is right")
+    chosen = ", ".join(results["preferred"])
+    others = (
+        "as before: no kernel is right and faster everywhere" if not chosen else f"{chosen} first, by these results"
+    )
+    print(f'"auto" and "fastest" choose {others}')
+    return 1 if wrong else 0

@@ -28,3 +28,14 @@ def test_the_tokens_per_second_of_smollm2_are_the_recorded_ones():
     text = " ".join((ROOT / "benchmarks/README.md").read_text().split())
     assert f"writes {ours:.1f} tokens per second with our key/value cache and {torch:.1f} with the library" in text
     assert f"{values['ratio']:.2f} times as many" in text
+
+
+def test_the_message_of_a_training_step_is_the_recorded_one():
+    programs = json.loads((ROOT / "benchmarks/results/programs.json").read_text())["programs"]["reverse"]
+    text = (ROOT / "benchmarks/README.md").read_text()
+    for chips in (4, 16, 64, 256):
+        row = programs[f"v5e-{chips}"]["advance"]
+        assert list(row["collectives"]) == ["all-reduce"]
+        sent, peak = row["collectives"]["all-reduce"], row["peak"] / 2**20
+        assert f"| {chips} | {sent['count']} | {sent['bytes']:,} | {peak:.1f} |" in text
+    assert f"| 1 | none | | {programs['v5e-1']['advance']['peak'] / 2**20:.1f} |" in text

@@ -131,7 +131,7 @@ def multi_head_attention(
     """
     query, key, value = checks.check_arrays(("T N H", query), ("S K H", key), ("S K Hv", value))
     call = _call(query, key, value, mask, score, scale, dropout)
-    chosen = choose(implementation, _without_marks(call), return_logsumexp=return_logsumexp)
+    chosen = choose(implementation, call, return_logsumexp=return_logsumexp)
     return heads.attend_heads(chosen, call, return_logsumexp=return_logsumexp)
 
 
@@ -213,10 +213,3 @@ def _call_of_one_head(query, key, value, mask, score, scale, dropout=None) -> Ca
                     f"{checks.describe(part)} differs by head: use it in multi_head_attention, not with one head"
                 )
     return _call(query, key, value, mask, score, scale, dropout)
-
-
-def _without_marks(call: Call) -> Call:
-    """Take the marks of `per_head` off, since `choose` checks the masks and scores themselves."""
-    marked, of_head = mods.unwrap_per_head((call.mask, call.score), call.query.shape[1])
-    mask, score = of_head(marked)
-    return call._replace(mask=as_mask(mask), score=as_score(score))

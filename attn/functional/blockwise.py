@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float
 from attn.functional import closures, cpu, dtypes, masks, mods, scores, survey, taken_apart
 from attn.functional.blocks import BlockedAxis, in_blocks, positions_in_blocks, spread
 from attn.functional.contract import Call, Head, Normalizer, prepare, zero_hidden_values
-from attn.functional.sharding import any_of_devices, gathered, sharded_along, vary_alike
+from attn.functional.sharding import any_of_devices, device_count, gathered, platform, sharded_along, vary_alike
 
 BLOCK_SIZE = 512  # a tile of 512 x 512 is 1 MiB of float32, which fits into the cache of one core
 # Pairs of query and key. On a CPU the reference is faster at 576 x 576, but not always at 640 x 640.
@@ -202,8 +202,8 @@ def heads_at_once(heads: int) -> int:
     with every axis of the mesh manual, the code is that of one device.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    is_one_device = jax.device_count() == 1 or (not mesh.empty and mesh.are_all_axes_manual)
-    if jax.default_backend() != "cpu" or not is_one_device:
+    is_one_device = device_count() == 1 or (not mesh.empty and mesh.are_all_axes_manual)
+    if platform() != "cpu" or not is_one_device:
         return heads
     cores = cpu.cores() // jax.local_device_count()
     return max(n for n in range(1, heads + 1) if heads % n == 0 and n <= max(cores, 1))

@@ -11,6 +11,7 @@ Axes: `b` batch, 1 or B; `n` heads, 1 or N. Every array of a kernel has both in 
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -68,6 +69,7 @@ class Plan:
       has_score: whether the user gave a score.
       may_hide: whether the score may be -inf, which hides a pair, for parts that are not extreme.
       others: score and mask on the tiles of `blockwise`.
+      wide: dtype of scores and sums.
       precision: of matrix products, as asked for by `jax.default_matmul_precision`.
     """
 
@@ -84,6 +86,7 @@ class Plan:
     has_score: bool
     may_hide: bool
     others: list[TakenApart | None]
+    wide: object
     precision: object
 
     @property
@@ -131,7 +134,7 @@ def attend(call: Call, blocks: Blocks, kernels: Kernels) -> tuple[Array, Normali
     Raises:
       implementations.Unsupported: a function of the user's that they cannot evaluate.
     """
-    call = vary_alike(resolve_offsets(call))
+    call = vary_alike(resolve_offsets(call._replace(**_without_float16(call))))
     plan, parts, flags = plan_call(call, blocks, kernels.is_inside)
     is_moving = [jnp.issubdtype(x.dtype, jnp.floating) for x in parts]
 
@@ -142,7 +145,8 @@ def attend(call: Call, blocks: Blocks, kernels: Kernels) -> tuple[Array, Normali
 
     def value(inputs, fixed):
         query, key, value, parts, rest = split(inputs, fixed)
-        return kernels.forward(plan, query, key, value, parts, rest[: len(flags)])
+        out, peak, total = kernels.forward(plan, query, key, value, parts, rest[: len(flags)])
+        return [out, peak, total, jnp.zeros_like(total)]
 
     def like(inputs, fixed):
         query, key, value, parts, rest = split(inputs, fixed)
@@ -150,22 +154,33 @@ def attend(call: Call, blocks: Blocks, kernels: Kernels) -> tuple[Array, Normali
 
     def pullback(inputs, fixed, results, cotangents, wanted):
         query, key, value, parts, rest = split(inputs, fixed)
-        (out, peak, total), (dout, _, dtotal) = results, cotangents
-        wide = total.dtype
+        (out, peak, total, _), (dout, _, _, dlogsumexp) = results, cotangents
+        wide = plan.wide
         # The kernel's weights are exp(s - peak), not divided by their total, so its cotangents are.
         inverse = Normalizer(peak, total).inverse()
-        delta = jnp.sum(dout.astype(wide) * out.astype(wide), axis=-1) - dtotal * total
+        delta = jnp.sum(dout.astype(wide) * out.astype(wide), axis=-1) - dlogsumexp
         dout = (dout.astype(wide) * inverse[..., None]).astype(value.dtype)
         wanted = (*wanted[:3], *_spread_over(wanted[3:], is_moving))
         return kernels.backward(plan, query, key, value, parts, rest[: len(flags)], peak, dout, delta * inverse, wanted)
 
-    arrays = [jnp.moveaxis(x, 1, 0)[None] for x in (call.query, call.key, call.value)]
+    # Sums of weights times large values may overflow, although their means do not. A power of two is exact.
+    headroom = 2.0 ** -math.ceil(math.log2(plan.S / (1 - plan.rate)))
+    arrays = [jnp.moveaxis(x, 1, 0)[None] for x in (call.query, call.key, call.value * headroom)]
     inputs = [*arrays, *(x for x, each in zip(parts, is_moving) if each)]
     fixed = [*(x for x, each in zip(parts, is_moving) if not each), *flags]
     fixed += [] if call.dropout is None or plan.rate == 0 else [call.dropout.key]
     forms = derivatives.Forms(value, like, pullback)
-    out, peak, total = derivatives.differentiable(forms)(inputs, fixed)
-    return jnp.moveaxis(out[0], 0, 1), Normalizer(peak[0].T, total[0].T)
+    # The total depends on which peak a kernel takes, so its derivative is that of the logsumexp, whose value here is 0.
+    out, peak, total, logsumexp = derivatives.differentiable(forms)(inputs, fixed)
+    total = total * jnp.exp(logsumexp)
+    dtype = dtypes.wide_dtype(call.query.dtype)
+    return jnp.moveaxis(out[0] / headroom, 0, 1), Normalizer(*(x[0].T.astype(dtype) for x in (peak, total)))
+
+
+def _without_float16(call: Call) -> dict[str, Array]:
+    """Return the arrays of a call, float32 in place of float16, which not all processors have."""
+    arrays = {name: getattr(call, name) for name in ("query", "key", "value")}
+    return {name: x.astype(jnp.float32) if x.dtype == jnp.float16 else x for name, x in arrays.items()}
 
 
 def _spread_over(wanted: Sequence[bool], is_moving: Sequence[bool]) -> list[bool]:
@@ -188,7 +203,7 @@ def plan_call(call: Call, blocks: Blocks, is_inside: Callable[[str], bool]) -> t
     """
     (T, N, _), (S, K, _) = call.query.shape, call.key.shape
     marked, of_head = mods.unwrap_per_head((call.mask, call.score), N)
-    wide = dtypes.wide_dtype(call.query.dtype)
+    wide = dtypes.wide_dtype(call.query.dtype, call.value.dtype)
     example, scale = call.query[0, 0, 0].astype(wide), jnp.asarray(call.scale, wide)
     rate = 0.0 if call.dropout is None else call.dropout.rate
     plans = []
@@ -217,25 +232,15 @@ def plan_call(call: Call, blocks: Blocks, is_inside: Callable[[str], bool]) -> t
         values = [value for each in apart if each is not None for value in _values(each, T, S)]
         others = [None if each is None else _at_tiles_of_blockwise(each, T, S) for each in apart[:2]]
         plan = Plan(
-            T,
-            S,
-            N,
-            K,
-            blocks,
-            *apart,
-            rate,
-            tiles,
-            score is not None,
-            may_hide,
-            others,
-            jax.config.jax_default_matmul_precision,
+            *(T, S, N, K, blocks, *apart, rate, tiles),
+            *(score is not None, may_hide, others, wide, jax.config.jax_default_matmul_precision),
         )
         plans.append(plan)
         of_score, _, _ = plan.split(values)
         is_tame = [] if may_hide or not of_score else [_is_tame(of_score)]
         return dtypes.widened(values), [*dynamic, *is_tame]
 
-    parts, dynamic = _for_each_head(of_one, marked, jnp.arange(N, dtype=jnp.uint32))
+    parts, dynamic = _for_each_head(of_one, marked, jnp.arange(N))
     return plans[0], parts, dynamic
 
 
@@ -248,14 +253,14 @@ def _take_apart(name: str, function: Callable, blocks: Blocks, pairs: int, is_in
 
     def is_part(value: Value) -> bool:
         if value.kind == Kind.CONSTANT:
-            return np.prod(value.shape, dtype=int) == 1
+            return math.prod(value.shape) == 1
         if value.kind == Kind.SCORE or len(value.shape) != 2 or all(map(is_inside, value.primitives)):
             return False
         # One number per pair is memory of T x S, unless the function has that much already.
         return value.kind != Kind.PAIR or value.reads >= pairs
 
     apart = take_apart(function, blocks.rows, blocks.columns, example, is_part)
-    for equation in apart.equations():
+    for equation in apart.equations() + [e for e in apart.closed.jaxpr.eqns if e.effects]:
         if not is_inside(equation.primitive.name):
             raise Unsupported(f"primitive {equation.primitive.name!r} in the {name}{_place(equation)}")
     if shapes := apart.captured():
@@ -268,7 +273,7 @@ _TAME = frozenset(
     (
         *("add", "sub", "mul", "div", "neg", "abs", "sign", "max", "min", "floor", "ceil", "round", "clamp"),
         *("tanh", "logistic", "erf", "sin", "cos", "select_n", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor"),
-        *("not", "convert_element_type", "broadcast_in_dim", "copy", "stop_gradient", "pvary"),
+        *("not", "convert_element_type", "broadcast_in_dim", "copy", "stop_gradient", "pvary", "pcast"),
     )
 )
 
@@ -315,7 +320,7 @@ def _at_tiles_of_blockwise(apart: TakenApart, T: int, S: int) -> TakenApart:
     return other
 
 
-def _for_each_head(function: Callable, slices: list[Array], heads: Array):
+def _for_each_head(function: Callable, slices: Sequence, heads: Array):
     """Evaluate function(slices, head) per head, `[1 N ...]`, and what does not depend on the head once, `[1 1 ...]`."""
     arguments = jax.tree.leaves((slices, heads))
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*jax.tree.map(lambda x: x[0], (slices, heads)))
@@ -363,7 +368,10 @@ def find_tiles(mask: masks.Mask | None, T: int, S: int, blocks: Blocks) -> tuple
 
 
 def _like(plan: Plan, query, key, value, parts: Sequence[Array], dropout_key: Sequence[Array]) -> list[Array]:
-    """Compute the call by `blockwise`, as a function of the parts: (out `[1 N T Hv]`, peak and total `[1 N T]`)."""
+    """Compute the call by `blockwise`, as a function of the parts: out `[1 N T Hv]`, and `[1 N T]` as `value` does.
+
+    Peak and total have no derivative, and the logsumexp has its own, up to a constant.
+    """
     score, mask = plan.others
 
     def read(part: Value, x: Array, i, j):
@@ -395,7 +403,9 @@ def _like(plan: Plan, query, key, value, parts: Sequence[Array], dropout_key: Se
             dropout,
         )
         out, normalizer = blockwise.attend(call, is_apart=True)
-        return out.astype(value.dtype), *normalizer
+        empty = normalizer.total == 0
+        logsumexp = jnp.where(empty, 0, jnp.log(jnp.where(empty, 1, normalizer.total)))
+        return out.astype(value.dtype), *map(jnp.zeros_like, normalizer), logsumexp
 
     def grouped(x):
         return x.reshape(plan.K, plan.group, *x.shape[1:])
@@ -404,7 +414,7 @@ def _like(plan: Plan, query, key, value, parts: Sequence[Array], dropout_key: Se
     parts = [x[0, 0] if each else grouped(x[0]) for x, each in zip(parts, is_shared)]
     of_parts = [None if each else 0 for each in is_shared]
     of_group = jax.vmap(one, in_axes=(0, None, None, of_parts, 0))
-    heads = jnp.arange(plan.N, dtype=jnp.uint32)
+    heads = jnp.arange(plan.N)
     results = jax.vmap(of_group, in_axes=(0, 0, 0, of_parts, 0))(grouped(query), key, value, parts, grouped(heads))
     return [x.reshape(1, plan.N, *x.shape[2:]) for x in results]
 

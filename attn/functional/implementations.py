@@ -27,13 +27,14 @@ To add an implementation, write a function `attend(call)` and register it, from 
 
 import collections
 import dataclasses
+import importlib
 from collections.abc import Callable, Set
 
-import jax
-
-from attn.functional import blockwise, cudnn, reference
+from attn.functional import blockwise, checked, cudnn, mods, reference, sharding
 from attn.functional.contract import Call
 from attn.functional.contract import Unsupported as Unsupported
+from attn.functional.masks import as_mask
+from attn.functional.scores import as_score
 
 FEATURES = ("mask", "score", "dropout", "logsumexp")
 DERIVATIVES = ("reverse", "forward", "second")
@@ -50,9 +51,12 @@ class Implementation:
         vectors, as those of mechanisms, functions that capture arrays are converted for this shape.
       features: subset of `FEATURES` that it serves.
       derivatives: subset of `DERIVATIVES` that it has.
-      backends: names as of `jax.default_backend()` that it runs on; None for all.
+      backends: names as of `sharding.platform()` that it runs on; None for all.
       unsupported_reason: `(call) -> str | None`, the part of a call that it cannot serve for another reason, in words.
-        The call is that of `attention` or `multi_head_attention`, without marks.
+        The call is that of `attention` or `multi_head_attention`, without marks of `attn.per_head`.
+      reads_marks: `unsupported_reason` gets the call with its marks.
+      is_checked: `(device_kind) -> bool`, False on kinds of devices on which it has not been found right and faster
+        than others. There "auto" and "fastest" do not choose it.
       is_worthwhile: `(call) -> bool`, True if "auto" and "fastest" should choose it for a call that it serves.
       heads_at_once: `(N) -> int`, the number of heads to run together, in a loop over such groups; a divisor of N.
 
@@ -67,6 +71,8 @@ class Implementation:
     derivatives: Set[str] = frozenset(DERIVATIVES)
     backends: Set[str] | None = None
     unsupported_reason: Callable[[Call], str | None] = lambda call: None
+    reads_marks: bool = False
+    is_checked: Callable[[str], bool] = lambda device_kind: True
     is_worthwhile: Callable[[Call], bool] = lambda call: True
     heads_at_once: Callable[[int], int] = lambda heads: heads
 
@@ -84,10 +90,17 @@ class Implementation:
         missing = sorted(used_features(call, return_logsumexp) - self.features)
         if self.backends is not None and backend not in self.backends:
             missing.append(f"backend {backend!r}")
-        reason = None if missing else self.unsupported_reason(call)
+        reason = None if missing else self.unsupported_reason(call if self.reads_marks else _without_marks(call))
         if not isinstance(reason, str | None):
             raise TypeError(f"implementation: unsupported_reason must return a text or None, got {reason!r}")
         return missing if reason is None else [reason]
+
+
+def _without_marks(call: Call) -> Call:
+    """Take the marks of `per_head` off masks and scores."""
+    marked, of_head = mods.unwrap_per_head((call.mask, call.score), call.query.shape[1])
+    mask, score = of_head(marked)
+    return call._replace(mask=as_mask(mask), score=as_score(score))
 
 
 def used_features(call: Call, return_logsumexp: bool = False) -> frozenset[str]:
@@ -100,14 +113,33 @@ def used_features(call: Call, return_logsumexp: bool = False) -> frozenset[str]:
 # The derivatives that an implementation needs to be chosen by these names.
 _REQUIRED = {"auto": DERIVATIVES, "fastest": ("reverse",)}
 
+
+def _later(module: str, name: str) -> Callable:
+    """Return a function of a module that is imported when the function is called, since Pallas takes time to import."""
+
+    def function(*arguments):
+        return getattr(importlib.import_module(f"attn.functional.{module}"), name)(*arguments)
+
+    return function
+
+
 # "auto" and "fastest" prefer earlier entries; `register` appends.
 IMPLEMENTATIONS = {
+    "pallas_tpu": Implementation(
+        _later("pallas_tpu", "attend"),
+        all_heads=True,
+        backends={"tpu"},
+        unsupported_reason=_later("pallas_tpu", "unsupported_reason"),
+        reads_marks=True,
+        is_checked=lambda device_kind: "pallas_tpu" in checked.preferred(device_kind),
+    ),
     "cudnn": Implementation(
         cudnn.attend,
         features={"mask"},
         derivatives={"reverse"},
         backends={"gpu"},
         unsupported_reason=cudnn.unsupported_reason,
+        is_checked=lambda device_kind: "cudnn" in checked.preferred(device_kind),
     ),
     "blockwise": Implementation(
         blockwise.attend,
@@ -146,8 +178,9 @@ def choose(name: str, call: Call, *, return_logsumexp: bool = False) -> Implemen
 
     Args:
       name: a name in the registry; "auto": the first that serves the call and has every derivative; "fastest": the
-        first that serves the call and has reverse mode. Both skip those that are not worthwhile for the call.
-      call: the arguments of `attention` or `multi_head_attention`, without marks.
+        first that serves the call and has reverse mode. Both skip those that are not worthwhile for the call, and those
+        that have not been checked on the kind of device.
+      call: the arguments of `attention` or `multi_head_attention`.
       return_logsumexp: the call needs the normaliser.
 
     Raises:
@@ -157,14 +190,16 @@ def choose(name: str, call: Call, *, return_logsumexp: bool = False) -> Implemen
     """
     if not isinstance(name, str):
         raise TypeError(f"implementation must be a string, got {name!r}")
-    backend = jax.default_backend()
+    backend = sharding.platform()
     missing = {
         key: each.missing_features(call, backend, return_logsumexp=return_logsumexp)
         for key, each in IMPLEMENTATIONS.items()
     }
     serving = {key: IMPLEMENTATIONS[key] for key, reasons in missing.items() if not reasons}
     if name in _REQUIRED:
-        candidates = [each for each in serving.values() if each.derivatives.issuperset(_REQUIRED[name])]
+        kind = sharding.device_kind()
+        able = [each for each in serving.values() if each.derivatives.issuperset(_REQUIRED[name])]
+        candidates = [each for each in able if each.is_checked(kind)]
         if not candidates:
             used = ", ".join(sorted(used_features(call, return_logsumexp))) or "such a call"
             raise Unsupported(f"no implementation on backend {backend!r} supports {used}")

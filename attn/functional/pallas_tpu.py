@@ -14,7 +14,6 @@ Source: Dao 2023 (FlashAttention-2); the layout follows JAX's flash_attention an
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
@@ -49,7 +48,6 @@ from attn.functional.taken_apart import Kind
 
 BLOCK_SIZE = 512
 _MEMORY_OF_BOTH = 8 << 20  # bytes of VMEM for the gradients of all queries of a head
-F32 = jnp.float32
 _NT = (((1,), (1,)), ((), ()))  # a b^T
 _TN = (((0,), (0,)), ((), ()))  # a^T b
 
@@ -60,7 +58,7 @@ INSIDE = frozenset(
         *("exp", "exp2", "log", "log1p", "tanh", "sin", "cos", "sqrt", "rsqrt", "pow", "integer_pow", "square"),
         *("logistic", "erf", "select_n", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "not", "is_finite"),
         *("shift_left", "shift_right_logical", "shift_right_arithmetic", "convert_element_type"),
-        *("broadcast_in_dim", "copy", "stop_gradient", "custom_jvp_call", "pvary"),
+        *("broadcast_in_dim", "copy", "stop_gradient", "custom_jvp_call", "pvary", "pcast"),
     )
 )
 
@@ -77,9 +75,17 @@ def attend(call: Call, *, interpret=False, block_size: int = BLOCK_SIZE, lanes: 
     return fused.attend(call, _blocks(call, block_size, lanes), _kernels(interpret))
 
 
-def unsupported_reason(call: Call) -> str | None:
-    """Return the part of a call that the kernels cannot serve, or None."""
-    return fused.unsupported_reason(call, _blocks(call, BLOCK_SIZE, 128), _kernels(False), ("bfloat16", "float32"))
+DTYPES = ("bfloat16", "float16", "float32")  # float16 in float32
+
+
+def unsupported_reason(call: Call, *, supported: Sequence[str] = DTYPES) -> str | None:
+    """Return the part of a call that the kernels cannot serve, or None.
+
+    Args:
+      call: with marks of `attn.per_head`.
+      supported: names of dtypes; in an interpreter also float64.
+    """
+    return fused.unsupported_reason(call, _blocks(call, BLOCK_SIZE, 128), _kernels(False), supported)
 
 
 def _blocks(call: Call, block_size: int, lanes: int) -> Blocks:
@@ -107,10 +113,10 @@ def _forward(interpret, plan: Plan, query, key, value, parts, flags) -> list[Arr
         rows = count(plan.T, bq) * bq
         results = [
             Result((rows, Hv), (bq, Hv), lambda row, column: (row, 0), value.dtype),
-            Result((2, rows), (2, bq), lambda row, column: (0, row)),
+            Result((2, rows), (2, bq), lambda row, column: (0, row), plan.wide),
         ]
         scratch = [pltpu.VMEM((bq, query.shape[-1]), query.dtype)]
-        scratch += [pltpu.VMEM(shape, F32) for shape in ((bq, lanes), (bq, lanes), (bq, Hv))]
+        scratch += [pltpu.VMEM(shape, plan.wide) for shape in ((bq, lanes), (bq, lanes), (bq, Hv))]
         return run_kernel(_forward_kernel, "attn_forward", plan, listed, operands, results, scratch, interpret)
 
     out, stats = fused.folded(run)(query, key, value, *parts, *flags)
@@ -122,15 +128,13 @@ def _forward_kernel(plan: Plan, step, load_parts, operands, results, scratch):
     (q_ref, k_ref, v_ref), (out_ref, stats_ref) = operands, results
     clean_ref, peak_ref, total_ref, weighted_ref = scratch
     bk = plan.blocks.columns
-    # Weights are at most exp(-guard), so that their sums times a large value do not overflow.
-    guard = math.log(2) * math.ceil(math.log2(plan.S))
 
     @pl.when(step.has(FIRST))
     def _():
         clean_ref[...] = _with_nan(q_ref[...])
-        peak_ref[...] = jnp.full(peak_ref.shape, -jnp.inf, F32)
-        total_ref[...] = jnp.zeros(total_ref.shape, F32)
-        weighted_ref[...] = jnp.zeros(weighted_ref.shape, F32)
+        peak_ref[...] = jnp.full(peak_ref.shape, -jnp.inf, plan.wide)
+        total_ref[...] = jnp.zeros(total_ref.shape, plan.wide)
+        weighted_ref[...] = jnp.zeros(weighted_ref.shape, plan.wide)
 
     def update(is_whole: bool):
         tile = Tile(plan, step, load_parts())
@@ -140,15 +144,15 @@ def _forward_kernel(plan: Plan, step, load_parts, operands, results, scratch):
         else:
             raw = _dot(plan, q, _with_nan(k, v), _NT)
             if plan.has_score:  # which may return a number for NaN
-                s = jnp.where(raw == raw, tile.score(jnp.where(raw == raw, raw, 0.0)), jnp.nan)
-                s = jnp.where(tile.visible(s), s, -jnp.inf)
+                s = tile.score(jnp.where(raw == raw, raw, 0.0))
+                s = jnp.where(tile.visible(s), jnp.where(raw == raw, s, jnp.nan), -jnp.inf)
             else:
                 s = jnp.where(tile.visible(raw), tile.score(raw), -jnp.inf)
             v = _finite(v)
         peak, total = peak_ref[...], total_ref[...]
         new = jnp.maximum(peak, s.max(axis=1, keepdims=True))
         safe = jnp.where(new == -jnp.inf, 0.0, new)  # -inf - -inf would be NaN
-        p = jnp.exp(s - _wide(safe + guard, bk))
+        p = jnp.exp(s - _wide(safe, bk))
         shrink = jnp.exp(peak - safe)
         peak_ref[...] = new
         total_ref[...] = total * shrink + p.sum(axis=1, keepdims=True)
@@ -161,9 +165,9 @@ def _forward_kernel(plan: Plan, step, load_parts, operands, results, scratch):
     def _():
         peak, total = peak_ref[...], total_ref[...]
         empty = total == 0
-        inverse = 1 / jnp.where(empty, 1.0, total * (1 - plan.rate))
+        inverse = 1 / (jnp.where(empty, 1.0, total) * (1 - plan.rate))
         out_ref[...] = (weighted_ref[...] * _wide(inverse, weighted_ref.shape[1])).astype(out_ref.dtype)
-        stats = jnp.where(empty, 0.0, peak + guard), total
+        stats = jnp.where(empty, 0.0, peak), total
         stats_ref[...] = jnp.concatenate([x.T[:1] for x in stats])
 
 
@@ -222,14 +226,14 @@ def _run_backward(interpret, plan: Plan, order: str, names: list[int], query, ke
     # Queries of padding get the weights exp(s - inf) = 0.
     missing = -plan.T % bq
     stats = jnp.concatenate(
-        [stats, jnp.broadcast_to(jnp.array([jnp.inf, 0], F32)[:, None], (*stats.shape[:2], 2, missing))], axis=3
+        [stats, jnp.broadcast_to(jnp.array([jnp.inf, 0], plan.wide)[:, None], (*stats.shape[:2], 2, missing))], axis=3
     )
-    operands = [by_row(plan, query), by_column(plan, key), by_column(plan, value), by_row(plan, dout)]
+    operands = [by_row(plan, query), by_column(plan, key), by_column(plan, value), by_row(plan, dout, "constant")]
     operands += [Operand(stats, (2, bq), lambda row, column: (0, row)), *of_parts(plan, parts)]
     dense = [3 + n for n, part in enumerate(plan.parts) if part.kind == Kind.PAIR]
     listed = steps(plan, flags, "rows" if order == "rows" else "columns", every=any(n in dense for n in names))
     widths = [x.shape[-1] for x in (query, key, value)]
-    of_keys = [x.dtype if plan.group == 1 else F32 for x in (key, value)]
+    of_keys = [x.dtype if plan.group == 1 else plan.wide for x in (key, value)]
     rows = count(plan.T, bq) * bq
     results, scratch = [], []
     for n in names:
@@ -237,16 +241,16 @@ def _run_backward(interpret, plan: Plan, order: str, names: list[int], query, ke
             block = rows if order == "both" else bq, widths[0]
             index = (lambda row, column: (0, 0)) if order == "both" else (lambda row, column: (row, 0))
             results.append(Result((rows, widths[0]), block, index, query.dtype))
-            scratch.append(pltpu.VMEM(block, F32))
+            scratch.append(pltpu.VMEM(block, plan.wide))
         elif n < 3:
             block = bk, widths[n]
             shape = count(plan.S, bk) * bk, widths[n]
             results.append(Result(shape, block, lambda row, column: (column, 0), of_keys[n - 1]))
-            scratch.append(pltpu.VMEM(block, F32))
+            scratch.append(pltpu.VMEM(block, plan.wide))
         else:
             results.append(result_of_part(plan, plan.parts[n - 3].kind))
     if order == "rows":  # what belongs to the block of queries: clean queries, and statistics as columns
-        scratch += [pltpu.VMEM((bq, widths[0]), query.dtype), *[pltpu.VMEM((bq, lanes), F32)] * 2]
+        scratch += [pltpu.VMEM((bq, widths[0]), query.dtype), *[pltpu.VMEM((bq, lanes), plan.wide)] * 2]
     else:  # clean keys and values
         scratch += [pltpu.VMEM((bk, x.shape[-1]), x.dtype) for x in (key, value)]
     kernel = functools.partial(_backward_kernel, order, names)
@@ -269,17 +273,17 @@ def _backward_kernel(order: str, names: list[int], plan: Plan, step, load_parts,
     def _():
         for n in names:
             if n == 0 and order == "both":
-                sums[0][...] = jnp.zeros(sums[0].shape, F32)
+                sums[0][...] = jnp.zeros(sums[0].shape, plan.wide)
             elif n >= 3 and plan.parts[n - 3].kind in (Kind.CONSTANT, Kind.DISTANCE):
-                outs[n][...] = jnp.zeros(outs[n].shape, F32)
+                outs[n][...] = jnp.zeros(outs[n].shape, plan.wide)
 
     @pl.when(step.has(FIRST))
     def _():
         for n in names:
             if n in sums and not (n == 0 and order == "both"):
-                sums[n][...] = jnp.zeros(sums[n].shape, F32)
+                sums[n][...] = jnp.zeros(sums[n].shape, plan.wide)
             elif n >= 3 and plan.parts[n - 3].kind in (Kind.QUERY, Kind.KEY):
-                outs[n][...] = jnp.zeros(outs[n].shape, F32)
+                outs[n][...] = jnp.zeros(outs[n].shape, plan.wide)
         own = [_finite(q_ref[...]), *columns()] if order == "rows" else [_finite(ref[...]) for ref in (k_ref, v_ref)]
         for ref, x in zip(kept, own, strict=True):
             ref[...] = x
@@ -289,7 +293,7 @@ def _backward_kernel(order: str, names: list[int], plan: Plan, step, load_parts,
 
             @pl.when(jnp.logical_not(step.has(NEEDED)))
             def _(out=outs[n]):
-                out[...] = jnp.zeros(out.shape, F32)
+                out[...] = jnp.zeros(out.shape, plan.wide)
 
     def update(is_whole: bool):
         tile = Tile(plan, step, load_parts())
@@ -346,7 +350,7 @@ def _when_needed(plan: Plan, step, update: Callable[[bool], None]):
 
 def _dot(plan: Plan, a: Array, b: Array, dimensions=(((1,), (0,)), ((), ()))) -> Array:
     """Return a matrix product, in float32."""
-    return lax.dot_general(a, b, dimensions, precision=plan.precision, preferred_element_type=F32)
+    return lax.dot_general(a, b, dimensions, precision=plan.precision, preferred_element_type=plan.wide)
 
 
 def _wide(x: Array, width: int) -> Array:
@@ -372,5 +376,7 @@ def _with_nan(key: Array, value: Array | None = None) -> Array:
     """
     key = key + 0 * key
     if value is not None:
-        key = key + (value - value).astype(F32).sum(axis=1, keepdims=True).astype(key.dtype)
+        key = key + (value - value).astype(jnp.promote_types(value.dtype, jnp.float32)).sum(
+            axis=1, keepdims=True
+        ).astype(key.dtype)
     return key

@@ -20,8 +20,6 @@ from attn.functional.fused import Plan
 from attn.functional.sharding import shape_like
 from attn.functional.taken_apart import Kind
 
-F32 = jnp.float32
-
 # The bits of a step: the numbers of two blocks, then flags: the first and last step of its row or column; a tile that
 # holds a visible pair; one in which all pairs are visible.
 _BITS = 13
@@ -56,7 +54,7 @@ class Result(NamedTuple):
     shape: tuple[int, ...]
     block: tuple[int, ...]
     index: Callable
-    dtype: object = F32
+    dtype: object
 
 
 class Step(NamedTuple):
@@ -79,15 +77,15 @@ class Step(NamedTuple):
 
     def has(self, flag: int):
         """Return whether the step has a flag."""
-        return (self.code & flag) != 0
+        return (self.code & np.int32(flag)) != 0
 
 
 def _row(code):
-    return code & (MOST_BLOCKS - 1)
+    return code & np.int32(MOST_BLOCKS - 1)
 
 
 def _column(code):
-    return lax.shift_right_logical(code, _BITS) & (MOST_BLOCKS - 1)
+    return lax.shift_right_logical(code, np.int32(_BITS)) & np.int32(MOST_BLOCKS - 1)
 
 
 # The list of tiles
@@ -121,8 +119,8 @@ def steps(plan: Plan, flags: Sequence[Array], order: str, *, every: bool = False
         kept = kept[needed | (~np.isin(main, main[needed]) & _changes(main))]
     rows, columns, is_needed, is_whole = rows[kept], columns[kept], is_needed[..., kept], is_whole[..., kept]
     main = rows if order == "rows" else columns
-    flags = FIRST * _changes(main) + LAST * _changes(main[::-1])[::-1] + NEEDED * is_needed + WHOLE * is_whole
-    code = rows + (columns << _BITS) + flags
+    known = rows + (columns << _BITS) + FIRST * _changes(main) + LAST * _changes(main[::-1])[::-1]
+    code = known[None, None] + NEEDED * is_needed.astype(np.int32) + WHOLE * is_whole.astype(np.int32)
     return jnp.asarray(code if is_known else _without_fetches(code, rows, columns, is_needed, order), jnp.int32)
 
 
@@ -142,8 +140,8 @@ def _all_tiles(plan: Plan, rows, columns, *flags):
 def _without_fetches(code, rows, columns, is_needed, order: str):
     """Give a step that is not needed the block of the needed one before it, which is there already."""
     other, shift = (columns, _BITS) if order == "rows" else (rows, 0)
-    before = lax.cummax(jnp.where(is_needed, np.arange(len(rows)), 0), axis=2)
-    return code + ((jnp.asarray(other)[before] - other) << shift)
+    before = lax.cummax(jnp.where(is_needed, np.arange(len(rows))[None, None], 0), axis=2)
+    return code + ((jnp.asarray(other)[before] - other[None, None]) << shift)
 
 
 # Operands
@@ -154,18 +152,20 @@ def count(length: int, block: int) -> int:
     return -(-length // block)
 
 
-def by_row(plan: Plan, x: Array) -> Operand:
-    """Return an operand `[b N T width]` in blocks of queries."""
-    return Operand(_padded(x, 2, plan.blocks.rows), (plan.blocks.rows, x.shape[3]), lambda row, column: (row, 0))
+def by_row(plan: Plan, x: Array, mode: str = "edge") -> Operand:
+    """Return an operand `[b N T width]` in blocks of queries; padding repeats the last one, or is 0 ("constant")."""
+    block = plan.blocks.rows, x.shape[3]
+    return Operand(_padded(x, 2, plan.blocks.rows, mode), block, lambda row, column: (row, 0))
 
 
 def by_column(plan: Plan, x: Array) -> Operand:
-    """Return an operand `[b K S width]` in blocks of keys."""
+    """Return an operand `[b K S width]` in blocks of keys; padding repeats the last one."""
     block = plan.blocks.columns, x.shape[3]
-    return Operand(_padded(x, 2, plan.blocks.columns), block, lambda row, column: (column, 0))
+    return Operand(_padded(x, 2, plan.blocks.columns, "edge"), block, lambda row, column: (column, 0))
 
 
-def _padded(x: Array, axis: int, block: int, mode: str = "constant") -> Array:
+def _padded(x: Array, axis: int, block: int, mode: str) -> Array:
+    """Pad an axis to whole blocks; with real entries ("edge"), since a function may not be defined for others."""
     missing = -x.shape[axis] % block
     return jnp.pad(x, [(0, missing if n == axis else 0) for n in range(x.ndim)], mode=mode) if missing else x
 
@@ -179,7 +179,6 @@ def _of_part(plan: Plan, kind: Kind, x: Array) -> Operand:
     bq, bk, _ = plan.blocks
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.int32)
-    # Padding repeats entries, since a function may not be defined for other numbers.
     if kind == Kind.CONSTANT:
         return Operand(x)
     if kind == Kind.QUERY:
@@ -205,11 +204,11 @@ def result_of_part(plan: Plan, kind: Kind) -> Result:
     rows, columns = count(plan.T, bq) * bq, count(plan.S, bk) * bk
     length = _vector(plan)[1]
     return {
-        Kind.CONSTANT: Result((8, lanes), (8, lanes), lambda row, column: (0, 0)),
-        Kind.QUERY: Result((rows, 1), (bq, 1), lambda row, column: (row, 0)),
-        Kind.KEY: Result((1, columns), (1, bk), lambda row, column: (0, column)),
-        Kind.DISTANCE: Result((1, length), (1, length), lambda row, column: (0, 0)),
-        Kind.PAIR: Result((rows, columns), (bq, bk), lambda row, column: (row, column)),
+        Kind.CONSTANT: Result((8, lanes), (8, lanes), lambda row, column: (0, 0), plan.wide),
+        Kind.QUERY: Result((rows, 1), (bq, 1), lambda row, column: (row, 0), plan.wide),
+        Kind.KEY: Result((1, columns), (1, bk), lambda row, column: (0, column), plan.wide),
+        Kind.DISTANCE: Result((1, length), (1, length), lambda row, column: (0, 0), plan.wide),
+        Kind.PAIR: Result((rows, columns), (bq, bk), lambda row, column: (row, column), plan.wide),
     }[kind]
 
 
@@ -237,7 +236,7 @@ def run(
     results: Sequence[Result],
     scratch: Sequence,
     interpret,
-) -> list[Array]:
+) -> Sequence[Array]:
     """Run `kernel(plan, step, parts, operands, results, scratch)` for every head and step: results `[B N ...]`."""
     batch = max(len(x) for x in (listed, *(operand.array for operand in operands)))
     num_parts = len(plan.parts)
@@ -285,9 +284,9 @@ def run(
 def _of_head(plan: Plan, shape: Sequence[int], head):
     """Return the example and the head of an array `[b n ...]` that belong to a query head of all examples."""
     examples, heads = shape[:2]
-    number = lax.rem(head, plan.N)
-    of_heads = 0 if heads == 1 else number if heads == plan.N else lax.div(number, plan.group)
-    return 0 if examples == 1 else lax.div(head, plan.N), of_heads
+    number = lax.rem(head, np.int32(plan.N))
+    of_heads = 0 if heads == 1 else number if heads == plan.N else lax.div(number, np.int32(plan.group))
+    return 0 if examples == 1 else lax.div(head, np.int32(plan.N)), of_heads
 
 
 def _code(plan: Plan, shape: Sequence[int], list_ref, head, number):
@@ -330,7 +329,7 @@ def add_part(plan: Plan, kind: Kind, step: Step, out, gradient: Array):
         out[...] = gradient
     elif kind == Kind.DISTANCE:
         # The transpose of `_spread`. Rows are rolled back and added up by halves, since Mosaic has no such roll.
-        x = jnp.concatenate([jnp.zeros((bq, bq), F32), gradient], axis=1)
+        x = jnp.concatenate([jnp.zeros((bq, bq), plan.wide), gradient], axis=1)
         half = bq // 2
         while half:
             x = x[:half] + pltpu.roll(x[half:], bq + bk - half, 1)
@@ -345,17 +344,17 @@ class Tile:
 
     def __init__(self, plan: Plan, step: Step, parts: Sequence[Array]):
         bq, bk, _ = plan.blocks
-        self.plan = plan
+        self.plan, self.corner = plan, (step.row * bq, step.column * bk)
         self.of_score, self.of_mask, self.of_keep = plan.split(parts)
-        i = step.row * bq + lax.broadcasted_iota(jnp.int32, (bq, 1), 0)
-        self.key_positions = step.column * bk + lax.broadcasted_iota(jnp.int32, (1, bk), 1)
+        i = self.corner[0] + lax.broadcasted_iota(jnp.int32, (bq, 1), 0)
+        self.key_positions = self.corner[1] + lax.broadcasted_iota(jnp.int32, (1, bk), 1)
         # Positions of padding are clipped, since a function may not be defined for others.
         self.i = jnp.minimum(i, plan.T - 1) if plan.T % bq else i
         self.j = jnp.minimum(self.key_positions, plan.S - 1) if plan.S % bk else self.key_positions
 
     def score(self, raw: Array) -> Array:
         """Return the scores of the products q . k."""
-        return self.plan.score(self.of_score, raw, self.i, self.j)
+        return self.plan.score(self.of_score, raw, self.i, self.j, corner=self.corner)
 
     def score_and_pullback(self, raw: Array, wanted: Sequence[int]) -> tuple[Array, Callable]:
         """Return the scores, and the map from their cotangents to those of the products and of the wanted parts."""
@@ -364,7 +363,7 @@ class Tile:
             parts = list(self.of_score)
             for n, x in zip(wanted, moving):
                 parts[n] = x
-            return self.plan.score(parts, raw, self.i, self.j)
+            return self.plan.score(parts, raw, self.i, self.j, corner=self.corner)
 
         return jax.vjp(of, raw, *(self.of_score[n] for n in wanted))
 
@@ -372,7 +371,7 @@ class Tile:
         """Return the pairs that are visible: by the mask, of no padding, and whose score is not -inf."""
         plan = self.plan
         parts = [s != -jnp.inf] if plan.has_score else []
-        parts += [] if plan.mask is None else [plan.mask(self.of_mask, self.i, self.j)]
+        parts += [] if plan.mask is None else [plan.mask(self.of_mask, self.i, self.j, corner=self.corner)]
         parts += [self.key_positions < plan.S] if plan.S % plan.blocks.columns or not parts else []
         return jnp.broadcast_to(functools.reduce(jnp.logical_and, parts), s.shape)
 
@@ -380,4 +379,4 @@ class Tile:
         """Set dropped weights to 0; the others are not rescaled here."""
         if self.plan.keep is None:
             return p
-        return jnp.where(self.plan.keep(self.of_keep, self.i, self.j), p, 0.0)
+        return jnp.where(self.plan.keep(self.of_keep, self.i, self.j, corner=self.corner), p, 0.0)

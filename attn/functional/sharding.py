@@ -1,4 +1,4 @@
-"""Arrays on several devices: rows on an explicit mesh, and varying axes under `shard_map`."""
+"""Arrays on several devices: the device that is compiled for, rows on an explicit mesh, varying axes in `shard_map`."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,35 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Shaped
 
 from attn.functional import dtypes
+
+
+def platform() -> str:
+    """Return the platform that is compiled for, "cpu", "gpu" or "tpu".
+
+    It is that of the mesh, which `jax.shard_map` and `jax.set_mesh` set, also if this process has no such device; else
+    that of `jax.default_device`; else the default backend. JAX's caches of traced functions depend on all three.
+    """
+    device = _device()
+    return jax.default_backend() if device is None else device.platform
+
+
+def device_kind() -> str:
+    """Return the kind of device that is compiled for, such as "TPU v5 lite"; see `platform`."""
+    return (_device() or jax.devices()[0]).device_kind
+
+
+def device_count() -> int:
+    """Return the number of devices of the mesh that is compiled for; without a mesh, of all devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.device_count() if mesh.empty else mesh.size
+
+
+def _device() -> jax.Device | jax.sharding.AbstractDevice | None:
+    """Return the device of the mesh, or else the default device; None if neither is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    device = jax.config.jax_default_device if device is None else device
+    return jax.devices(device)[0] if isinstance(device, str) else device  # `jax.default_device` takes names as well
 
 
 def gathered(x: Float[Array, "n *width"]) -> Float[Array, "n *width"]:

@@ -138,17 +138,21 @@ class TakenApart:
         needed = _needed(self.closed.jaxpr, known, self.closed.jaxpr.outvars)[1].difference(known)
         return [v.aval.shape for v in self.closed.jaxpr.constvars if v in needed]
 
-    def __call__(self, parts: Sequence[Array], *arguments: Array) -> Array:
+    def __call__(self, parts: Sequence[Array], *arguments: Array, corner: tuple | None = None) -> Array:
         """Evaluate the function on a tile.
 
         Args:
           parts: the parts on this tile, in shapes that broadcast to their own.
           arguments: `(i, j)` or `(s, i, j)`, in the shapes of the tile.
+          corner: in a kernel, the first positions of the tile. Then distances that become float32 are computed in it,
+            which takes fewer operations per pair than integers do. Distances below 2^24 are exact in both.
         """
         known = {}
         variables = _at_places(self.closed, self.places)
         for variable, part, value in zip(variables, self.parts, parts, strict=True):
             known[variable] = jnp.broadcast_to(value, part.shape).astype(part.dtype)
+        if corner is not None:
+            return _evaluate_in_kernel(self.closed, self.score is not None, arguments, known, corner)
         (result,) = _evaluate(self.closed, arguments, known, self.closed.jaxpr.outvars)
         return result
 
@@ -165,6 +169,8 @@ def take_apart(function: Callable, r: int, c: int, score: Array | None, is_part:
         only parts need.
     """
     closed = trace(function, r, c, score)
+    if closed.jaxpr.effects:  # of a callback, such as `jax.debug.print`, which has to see every tile
+        return TakenApart(function, closed, score, (), ())
     values = _describe(closed, score is not None)
     made = {v: (-1, n) for n, v in enumerate(closed.jaxpr.constvars)}
     made |= {v: (number, n) for number, e in enumerate(closed.jaxpr.eqns) for n, v in enumerate(e.outvars)}
@@ -209,11 +215,16 @@ def _inlined(jaxpr: Jaxpr, consts, arguments) -> list:
             inner = equation.params["jaxpr"]
             results = _inlined(inner.jaxpr, inner.consts, map(read, equation.invars))
         else:
-            inputs = dict.fromkeys(v for v in equation.invars if not isinstance(v, Literal))
-            single = jaxpr.replace(constvars=[], invars=[*inputs], eqns=[equation], outvars=equation.outvars)
-            results = jax.core.eval_jaxpr(single, (), *map(read, inputs))
+            results = _evaluate_one(jaxpr, equation, read)
         values.update(zip(equation.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _evaluate_one(jaxpr: Jaxpr, equation, read: Callable) -> list:
+    """Evaluate one equation of a jaxpr."""
+    inputs = dict.fromkeys(v for v in equation.invars if not isinstance(v, Literal))
+    single = jaxpr.replace(constvars=[], invars=[*inputs], eqns=[equation], outvars=equation.outvars)
+    return jax.core.eval_jaxpr(single, (), *map(read, inputs))
 
 
 def _evaluate(closed: ClosedJaxpr, arguments: Sequence, known: dict, wanted: Sequence) -> list:
@@ -224,6 +235,61 @@ def _evaluate(closed: ClosedJaxpr, arguments: Sequence, known: dict, wanted: Seq
     inputs = [v for v in values if v in needed]
     part = jaxpr.replace(constvars=[], invars=inputs, eqns=equations, outvars=list(wanted))
     return jax.core.eval_jaxpr(part, (), *(values[v] for v in inputs))
+
+
+def _evaluate_in_kernel(closed: ClosedJaxpr, has_score: bool, arguments: Sequence, known: dict, corner: tuple) -> Array:
+    """Evaluate a jaxpr; integers that are distances are in float32 as well, where they are converted to it."""
+    jaxpr, described = closed.jaxpr, _describe(closed, has_score)
+    values = dict(zip(jaxpr.invars, arguments, strict=True)) | known
+    positions = jaxpr.invars[-2:]
+    floats = {}
+
+    def read(variable):
+        return variable.val if isinstance(variable, Literal) else values[variable]
+
+    for equation in _needed(jaxpr, known, jaxpr.outvars)[0]:
+        (first, *_), (out, *_) = equation.invars, equation.outvars
+        if not isinstance(first, Literal) and first in floats and equation.params.get("new_dtype") == jnp.float32:
+            values[out] = floats[first]
+            continue
+        if equation.primitive.name in ("pvary", "pcast"):  # of `shard_map`, which a kernel knows nothing of
+            values[out] = read(first)
+            continue
+        values.update(zip(equation.outvars, _evaluate_one(jaxpr, equation, read), strict=True))
+        if described[out].kind != Kind.DISTANCE or not jnp.issubdtype(out.aval.dtype, jnp.integer):
+            continue
+        name, inputs = equation.primitive.name, equation.invars
+        if any(v in positions for v in inputs if not isinstance(v, Literal)):
+            floats[out] = _difference_in_float32(equation, read, positions, corner)
+        elif name in _IN_FLOATS and all(abs(v.val) < 2**23 if isinstance(v, Literal) else v in floats for v in inputs):
+            numbers = [jnp.float32(v.val) if isinstance(v, Literal) else floats[v] for v in inputs]
+            floats[out] = _IN_FLOATS[name](*numbers)
+    return read(jaxpr.outvars[0])
+
+
+_IN_FLOATS = {
+    "add": jnp.add,
+    "sub": jnp.subtract,
+    "max": jnp.maximum,
+    "min": jnp.minimum,
+    "neg": jnp.negative,
+    "abs": jnp.abs,
+}
+
+
+def _difference_in_float32(equation, read: Callable, positions: Sequence, corner: tuple) -> Array:
+    """Return the sum or difference of two values of opposite slope, of which at least one is a position, in float32.
+
+    Positions may be too large for float32 where their difference is not, so they are counted from the tile's corner.
+    """
+    combine, (left, right) = getattr(jax.lax, equation.primitive.name), equation.invars
+    is_first = left in positions
+    position, other = (left, right) if is_first else (right, left)
+    first = corner[positions.index(position)]
+    near = (read(position) - first).astype(jnp.float32)
+    if is_first:
+        return near + combine(first, read(other)).astype(jnp.float32)
+    return combine(combine(read(other), first).astype(jnp.float32), near)
 
 
 def _needed(jaxpr: Jaxpr, known, wanted: Sequence) -> tuple[list, set]:

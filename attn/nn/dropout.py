@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from attn.functional import Dropout
+from attn.functional import Dropout, sharding
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Array, "..."]:
@@ -14,7 +14,11 @@ def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Arr
     """
     if key is None or rate == 0:
         return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    if sharding.platform() == "tpu":
+        # XLA would draw the bits again in each product that reads them, and take minutes to compile all of these.
+        kept = jax.lax.optimization_barrier(kept)
+    return jnp.where(kept, x / (1 - rate), 0)
 
 
 def weights_dropout(rate: float, key: Array | None) -> Dropout | None:

@@ -131,20 +131,28 @@ def _environment_integer(name: str, least: int = 0) -> int | None:
 
 
 def data_mesh(batch_size: int) -> Mesh:
-    """Make a mesh of one axis over all devices of all hosts; on one host, over as many as divide the batch size.
+    """Make a mesh of one axis over all devices of all hosts; on one host, over `num_devices`.
 
     Raises:
       DistributedError: the number of devices of several hosts does not divide the batch size.
     """
     devices = jax.devices()
     if jax.process_count() == 1:
-        devices = devices[: largest_divisor(batch_size, len(devices))]
+        devices = devices[: num_devices(batch_size, len(devices), devices[0].platform)]
     elif batch_size % len(devices):
         raise DistributedError(
             f"config.training.batch_size: got {batch_size}, must be a multiple of the {len(devices)} devices of the "
             f"{jax.process_count()} hosts (such as {math.ceil(batch_size / len(devices)) * len(devices)})"
         )
     return Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,))
+
+
+def num_devices(batch_size: int, available: int, platform: str) -> int:
+    """Return the number of one host's devices to use: as many as divide the batch size.
+
+    On a TPU it also divides the number of the host's devices. Its compiler refuses an all-reduce over six of eight.
+    """
+    return largest_divisor(math.gcd(batch_size, available) if platform == "tpu" else batch_size, available)
 
 
 def replicate(tree, mesh: Mesh):

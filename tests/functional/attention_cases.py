@@ -37,6 +37,11 @@ def is_complete(name: str) -> bool:
     return declared.features.issuperset(FEATURES) and declared.derivatives.issuperset(DERIVATIVES)
 
 
+def is_kernel(name: str) -> bool:
+    """Return whether an implementation is a kernel, which the tests run in the interpreter of Pallas."""
+    return name.startswith("pallas")
+
+
 def complete_implementations() -> list[str]:
     """Return those of the registry that run here and declare every feature and every derivative."""
     return list(filter(is_complete, implementations()))

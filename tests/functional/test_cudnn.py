@@ -11,7 +11,7 @@ import pytest
 
 import attn
 from attn import masks, per_head, scores
-from attn.functional import cudnn
+from attn.functional import checked, cudnn
 from attn.functional.contract import Call
 from attn.functional.implementations import IMPLEMENTATIONS, choose
 
@@ -147,7 +147,12 @@ def test_what_is_refused_is_said_to_who_names_the_kernel_and_left_to_others_else
     assert choose("fastest", given) is IMPLEMENTATIONS["reference"]
 
 
-def test_the_kernel_is_for_who_needs_no_more_than_reverse_mode(gpu):
+def test_the_kernel_is_not_chosen_on_a_device_on_which_it_has_not_been_checked(gpu):
+    assert choose("fastest", call()) is not IMPLEMENTATIONS["cudnn"]
+
+
+def test_the_kernel_is_for_who_needs_no_more_than_reverse_mode(gpu, monkeypatch):
+    monkeypatch.setattr(checked, "preferred", lambda device_kind: {"cudnn"})
     for mask in (None, masks.causal() & masks.padding(jnp.int32(5))):
         assert choose("fastest", call(mask=mask)) is choose("cudnn", call(mask=mask)) is IMPLEMENTATIONS["cudnn"]
         assert choose("auto", call(mask=mask)) is IMPLEMENTATIONS["reference"]

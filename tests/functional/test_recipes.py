@@ -102,6 +102,7 @@ def test_every_recipe_is_tested():
     assert set(RECIPES) == {*EXPECTED, "Drop-ins"}
 
 
+@pytest.mark.served
 @pytest.mark.some(4)
 @pytest.mark.parametrize("title", EXPECTED)
 def test_the_recipe_does_what_it_says(title, implementation, monkeypatch):

@@ -46,6 +46,8 @@ def test_the_drop_in_makes_no_infinities_either():
 @pytest.mark.parametrize("groups", [1, N])
 def test_attention_is_linear_in_the_values(implementation, name, groups):
     """`jax.linear_transpose` beside the pullback and, entry by entry, beside the weights."""
+    if cases.is_kernel(implementation):
+        pytest.skip("a kernel has a pullback, but jax.linear_transpose cannot see that it is linear")
     query, key, value = heads(groups)
     attend = lambda v: attn.multi_head_attention(query, key, v, mask=MASKS[name], implementation=implementation)  # noqa: E731
     cotangent = cases.normal((T, N, HV), seed=1)[0]

@@ -25,10 +25,13 @@ seeds = st.integers(0, 2**32 - 1)
 magnitudes = st.integers(-10, 4).map(lambda exponent: 2.0**exponent)
 GRID = [(name, case) for case in cases.cases() for name in cases.implementations()]
 TYPICAL = [each for each in GRID if each[1] in cases.typical()]
-BY_DAY = [each for k, each in enumerate(TYPICAL) if k % 6 == 0 or k % 12 == 3]  # of either implementation some
+NAMES = cases.implementations()
+# A quarter of the cases, another one for each implementation.
+BY_DAY = [each for k, each in enumerate(TYPICAL) if (k // len(NAMES) + k % len(NAMES)) % 4 == 0]
 CASES = [pytest.param(*each, marks=() if each in BY_DAY else pytest.mark.nightly) for each in GRID]
 
 
+@pytest.mark.served
 @pytest.mark.parametrize("implementation, case", CASES, ids=lambda x: str(x))
 @drawn
 @given(seed=seeds, magnitude=magnitudes)
@@ -36,6 +39,7 @@ def test_value_and_gradient_agree_with_the_oracle(implementation, case, seed, ma
     suite.check_value_and_gradient(implementation, case, seed, magnitude)
 
 
+@pytest.mark.served
 @pytest.mark.some(1)
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 def test_value_and_gradient_with_dropout_agree_with_the_oracle(implementation, dtype):

@@ -369,6 +369,13 @@ def test_the_largest_divisor_that_fits():
     assert [meshes.largest_divisor(*pair) for pair in ((32, 2), (32, 7), (7, 6), (6, 100), (5, 1))] == [2, 4, 1, 6, 1]
 
 
+def test_on_a_tpu_the_number_of_devices_divides_those_of_the_host():
+    """tests/accelerators/test_devices.py compiles for these numbers."""
+    assert [meshes.num_devices(batch, 8, "tpu") for batch in (32, 30, 12, 7, 1)] == [8, 2, 4, 1, 1]
+    assert [meshes.num_devices(30, host, "tpu") for host in (1, 4, 6)] == [1, 2, 6]
+    assert [meshes.num_devices(30, 8, platform) for platform in ("cpu", "gpu")] == [6, 6]
+
+
 @pytest.mark.nightly
 def test_steps_are_the_same_however_many_of_them_fit_into_a_call(config, monkeypatch):
     """The batches of a call lie in memory: of large ones it has fewer."""
