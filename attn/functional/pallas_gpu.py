@@ -25,6 +25,7 @@ Source: Dao 2023 (FlashAttention-2); Tillet et al. 2019 (Triton).
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -35,7 +36,6 @@ from attn.functional import fused
 from attn.functional.contract import Call, Normalizer
 from attn.functional.fused import Blocks, Kernels, Plan
 from attn.functional.pallas_gpu_layout import (
-    F32,
     Program,
     Result,
     Tile,
@@ -65,6 +65,7 @@ INSIDE = frozenset(
         *("select_n", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "not", "is_finite"),
         *("shift_left", "shift_right_logical", "shift_right_arithmetic", "population_count", "clz"),
         *("convert_element_type", "bitcast_convert_type", "broadcast_in_dim", "stop_gradient", "custom_jvp_call"),
+        *("pvary", "pcast"),
     )
 )
 
@@ -80,9 +81,16 @@ def attend(call: Call, *, interpret: bool = False, block_size: int | None = None
     return fused.attend(call, _blocks(call, block_size), _kernels(interpret))
 
 
-def unsupported_reason(call: Call) -> str | None:
-    """Return the part of a call that the kernels cannot serve, or None."""
-    supported = "float16", "bfloat16", "float32"
+DTYPES = ("bfloat16", "float16", "float32")  # float16 in float32
+
+
+def unsupported_reason(call: Call, *, supported: Sequence[str] = DTYPES) -> str | None:
+    """Return the part of a call that the kernels cannot serve, or None.
+
+    Args:
+      call: with marks of `attn.per_head`.
+      supported: names of dtypes; in an interpreter also float64.
+    """
     if max(call.query.shape[-1], call.value.shape[-1]) > _WIDEST:
         return f"heads wider than {_WIDEST}"
     return fused.unsupported_reason(call, _blocks(call, None), _kernels(False), supported)
@@ -117,8 +125,8 @@ _WIDEST = 256
 def _choice(query: Array, value: Array) -> _Choice:
     """Return the choice for heads of this width and dtype."""
     width = max(64, *(width_inside(x.shape[-1]) for x in (query, value)))
-    itemsize = max(query.dtype.itemsize, value.dtype.itemsize)
-    return _CHOICES[min(itemsize, 4), min(width, _WIDEST)]
+    itemsize = 2 if query.dtype == value.dtype == jnp.bfloat16 else 4
+    return _CHOICES[itemsize, min(width, _WIDEST)]
 
 
 def _blocks(call: Call, block_size: int | None) -> Blocks:
@@ -146,7 +154,7 @@ def _forward(interpret: bool, plan: Plan, query, key, value, parts, flags) -> li
         operands = [padded(widened(query), 2, bq), *(padded(widened(x), 2, bk) for x in (key, value))]
         rows = count(plan.T, bq) * bq
         results = [Result((rows, x.shape[-1]), (bq, x.shape[-1]), x.dtype) for x in operands[2:]]
-        results += [Result((rows,), (bq,))] * 2
+        results += [Result((rows,), (bq,), plan.wide)] * 2
         operands += of_parts(plan, rest[: len(parts)])
         listed = lists(plan, rest[len(parts) :], "rows")
         warps = _choice(query, value).warps[0]
@@ -161,9 +169,6 @@ def _forward_kernel(plan: Plan, program: Program, operands, results):
     (q_ref, k_ref, v_ref, *parts), (out_ref, peak_ref, total_ref) = operands, results
     bq, row = plan.blocks.rows, program.number
     q = q_ref[Tile(plan, row, 0, parts).rows, :]
-    # Weights are at most exp(-guard), so that their sums times a large value do not overflow. A large value of 16 bits
-    # is not that large, and small weights would be lost.
-    guard = 0.0 if v_ref.dtype == jnp.float16 else math.log(2) * math.ceil(math.log2(plan.S))
 
     def update(is_whole: bool, column, carry):
         peak, total, weighted = carry
@@ -171,16 +176,20 @@ def _forward_kernel(plan: Plan, program: Program, operands, results):
         v = v_ref[tile.columns, :]
         s = _scores(plan, tile, _dot(plan, q, k_ref[tile.columns, :], _NT), may_hide=plan.may_hide or not is_whole)
         s = s if is_whole else tile.only_visible(s, -jnp.inf)
-        new = jnp.maximum(peak, s.max(axis=1) + guard)
+        new = jnp.maximum(peak, s.max(axis=1))
         safe = jnp.where(new == -jnp.inf, 0.0, new)  # -inf - -inf would be NaN
         p, shrink = _exp(s - safe[:, None]), _exp(peak - safe)
         weighted = weighted * shrink[:, None] + _dot(plan, tile.drop(p).astype(v.dtype), v)
         return new, total * shrink + p.sum(axis=1), weighted
 
-    empty = jnp.full((bq,), -jnp.inf, F32), jnp.zeros((bq,), F32), jnp.zeros((bq, v_ref.shape[1]), F32)
+    empty = (
+        jnp.full((bq,), -jnp.inf, plan.wide),
+        jnp.zeros((bq,), plan.wide),
+        jnp.zeros((bq, v_ref.shape[1]), plan.wide),
+    )
     peak, total, weighted = program.loop(update, empty)
     is_empty = total == 0
-    inverse = 1 / jnp.where(is_empty, 1.0, total * (1 - plan.rate))
+    inverse = 1 / (jnp.where(is_empty, 1.0, total) * (1 - plan.rate))
     out_ref[...] = (weighted * inverse[:, None]).astype(out_ref.dtype)
     peak_ref[...] = jnp.where(is_empty, 0.0, peak)
     total_ref[...] = total
@@ -241,7 +250,7 @@ def _run_backward(interpret, plan: Plan, order: str, names: list[int], query, ke
     # Queries of padding get the weights exp(s - inf) = 0.
     missing = [(0, 0), (0, 0), (0, -plan.T % bq)]
     operands += [jnp.pad(peak, missing, constant_values=jnp.inf), jnp.pad(delta, missing)]
-    of_keys = [x.dtype if plan.group == 1 else F32 for x in (key, value)]
+    of_keys = [x.dtype if plan.group == 1 else plan.wide for x in (key, value)]
     dtypes = query.dtype, *of_keys
     batch = max(map(len, (*operands, *parts, *flags)))
     results = []
@@ -304,7 +313,7 @@ def _backward_kernel(order: str, names: list[int], plan: Plan, program: Program,
         kind = plan.parts[n].kind
         if kind in (Kind.CONSTANT, Kind.QUERY, Kind.KEY):
             shapes[3 + n] = () if kind == Kind.CONSTANT else outs[3 + n].shape
-    sums = program.loop(update, {n: jnp.zeros(shape, F32) for n, shape in shapes.items()})
+    sums = program.loop(update, {n: jnp.zeros(shape, plan.wide) for n, shape in shapes.items()})
     for n, x in sums.items():
         outs[n][...] = jnp.broadcast_to(x, outs[n].shape).astype(outs[n].dtype)
 
@@ -313,8 +322,8 @@ def _backward_kernel(order: str, names: list[int], plan: Plan, program: Program,
 
 
 def _dot(plan: Plan, a: Array, b: Array, dimensions=(((1,), (0,)), ((), ()))) -> Array:
-    """Return a matrix product, in float32."""
-    return lax.dot_general(a, b, dimensions, precision=plan.precision, preferred_element_type=F32)
+    """Return a matrix product, in the dtype of scores and sums."""
+    return lax.dot_general(a, b, dimensions, precision=plan.precision, preferred_element_type=plan.wide)
 
 
 def _exp(x: Array) -> Array:

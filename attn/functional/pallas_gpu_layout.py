@@ -22,7 +22,6 @@ from attn.functional.fused import Plan
 from attn.functional.sharding import shape_like
 from attn.functional.taken_apart import Kind
 
-F32 = jnp.float32
 _MEMORY_OF_COPIES = 1 << 28  # bytes, for the gradients of one part of kind DISTANCE
 
 
@@ -37,7 +36,7 @@ class Result(NamedTuple):
 
     shape: tuple[int, ...]
     block: tuple[int, ...] | None
-    dtype: object = F32
+    dtype: object
 
 
 def count(length: int, block: int) -> int:
@@ -139,10 +138,10 @@ def result_of_part(plan: Plan, kind: Kind, heads: int) -> Result:
     if kind == Kind.DISTANCE:
         return _distances_result(plan, heads)
     return {
-        Kind.CONSTANT: Result((rows,), (1,)),
-        Kind.QUERY: Result((rows * bq,), (bq,)),
-        Kind.KEY: Result((columns * bk,), (bk,)),
-        Kind.PAIR: Result((rows * bq, columns * bk), None),
+        Kind.CONSTANT: Result((rows,), (1,), plan.wide),
+        Kind.QUERY: Result((rows * bq,), (bq,), plan.wide),
+        Kind.KEY: Result((columns * bk,), (bk,), plan.wide),
+        Kind.PAIR: Result((rows * bq, columns * bk), None, plan.wide),
     }[kind]
 
 
@@ -232,9 +231,9 @@ def run(
 def _of_head(plan: Plan, shape: Sequence[int], head):
     """Return the example and the head of an array `[b n ...]` that belong to a query head of all examples."""
     examples, heads = shape[:2]
-    number = lax.rem(head, plan.N)
-    of_heads = 0 if heads == 1 else number if heads == plan.N else lax.div(number, plan.group)
-    return 0 if examples == 1 else lax.div(head, plan.N), of_heads
+    number = lax.rem(head, np.int32(plan.N))
+    of_heads = 0 if heads == 1 else number if heads == plan.N else lax.div(number, np.int32(plan.group))
+    return 0 if examples == 1 else lax.div(head, np.int32(plan.N)), of_heads
 
 
 # One tile
@@ -246,9 +245,10 @@ class Tile:
     def __init__(self, plan: Plan, row: Array, column: Array, parts: Sequence):
         bq, bk, _ = plan.blocks
         self.plan, self.row, self.column = plan, row, column
+        self.corner = row * bq, column * bk
         self.parts = plan.split(parts)
-        i = row * bq + lax.broadcasted_iota(jnp.int32, (bq, 1), 0)
-        self.key_positions = column * bk + lax.broadcasted_iota(jnp.int32, (1, bk), 1)
+        i = self.corner[0] + lax.broadcasted_iota(jnp.int32, (bq, 1), 0)
+        self.key_positions = self.corner[1] + lax.broadcasted_iota(jnp.int32, (1, bk), 1)
         # Positions of padding are clipped, since a function may not be defined for others.
         self.i = jnp.minimum(i, plan.T - 1) if plan.T % bq else i
         self.j = jnp.minimum(self.key_positions, plan.S - 1) if plan.S % bk else self.key_positions
@@ -281,7 +281,7 @@ class Tile:
 
     def score(self, raw: Array) -> Array:
         """Return the scores of the products q . k."""
-        return self.plan.score(self._read(self.plan.score, self.parts[0]), raw, self.i, self.j)
+        return self.plan.score(self._read(self.plan.score, self.parts[0]), raw, self.i, self.j, corner=self.corner)
 
     def score_and_pullback(self, raw: Array, wanted: Sequence[int]) -> tuple[Array, Callable]:
         """Return the scores, and the map from their cotangents to those of the products and of the wanted parts."""
@@ -289,7 +289,9 @@ class Tile:
 
         def of(raw, *moving):
             replaced = dict(zip(wanted, moving))
-            return self.plan.score([replaced.get(n, x) for n, x in enumerate(parts)], raw, self.i, self.j)
+            return self.plan.score(
+                [replaced.get(n, x) for n, x in enumerate(parts)], raw, self.i, self.j, corner=self.corner
+            )
 
         return jax.vjp(of, raw, *(parts[n] for n in wanted))
 
@@ -297,7 +299,7 @@ class Tile:
         """Return x with another number for pairs that the mask hides, and in padding of the keys."""
         plan, conditions = self.plan, []
         if plan.mask is not None:
-            conditions.append(plan.mask(self._read(plan.mask, self.parts[1]), self.i, self.j))
+            conditions.append(plan.mask(self._read(plan.mask, self.parts[1]), self.i, self.j, corner=self.corner))
         if plan.S % plan.blocks.columns:
             conditions.append(self.key_positions < plan.S)
         if not conditions:
@@ -307,7 +309,11 @@ class Tile:
     def drop(self, p: Array) -> Array:
         """Set dropped weights to 0; the others are not rescaled here."""
         keep = self.plan.keep
-        return p if keep is None else jnp.where(keep(self._read(keep, self.parts[2]), self.i, self.j), p, 0.0)
+        return (
+            p
+            if keep is None
+            else jnp.where(keep(self._read(keep, self.parts[2]), self.i, self.j, corner=self.corner), p, 0.0)
+        )
 
 
 def add_part(tile: Tile, kind: Kind, out, gradient: Array):
@@ -364,7 +370,7 @@ def _distances_result(plan: Plan, heads: int) -> Result:
     distances = _Distances.of(plan)
     shape = distances.length(plan), max(16, 2 * distances.f)
     copies = min(count(plan.T, plan.blocks.rows), _MEMORY_OF_COPIES // (4 * heads * shape[0] * shape[1]))
-    return Result((max(1, copies), *shape), None)
+    return Result((max(1, copies), *shape), None, plan.wide)
 
 
 def _add_distances(tile: Tile, out, gradient: Array):
@@ -374,15 +380,17 @@ def _add_distances(tile: Tile, out, gradient: Array):
     def one_hot(shape, axis, offset, long):
         """Return a matrix whose axis `axis` is a pair (x, y), y up to `long`, and the other one is y - x + offset."""
         pair = iota(shape, axis)
-        return (lax.rem(pair, long) - lax.div(pair, long) + offset == iota(shape, 1 - axis)).astype(F32)
+        return (lax.rem(pair, np.int32(long)) - lax.div(pair, np.int32(long)) + offset == iota(shape, 1 - axis)).astype(
+            tile.plan.wide
+        )
 
     x = gradient.reshape(a, f, m, f).transpose(0, 2, 1, 3).reshape(a * m, f * f)
-    dot = functools.partial(lax.dot, precision=tile.plan.precision, preferred_element_type=F32)
+    dot = functools.partial(lax.dot, precision=tile.plan.precision, preferred_element_type=tile.plan.wide)
     x = dot(x, one_hot((f * f, out.shape[2]), 0, f, f))
     x = dot(one_hot((sums, a * m), 1, a, m), x)
     # The first sum is that of m - a = -a.
     first = tile.column * m - tile.row * a + (count(tile.plan.T, tile.plan.blocks.rows) - 1) * a
-    addupdate(out, (lax.rem(tile.row, out.shape[0]), first + iota(x.shape, 0), iota(x.shape, 1)), x)
+    addupdate(out, (lax.rem(tile.row, np.int32(out.shape[0])), first + iota(x.shape, 0), iota(x.shape, 1)), x)
 
 
 def _gradient_of_distances(plan: Plan, x: Array) -> Array:
