@@ -28,6 +28,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -122,7 +123,7 @@ _CHOICES = {
 _WIDEST = 256
 
 
-def _choice(query: Array, value: Array) -> _Choice:
+def _choice(query: Array | jax.ShapeDtypeStruct, value: Array | jax.ShapeDtypeStruct) -> _Choice:
     """Return the choice for heads of this width and dtype."""
     width = max(64, *(width_inside(x.shape[-1]) for x in (query, value)))
     itemsize = 2 if query.dtype == value.dtype == jnp.bfloat16 else 4
@@ -174,7 +175,7 @@ def _forward_kernel(plan: Plan, program: Program, operands, results):
         peak, total, weighted = carry
         tile = Tile(plan, row, column, parts)
         v = v_ref[tile.columns, :]
-        s = _scores(plan, tile, _dot(plan, q, k_ref[tile.columns, :], _NT), may_hide=plan.may_hide or not is_whole)
+        s = _scores(plan, tile, _dot(plan, q, k_ref[tile.columns, :], _NT))
         s = s if is_whole else tile.only_visible(s, -jnp.inf)
         new = jnp.maximum(peak, s.max(axis=1))
         safe = jnp.where(new == -jnp.inf, 0.0, new)  # -inf - -inf would be NaN
@@ -195,13 +196,14 @@ def _forward_kernel(plan: Plan, program: Program, operands, results):
     total_ref[...] = total
 
 
-def _scores(plan: Plan, tile: Tile, raw: Array, *, may_hide: bool) -> Array:
-    """Return the scores of products, NaN where the product is NaN, for which a score may return a number."""
+def _scores(plan: Plan, tile: Tile, raw: Array) -> Array:
+    """Return the scores of products; NaN where the product is NaN, for which a score may return a number.
+
+    A score of -inf hides a pair, also one whose product is NaN.
+    """
     if not plan.has_score:
         return tile.score(raw)
     is_number = raw == raw
-    if not may_hide:
-        return jnp.where(is_number, tile.score(raw), jnp.nan)
     s = tile.score(jnp.where(is_number, raw, 0.0))
     return jnp.where(is_number | (s == -jnp.inf), s, jnp.nan)
 

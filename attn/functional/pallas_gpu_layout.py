@@ -72,8 +72,6 @@ def lists(plan: Plan, flags: Sequence[Array], order: str) -> Lists:
     """
     tiles, is_known = plan.tiles, plan.tiles.needed is not None
     needed, whole = (tiles.needed[None, None], tiles.whole[None, None]) if is_known else flags[:2]
-    if len(flags) % 2:  # the score may hide something after all
-        whole, is_known = whole & flags[-1][..., None], False
     shape = count(plan.T, plan.blocks.rows), count(plan.S, plan.blocks.columns)
     rank = np.where(whole, 0, np.where(needed, 1, 2)) if is_known else jnp.where(whole, 0, jnp.where(needed, 1, 2))
     if is_known:
@@ -191,7 +189,7 @@ def run(
     results: Sequence[Result],
     warps: int,
     interpret: bool,
-) -> list[Array]:
+) -> Sequence[Array]:
     """Run `kernel(plan, program, operands, results)` for every head and block: results `[B N ...]`."""
     inputs = [listed.numbers, listed.counts, *operands]
     batch, blocks = max(map(len, inputs)), listed.counts.shape[2]
@@ -242,7 +240,7 @@ def _of_head(plan: Plan, shape: Sequence[int], head):
 class Tile:
     """The functions of positions on one tile. Parts are read when they are needed."""
 
-    def __init__(self, plan: Plan, row: Array, column: Array, parts: Sequence):
+    def __init__(self, plan: Plan, row: Array | int, column: Array | int, parts: Sequence):
         bq, bk, _ = plan.blocks
         self.plan, self.row, self.column = plan, row, column
         self.corner = row * bq, column * bk
