@@ -9,8 +9,8 @@ kernels recompute p = exp(s - m), and with the cotangents do of the output and d
 The score is differentiated inside of the kernel, by `jax.vjp`. One kernel loops over the keys of a block of queries,
 for dq and most parts, the other over the queries of a block of keys, for dk, dv and the parts that depend on j.
 
-What must not meet a product is put right before the kernels, in the pass that brings heads to the front: rows of
-queries, keys and values that are not finite, and widths that are not a power of two.
+Rows of queries, keys and values that are not finite must not meet a product. They are replaced before the kernels, in
+the pass that brings heads to the front, so that a kernel passes what it reads straight to the tensor cores.
 
 Programs run in any order and share no memory that adds up in order. So each has its own results, which are added up
 outside; only gradients of numbers per distance are added by atomic operations (see `add_part`).
@@ -46,9 +46,9 @@ from attn.functional.pallas_gpu_layout import (
     lists,
     of_parts,
     padded,
+    read_rows,
     result_of_part,
     run,
-    widened,
     width_inside,
 )
 from attn.functional.taken_apart import Kind
@@ -152,9 +152,10 @@ def _forward(interpret: bool, plan: Plan, query, key, value, parts, flags) -> li
 
     def call(query, key, value, *rest):
         query, (key, value) = _with_nan(query), _with_nan(key, value)
-        operands = [padded(widened(query), 2, bq), *(padded(widened(x), 2, bk) for x in (key, value))]
+        operands = [padded(x, 2, block) for x, block in ((query, bq), (key, bk), (value, bk))]
         rows = count(plan.T, bq) * bq
-        results = [Result((rows, x.shape[-1]), (bq, x.shape[-1]), x.dtype) for x in operands[2:]]
+        width = width_inside(Hv)
+        results = [Result((rows, width), (bq, width), value.dtype)]
         results += [Result((rows,), (bq,), plan.wide)] * 2
         operands += of_parts(plan, rest[: len(parts)])
         listed = lists(plan, rest[len(parts) :], "rows")
@@ -169,13 +170,13 @@ def _forward_kernel(plan: Plan, program: Program, operands, results):
     """Compute the output of a block of queries."""
     (q_ref, k_ref, v_ref, *parts), (out_ref, peak_ref, total_ref) = operands, results
     bq, row = plan.blocks.rows, program.number
-    q = q_ref[Tile(plan, row, 0, parts).rows, :]
+    q = read_rows(q_ref, Tile(plan, row, 0, parts).rows)
 
     def update(is_whole: bool, column, carry):
         peak, total, weighted = carry
         tile = Tile(plan, row, column, parts)
-        v = v_ref[tile.columns, :]
-        s = _scores(plan, tile, _dot(plan, q, k_ref[tile.columns, :], _NT))
+        v = read_rows(v_ref, tile.columns)
+        s = _scores(plan, tile, _dot(plan, q, read_rows(k_ref, tile.columns), _NT))
         s = s if is_whole else tile.only_visible(s, -jnp.inf)
         new = jnp.maximum(peak, s.max(axis=1))
         safe = jnp.where(new == -jnp.inf, 0.0, new)  # -inf - -inf would be NaN
@@ -186,7 +187,7 @@ def _forward_kernel(plan: Plan, program: Program, operands, results):
     empty = (
         jnp.full((bq,), -jnp.inf, plan.wide),
         jnp.zeros((bq,), plan.wide),
-        jnp.zeros((bq, v_ref.shape[1]), plan.wide),
+        jnp.zeros((bq, out_ref.shape[1]), plan.wide),
     )
     peak, total, weighted = program.loop(update, empty)
     is_empty = total == 0
@@ -248,7 +249,7 @@ def _run_backward(interpret, plan: Plan, order: str, names: list[int], query, ke
     parts, flags = rest[: len(plan.parts)], rest[len(plan.parts) :]
     bq, bk, _ = plan.blocks
     query, key, value = map(_finite, (query, key, value))
-    operands = [padded(widened(x), 2, block) for x, block in ((query, bq), (key, bk), (value, bk), (dout, bq))]
+    operands = [padded(x, 2, block) for x, block in ((query, bq), (key, bk), (value, bk), (dout, bq))]
     # Queries of padding get the weights exp(s - inf) = 0.
     missing = [(0, 0), (0, 0), (0, -plan.T % bq)]
     operands += [jnp.pad(peak, missing, constant_values=jnp.inf), jnp.pad(delta, missing)]
@@ -258,8 +259,9 @@ def _run_backward(interpret, plan: Plan, order: str, names: list[int], query, ke
     results = []
     for n in names:
         if n < 3:
-            shape, block = operands[n].shape[2:], bk if n else bq
-            results.append(Result(shape, (block, shape[1]), dtypes[n]))
+            (length, width), block = operands[n].shape[2:], bk if n else bq
+            width = width_inside(width)
+            results.append(Result((length, width), (block, width), dtypes[n]))
         else:
             results.append(result_of_part(plan, plan.parts[n - 3].kind, batch * plan.N))
     warps = _choice(query, value).warps[("rows", "columns").index(order) + 1]
@@ -277,10 +279,12 @@ def _backward_kernel(order: str, names: list[int], plan: Plan, program: Program,
     by_row = order == "rows"
 
     def of_queries(tile: Tile):
-        return [ref[tile.rows, :] for ref in (q_ref, dout_ref)] + [ref[tile.rows] for ref in (peak_ref, delta_ref)]
+        return [read_rows(ref, tile.rows) for ref in (q_ref, dout_ref)] + [
+            ref[tile.rows] for ref in (peak_ref, delta_ref)
+        ]
 
     def of_keys(tile: Tile):
-        return [ref[tile.columns, :] for ref in (k_ref, v_ref)]
+        return [read_rows(ref, tile.columns) for ref in (k_ref, v_ref)]
 
     def tile_of(other):
         return Tile(plan, *((program.number, other) if by_row else (other, program.number)), parts)

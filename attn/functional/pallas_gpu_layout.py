@@ -100,9 +100,14 @@ def padded(x: Array, axis: int, block: int) -> Array:
     return jnp.pad(x, [(0, missing * (n == axis)) for n in range(x.ndim)], mode="edge") if missing else x
 
 
-def widened(x: Array) -> Array:
-    """Pad the last axis by zeros to the width that kernels have: a power of two."""
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width_inside(x.shape[-1]) - x.shape[-1])])
+def read_rows(ref, rows) -> Array:
+    """Read a slice of rows, with zeros up to the width that arrays have inside of a kernel."""
+    width, inside = ref.shape[1], width_inside(ref.shape[1])
+    if width == inside:
+        return ref[rows, :]
+    shape = rows.size, inside
+    i, column = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(2))
+    return plgpu.load(ref.at[rows.start + i, column], mask=column < width, other=0)
 
 
 def width_inside(width: int) -> int:
