@@ -40,23 +40,22 @@ from attn.functional.pallas_gpu_layout import (
     Program,
     Result,
     Tile,
-    add_part,
     count,
-    gradient_of_part,
     lists,
     of_parts,
     padded,
     read_rows,
-    result_of_part,
     run,
     width_inside,
 )
+from attn.functional.pallas_gpu_parts import add_part, gradient_of_part, result_of_part
 from attn.functional.taken_apart import Kind
 
 _LOG2_E = math.log2(math.e)
 _NT = (((1,), (1,)), ((), ()))  # a b^T
 
-# What Triton can evaluate on a tile, with its derivative.
+# What Triton can evaluate on a tile, with its derivative. Its max and min of NaN and a number are the number: products
+# that are NaN stay so by `_scores`, and parts are computed outside.
 INSIDE = frozenset(
     (
         *("add", "sub", "mul", "div", "neg", "abs", "sign", "max", "min", "rem", "floor", "ceil", "clamp", "square"),

@@ -17,7 +17,7 @@ from jax.experimental.pallas import triton as plgpu
 
 import attn
 from attn import masks, positions, scores
-from attn.functional import fused, pallas_gpu, pallas_gpu_layout
+from attn.functional import fused, pallas_gpu, pallas_gpu_layout, pallas_gpu_parts
 from attn.functional.contract import Call
 from attn.functional.fused import Blocks
 
@@ -93,13 +93,14 @@ def numpy_gradients(q, k, v, table, dout, offset):
     return p @ v, ds @ k / np.sqrt(H), ds.T @ q / np.sqrt(H), p.T @ dout, dtable
 
 
+@pytest.mark.some(7)
 @pytest.mark.parametrize("copies", ["one per block", "shared"])
 @pytest.mark.parametrize("blocks", [(16, 16), (16, 64), (64, 16), (32, 32)])
 @pytest.mark.parametrize("T, S, H, Hv", [(50, 70, 5, 3), (13, 7, 16, 32), (1, 20, 4, 4)])
 def test_odd_shapes_and_gradients_of_distances(T, S, H, Hv, blocks, copies, monkeypatch):
     monkeypatch.setattr(pallas_gpu, "_blocks", lambda call, block_size: Blocks(*blocks))
     if copies == "shared":
-        monkeypatch.setattr(pallas_gpu_layout, "_MEMORY_OF_COPIES", 1)
+        monkeypatch.setattr(pallas_gpu_parts, "_MEMORY_OF_COPIES", 1)
     rng = np.random.default_rng(T)
     shapes = (T, H), (S, H), (S, Hv), (T + S - 1,), (T, Hv)
     *arrays, dout = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
@@ -246,6 +247,7 @@ CALLS = {
 
 
 @lowers_without_plugin
+@pytest.mark.some(16)
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("dtype, H", [("bfloat16", 64), ("float32", 24), ("float16", 16)])
 def test_calls_and_their_gradients_lower(name, dtype, H):
