@@ -125,16 +125,22 @@ def _later(module: str, name: str) -> Callable:
     return function
 
 
+def _kernel(name: str, backend: str) -> Implementation:
+    """Return the fused kernels of a module of this name."""
+    return Implementation(
+        _later(name, "attend"),
+        all_heads=True,
+        backends={backend},
+        unsupported_reason=_later(name, "unsupported_reason"),
+        reads_marks=True,
+        is_checked=lambda device_kind: name in checked.preferred(device_kind),
+    )
+
+
 # "auto" and "fastest" prefer earlier entries; `register` appends.
 IMPLEMENTATIONS = {
-    "pallas_tpu": Implementation(
-        _later("pallas_tpu", "attend"),
-        all_heads=True,
-        backends={"tpu"},
-        unsupported_reason=_later("pallas_tpu", "unsupported_reason"),
-        reads_marks=True,
-        is_checked=lambda device_kind: "pallas_tpu" in checked.preferred(device_kind),
-    ),
+    "pallas_tpu": _kernel("pallas_tpu", "tpu"),
+    "pallas_gpu": _kernel("pallas_gpu", "gpu"),
     "cudnn": Implementation(
         cudnn.attend,
         features={"mask"},

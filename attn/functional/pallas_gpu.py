@@ -35,7 +35,7 @@ from jaxtyping import Array
 
 from attn.functional import fused
 from attn.functional.contract import Call, Normalizer
-from attn.functional.fused import Blocks, Kernels, Plan
+from attn.functional.fused import Kernels
 from attn.functional.pallas_gpu_layout import (
     Program,
     Result,
@@ -49,6 +49,7 @@ from attn.functional.pallas_gpu_layout import (
     width_inside,
 )
 from attn.functional.pallas_gpu_parts import add_part, gradient_of_part, result_of_part
+from attn.functional.plans import Blocks, Plan
 from attn.functional.taken_apart import Kind
 
 _LOG2_E = math.log2(math.e)

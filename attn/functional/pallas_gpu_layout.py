@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array
 
-from attn.functional.fused import Plan
+from attn.functional.plans import Plan
 from attn.functional.sharding import shape_like
 from attn.functional.taken_apart import Kind
 

@@ -16,8 +16,8 @@ from jax.experimental import pallas as pl
 from jax.ref import addupdate
 from jaxtyping import Array
 
-from attn.functional.fused import Plan
 from attn.functional.pallas_gpu_layout import Result, Tile, count
+from attn.functional.plans import Plan
 from attn.functional.taken_apart import Kind
 
 _MEMORY_OF_COPIES = 1 << 28  # bytes, for the gradients of one part of kind DISTANCE
@@ -102,8 +102,9 @@ class _Distances(NamedTuple):
 def _distances_result(plan: Plan, heads: int) -> Result:
     """Return the result for a part of kind DISTANCE: one copy for each block of queries.
 
-    In a copy, no more than two tiles add to a number, so the sum does not depend on their order. If there are so many
-    heads and blocks that copies take too much memory, blocks share them, and results differ in rounding between runs.
+    In a copy, no more than two square tiles add to a number, so the sum does not depend on their order. With tiles that
+    are not square, or so many heads and blocks that blocks share a copy to save memory, more do, and results may differ
+    in rounding between runs.
     """
     distances = _Distances.of(plan)
     shape = distances.length(plan), max(16, 2 * distances.f)

@@ -185,25 +185,33 @@ def _take_apart(name: str, function: Callable, blocks: Blocks, pairs: int, is_in
     return apart
 
 
-# Primitives whose result is finite where their inputs are, or overflows only for extreme ones.
+# Primitives whose result is finite where their inputs are, unless these are extreme, and NaN where one of them is.
 _TAME = frozenset(
     (
-        *("add", "sub", "mul", "div", "neg", "abs", "sign", "max", "min", "floor", "ceil", "round", "clamp"),
-        *("tanh", "logistic", "erf", "sin", "cos", "select_n", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor"),
-        *("not", "convert_element_type", "broadcast_in_dim", "stop_gradient", "pvary", "pcast"),
+        *("add", "sub", "mul", "div", "neg", "abs", "max", "min", "tanh", "logistic", "erf", "sin", "cos"),
+        *("convert_element_type", "broadcast_in_dim", "stop_gradient", "pvary", "pcast"),
     )
 )
 
 
 def _may_hide(score: TakenApart) -> bool:
-    """Return whether a score may be -inf for finite products and parts that `_is_tame` finds tame."""
-    equations = score.equations()
+    """Return whether a score may be -inf, or a number for NaN, where products are finite and `_is_tame` holds."""
+    equations, described = score.equations(), score.describe()
     literals = [v.val for e in equations for v in e.invars if isinstance(v, Literal)]
     divisors = [e.invars[1] for e in equations if e.primitive.name == "div"]
-    is_tame = all(e.primitive.name in _TAME for e in equations) and all(np.isfinite(x).all() for x in literals)
+    of_scores = {e.primitive.name for e in equations if described[e.outvars[0]].kind == Kind.SCORE}
+    are_numbers = all(np.isfinite(x).all() for x in literals)
     has_divisors = all(isinstance(v, Literal) or v.aval.shape == () for v in divisors)
     # An array of T x S would be read once more, to see if it is tame.
-    return not is_tame or not has_divisors or any(part.kind == Kind.PAIR for part in score.parts)
+    is_small = all(part.kind != Kind.PAIR for part in score.parts)
+    return not (of_scores <= _TAME and are_numbers and has_divisors and is_small and _are_finite(equations))
+
+
+def _are_finite(equations: Sequence) -> bool:
+    """Return whether equations of positions and parts have no result that is infinite for finite inputs."""
+    return not any(
+        e.primitive.name in ("exp", "exp2", "log", "log1p", "pow", "integer_pow", "rsqrt") for e in equations
+    )
 
 
 def _is_tame(parts: Sequence[Array]) -> Array:

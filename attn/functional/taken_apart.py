@@ -128,6 +128,10 @@ class TakenApart:
         parts = (dataclasses.replace(part, shape=v.aval.shape) for part, v in zip(self.parts, variables))
         return dataclasses.replace(self, closed=closed, parts=tuple(parts))
 
+    def describe(self) -> dict[Var, Value]:
+        """Describe every variable of the function."""
+        return _describe(self.closed, self.score is not None)
+
     def equations(self) -> list:
         """Return the equations that are evaluated on each tile."""
         return _needed(self.closed.jaxpr, _at_places(self.closed, self.places), self.closed.jaxpr.outvars)[0]

@@ -12,6 +12,7 @@ import attn
 from attn import mechanisms
 from attn.functional import masks
 from attn.mechanisms import Mechanism, of
+from attn.nn.departures import Departures
 
 
 class ramp(Mechanism):
