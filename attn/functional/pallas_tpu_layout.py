@@ -121,7 +121,9 @@ def steps(plan: Plan, flags: Sequence[Array], order: str, *, every: bool = False
     main = rows if order == "rows" else columns
     known = rows + (columns << _BITS) + FIRST * _changes(main) + LAST * _changes(main[::-1])[::-1]
     code = known[None, None] + NEEDED * is_needed.astype(np.int32) + WHOLE * is_whole.astype(np.int32)
-    return jnp.asarray(code if is_known else _without_fetches(code, rows, columns, is_needed, order), jnp.int32)
+    if not (is_known or every):  # a step of `every` writes its own tile, needed or not
+        code = _without_fetches(code, rows, columns, is_needed, order)
+    return jnp.asarray(code, jnp.int32)
 
 
 def _changes(main: np.ndarray) -> np.ndarray:

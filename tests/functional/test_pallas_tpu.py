@@ -220,3 +220,25 @@ def test_gradients_that_nobody_wants_are_not_computed():
     found = [e for e, _ in equations(gradient, query) if e.primitive.name == "pallas_call"]
     assert [e.params["name"] for e in found] == ["attn_forward", "attn_backward_rows"]
     assert len(found[1].outvars) == 1
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [masks.causal(2), masks.causal(jnp.int32(2)), masks.padding(jnp.int32(9))],
+    ids=["known", "traced", "length"],
+)
+def test_the_gradient_of_a_bias_is_zero_in_tiles_that_the_mask_hides_and_right_in_the_others(mask):
+    query, key, value, cotangent = cases.normal((T, 2, 4), (S, 2, 4), (S, 2, 4), (T, 2, 4))
+    bias = cases.normal((T, S), seed=1)[0]
+
+    def gradient(bias, implementation):
+        def total(bias):
+            options = {"mask": mask, "score": scores.dense(bias), "implementation": implementation}
+            return jnp.vdot(attn.multi_head_attention(query, key, value, **options), cotangent)
+
+        return jax.grad(total)(bias)
+
+    found, expected = gradient(bias, "pallas_tpu"), gradient(bias, "reference")
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    hidden = ~np.broadcast_to(mask.resolve(T, S)(np.arange(T)[:, None], np.arange(S)[None, :]), (T, S))
+    assert hidden.any() and not np.any(np.asarray(found)[hidden])
