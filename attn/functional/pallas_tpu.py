@@ -57,7 +57,7 @@ INSIDE = frozenset(
     (
         *("add", "sub", "mul", "div", "neg", "abs", "sign", "max", "min", "rem", "floor", "ceil", "round", "clamp"),
         *("exp", "exp2", "log", "log1p", "tanh", "sin", "cos", "sqrt", "rsqrt", "pow", "integer_pow", "square"),
-        *("logistic", "erf", "select_n", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "not", "is_finite"),
+        *("logistic", "select_n", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "not", "is_finite"),
         *("shift_left", "shift_right_logical", "shift_right_arithmetic", "convert_element_type"),
         *("broadcast_in_dim", "stop_gradient", "custom_jvp_call", "pvary", "pcast"),
     )
