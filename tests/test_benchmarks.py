@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -39,3 +40,15 @@ def test_the_message_of_a_training_step_is_the_recorded_one():
         sent, peak = row["collectives"]["all-reduce"], row["peak"] / 2**20
         assert f"| {chips} | {sent['count']} | {sent['bytes']:,} | {peak:.1f} |" in text
     assert f"| 1 | none | | {programs['v5e-1']['advance']['peak'] / 2**20:.1f} |" in text
+
+
+def test_the_page_on_accelerators_shows_the_recorded_bundles():
+    devices = json.loads((ROOT / "benchmarks/results/bundles.json").read_text())
+    page = (ROOT / "docs/accelerators.md").read_text()
+    shown = [[int(n.replace(",", "")) for n in pair] for pair in re.findall(r"([\d,]+) : ([\d,]+) = ", page)]
+    recorded = {
+        each["whole"] for programs in devices.values() for p in programs.values() for each in p["kernels"].values()
+    }
+    assert len(shown) == 14 and {n for pair in shown for n in pair} <= recorded
+    ratios = [float(n) for n in re.findall(r" = (\d\.\d\d) \|", page)]
+    assert ratios == [round(ours / theirs, 2) for ours, theirs in shown]
