@@ -1,4 +1,4 @@
-"""What fused kernels share: a call taken apart, its tiles in order, and every derivative.
+"""The common part of fused kernels: a call taken apart, its tiles in order, and every derivative.
 
 A fused kernel computes a tile of scores, the user's mask and score of it, and its part of the output in fast memory.
 `plans` says which of it runs inside of the kernel.
@@ -26,6 +26,8 @@ from attn.functional.plans import Blocks, Plan, plan_call
 from attn.functional.sharding import is_sharded, vary_alike
 from attn.functional.taken_apart import Kind, TakenApart, Value
 
+DTYPES = ("bfloat16", "float16", "float32")  # that kernels read on a processor; float16 as float32
+
 
 class Kernels(NamedTuple):
     """The kernels of one kind of processor.
@@ -49,7 +51,7 @@ def attend(call: Call, blocks: Blocks, kernels: Kernels) -> tuple[Array, Normali
     """Compute the attention of all heads by fused kernels.
 
     Raises:
-      implementations.Unsupported: a function of the user's that they cannot evaluate.
+      Unsupported: a function of the user's that they cannot evaluate.
     """
     call = vary_alike(resolve_offsets(call._replace(**_without_float16(call))))
     plan, parts, flags = plan_call(call, blocks, kernels.is_inside)

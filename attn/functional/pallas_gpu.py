@@ -40,10 +40,8 @@ from attn.functional.pallas_gpu_layout import (
     Program,
     Result,
     Tile,
-    count,
     lists,
     of_parts,
-    padded,
     read_rows,
     run,
     width_inside,
@@ -51,6 +49,7 @@ from attn.functional.pallas_gpu_layout import (
 from attn.functional.pallas_gpu_parts import add_part, gradient_of_part, result_of_part
 from attn.functional.plans import Blocks, Plan
 from attn.functional.taken_apart import Kind
+from attn.functional.tiles import add_up, count, padded
 
 _LOG2_E = math.log2(math.e)
 _NT = (((1,), (1,)), ((), ()))  # a b^T
@@ -82,10 +81,7 @@ def attend(call: Call, *, interpret: bool = False, block_size: int | None = None
     return fused.attend(call, _blocks(call, block_size), _kernels(interpret))
 
 
-DTYPES = ("bfloat16", "float16", "float32")  # float16 in float32
-
-
-def unsupported_reason(call: Call, *, supported: Sequence[str] = DTYPES) -> str | None:
+def unsupported_reason(call: Call, *, supported: Sequence[str] = fused.DTYPES) -> str | None:
     """Return the part of a call that the kernels cannot serve, or None.
 
     Args:
@@ -151,7 +147,7 @@ def _forward(interpret: bool, plan: Plan, query, key, value, parts, flags) -> li
     Hv, (bq, bk, _) = value.shape[-1], plan.blocks
 
     def call(query, key, value, *rest):
-        query, (key, value) = _with_nan(query), _with_nan(key, value)
+        key, value = _with_nan(key, value)
         operands = [padded(x, 2, block) for x, block in ((query, bq), (key, bk), (value, bk))]
         rows = count(plan.T, bq) * bq
         width = width_inside(Hv)
@@ -229,19 +225,14 @@ def _backward(interpret: bool, plan: Plan, query, key, value, parts, flags, peak
             results = fused.folded(call)(query, key, value, dout, peak, delta, *parts, *flags)
             found.update(zip(names, results, strict=True))
     inputs = query, key, value, *parts
-    return [_added_up(plan, n, found[n], inputs[n]) for n in numbers]
+    return [add_up(plan, _cut(plan, n, found[n], inputs[n]), inputs[n]) for n in numbers]
 
 
-def _added_up(plan: Plan, n: int, gradient: Array, x: Array) -> Array:
-    """Return the gradient `[B N ...]` of input n in the shape of the input: heads and examples may share it."""
+def _cut(plan: Plan, n: int, gradient: Array, x: Array) -> Array:
+    """Return the gradient of input n without the padding of blocks and widths, `[B N ...]`."""
     if n >= 3:
-        gradient = gradient_of_part(plan, plan.parts[n - 3].kind, gradient)
-    else:
-        gradient = gradient[:, :, : x.shape[2], : x.shape[3]]
-    if 1 < x.shape[1] < plan.N:
-        gradient = gradient.reshape(len(gradient), plan.K, plan.group, *gradient.shape[2:]).sum(axis=2)
-    axes = tuple(axis for axis in range(2) if x.shape[axis] < gradient.shape[axis])
-    return gradient.sum(axis=axes, keepdims=True).astype(x.dtype)
+        return gradient_of_part(plan, plan.parts[n - 3].kind, gradient)
+    return gradient[:, :, : x.shape[2], : x.shape[3]]
 
 
 def _run_backward(interpret, plan: Plan, order: str, names: list[int], query, key, value, dout, peak, delta, *rest):
@@ -347,12 +338,7 @@ def _finite(x: Array) -> Array:
     return jnp.where(_is_finite(x), x, 0)
 
 
-def _with_nan(x: Array, value: Array | None = None):
-    """Replace rows with a number that is not finite by NaN: then all their scores are NaN.
-
-    With values, a key whose value is not finite is NaN as well, and the value is 0: a hidden one would meet weight 0.
-    """
-    if value is None:
-        return jnp.where(_is_finite(x), x, jnp.nan)
+def _with_nan(key: Array, value: Array) -> tuple[Array, Array]:
+    """Return keys that are NaN where their value is not finite, and 0 for such values: a hidden one has weight 0."""
     is_finite = _is_finite(value)
-    return jnp.where(_is_finite(x) & is_finite, x, jnp.nan), jnp.where(is_finite, value, 0)
+    return jnp.where(is_finite, key, jnp.nan), jnp.where(is_finite, value, 0)

@@ -1,4 +1,4 @@
-"""How arrays reach the kernels of `pallas_gpu`: the lists of tiles, operands and results, and the functions on a tile.
+"""Arrays on their way to the kernels of `pallas_gpu`: lists of tiles, operands and results, and functions on a tile.
 
 A grid has two axes: the heads of all examples, and the blocks of queries or of keys. A program visits the tiles in the
 list of its block, those first in which all pairs are visible. It reads everything by pointers, so that a part of any
@@ -9,7 +9,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -17,9 +16,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array
 
+from attn.functional import tiles
 from attn.functional.plans import Plan
 from attn.functional.sharding import shape_like
 from attn.functional.taken_apart import Kind
+from attn.functional.tiles import count, of_head, padded
 
 
 class Result(NamedTuple):
@@ -34,11 +35,6 @@ class Result(NamedTuple):
     shape: tuple[int, ...]
     block: tuple[int, ...] | None
     dtype: object
-
-
-def count(length: int, block: int) -> int:
-    """Return the number of blocks that hold so many positions."""
-    return -(-length // block)
 
 
 # The lists of tiles
@@ -73,18 +69,18 @@ def lists(plan: Plan, flags: Sequence[Array], order: str) -> Lists:
       flags: as in `fused.Kernels`.
       order: "rows" for the tiles of each block of queries, "columns" for those of each block of keys.
     """
-    tiles, is_known = plan.tiles, plan.tiles.needed is not None
-    needed, whole = (tiles.needed[None, None], tiles.whole[None, None]) if is_known else flags[:2]
+    known, is_known = plan.tiles, plan.tiles.needed is not None
+    needed, whole = (known.needed[None, None], known.whole[None, None]) if is_known else flags[:2]
     shape = count(plan.T, plan.blocks.rows), count(plan.S, plan.blocks.columns)
     rank = np.where(whole, 0, np.where(needed, 1, 2)) if is_known else jnp.where(whole, 0, jnp.where(needed, 1, 2))
     if is_known:
         ranks = np.full((1, 1, *shape), 2)
-        ranks[..., tiles.rows, tiles.columns] = rank
+        ranks[..., known.rows, known.columns] = rank
     else:
-        ranks = jnp.full((*rank.shape[:2], *shape), 2).at[..., tiles.rows, tiles.columns].set(rank)
+        ranks = jnp.full((*rank.shape[:2], *shape), 2).at[..., known.rows, known.columns].set(rank)
     ranks = ranks if order == "rows" else ranks.swapaxes(2, 3)
     is_listed = np.zeros(shape, bool)
-    is_listed[tiles.rows, tiles.columns] = True if tiles.needed is None else tiles.needed
+    is_listed[known.rows, known.columns] = True if known.needed is None else known.needed
     width = max(1, is_listed.sum(axis=1 if order == "rows" else 0).max())
     numbers = (np if is_known else jnp).argsort(ranks, axis=-1, stable=True)[..., :width]
     counts = (np if is_known else jnp).stack([(ranks < 1).sum(axis=-1), (ranks < 2).sum(axis=-1)], axis=-1)
@@ -96,12 +92,6 @@ def lists(plan: Plan, flags: Sequence[Array], order: str) -> Lists:
 
 
 # Operands and results
-
-
-def padded(x: Array, axis: int, block: int) -> Array:
-    """Pad an axis to a multiple of a block by its last entry, since a score may not be defined for other numbers."""
-    missing = -x.shape[axis] % block
-    return jnp.pad(x, [(0, missing * (n == axis)) for n in range(x.ndim)], mode="edge") if missing else x
 
 
 def read_rows(ref, rows) -> Array:
@@ -182,7 +172,7 @@ def run(
 
     def spec(shape, block=None):
         def index(head, step):
-            return (*_of_head(plan, shape, head), listed.block(step) if block else 0, *[0] * (len(shape) - 3))
+            return (*of_head(plan, shape, head), listed.block(step) if block else 0, *[0] * (len(shape) - 3))
 
         return pl.BlockSpec((None, None, *(block or shape[2:])), index)
 
@@ -200,30 +190,16 @@ def run(
     )(*inputs, *zeros)
 
 
-def _of_head(plan: Plan, shape: Sequence[int], head):
-    """Return the example and the head of an array `[b n ...]` that belong to a query head of all examples."""
-    examples, heads = shape[:2]
-    number = lax.rem(head, np.int32(plan.N))
-    of_heads = 0 if heads == 1 else number if heads == plan.N else lax.div(number, np.int32(plan.group))
-    return 0 if examples == 1 else lax.div(head, np.int32(plan.N)), of_heads
-
-
 # One tile
 
 
-class Tile:
+class Tile(tiles.Tile):
     """The functions of positions on one tile. Parts are read when they are needed."""
 
     def __init__(self, plan: Plan, row: Array | int, column: Array | int, parts: Sequence):
-        bq, bk, _ = plan.blocks
-        self.plan, self.row, self.column = plan, row, column
-        self.corner = row * bq, column * bk
-        self.parts = plan.split(parts)
-        i = self.corner[0] + lax.broadcasted_iota(jnp.int32, (bq, 1), 0)
-        self.key_positions = self.corner[1] + lax.broadcasted_iota(jnp.int32, (1, bk), 1)
-        # Positions of padding are clipped, since a function may not be defined for others.
-        self.i = jnp.minimum(i, plan.T - 1) if plan.T % bq else i
-        self.j = jnp.minimum(self.key_positions, plan.S - 1) if plan.S % bk else self.key_positions
+        super().__init__(plan, row, column)
+        self.row, self.column = row, column
+        self._refs = dict(zip(("score", "mask", "keep"), plan.split(parts)))
 
     @property
     def rows(self):
@@ -240,8 +216,7 @@ class Tile:
         """Return where the distance of each pair is in a vector of distances."""
         return self.j - self.i + (self.plan.T - 1)
 
-    def _read(self, function, refs: Sequence) -> list[Array]:
-        """Return the parts of a function, in shapes that broadcast to the tile."""
+    def read(self, name: str) -> list[Array]:
         load = {
             Kind.CONSTANT: lambda ref: ref[0],
             Kind.QUERY: lambda ref: ref[self.rows][:, None],
@@ -249,40 +224,5 @@ class Tile:
             Kind.DISTANCE: lambda ref: ref[self.distances],
             Kind.PAIR: lambda ref: ref[self.i, self.j],
         }
-        return [load[part.kind](ref) for part, ref in zip(function.parts, refs, strict=True)]
-
-    def score(self, raw: Array) -> Array:
-        """Return the scores of the products q . k."""
-        return self.plan.score(self._read(self.plan.score, self.parts[0]), raw, self.i, self.j, corner=self.corner)
-
-    def score_and_pullback(self, raw: Array, wanted: Sequence[int]) -> tuple[Array, Callable]:
-        """Return the scores, and the map from their cotangents to those of the products and of the wanted parts."""
-        parts = self._read(self.plan.score, self.parts[0])
-
-        def of(raw, *moving):
-            replaced = dict(zip(wanted, moving))
-            return self.plan.score(
-                [replaced.get(n, x) for n, x in enumerate(parts)], raw, self.i, self.j, corner=self.corner
-            )
-
-        return jax.vjp(of, raw, *(parts[n] for n in wanted))
-
-    def only_visible(self, x: Array, hidden) -> Array:
-        """Return x with another number for pairs that the mask hides, and in padding of the keys."""
-        plan, conditions = self.plan, []
-        if plan.mask is not None:
-            conditions.append(plan.mask(self._read(plan.mask, self.parts[1]), self.i, self.j, corner=self.corner))
-        if plan.S % plan.blocks.columns:
-            conditions.append(self.key_positions < plan.S)
-        if not conditions:
-            return x
-        return jnp.where(jnp.broadcast_to(functools.reduce(jnp.logical_and, conditions), x.shape), x, hidden)
-
-    def drop(self, p: Array) -> Array:
-        """Set dropped weights to 0; the others are not rescaled here."""
-        keep = self.plan.keep
-        return (
-            p
-            if keep is None
-            else jnp.where(keep(self._read(keep, self.parts[2]), self.i, self.j, corner=self.corner), p, 0.0)
-        )
+        parts = getattr(self.plan, name).parts
+        return [load[part.kind](ref) for part, ref in zip(parts, self._refs[name], strict=True)]

@@ -16,9 +16,10 @@ from jax.experimental import pallas as pl
 from jax.ref import addupdate
 from jaxtyping import Array
 
-from attn.functional.pallas_gpu_layout import Result, Tile, count
+from attn.functional.pallas_gpu_layout import Result, Tile
 from attn.functional.plans import Plan
 from attn.functional.taken_apart import Kind
+from attn.functional.tiles import count
 
 _MEMORY_OF_COPIES = 1 << 28  # bytes, for the gradients of one part of kind DISTANCE
 
@@ -70,7 +71,7 @@ def add_part(tile: Tile, kind: Kind, out, gradient: Array):
 
 
 class _Distances(NamedTuple):
-    """How the diagonals of a tile are added up: in two steps, within small squares and over them.
+    """The sums along the diagonals of a tile, in two steps: within small squares and over them.
 
     With i = f a + b and j = f m + n, the distance is j - i = f (m - a) + (n - b). A tile, arranged as `[(a m) (b n)]`,
     is multiplied from the left by a matrix that adds up rows of the same m - a, and from the right by one that adds up

@@ -36,7 +36,6 @@ from attn.functional.pallas_tpu_layout import (
     add_part,
     by_column,
     by_row,
-    count,
     gradient_of_part,
     has_whole_tiles,
     of_parts,
@@ -46,6 +45,7 @@ from attn.functional.pallas_tpu_layout import (
 from attn.functional.pallas_tpu_layout import run as run_kernel
 from attn.functional.plans import Blocks, Plan
 from attn.functional.taken_apart import Kind
+from attn.functional.tiles import add_up, count
 
 BLOCK_SIZE = 512
 _MEMORY_OF_BOTH = 8 << 20  # bytes of VMEM for the gradients of all queries of a head
@@ -76,10 +76,7 @@ def attend(call: Call, *, interpret=False, block_size: int = BLOCK_SIZE, lanes: 
     return fused.attend(call, _blocks(call, block_size, lanes), _kernels(interpret))
 
 
-DTYPES = ("bfloat16", "float16", "float32")  # float16 in float32
-
-
-def unsupported_reason(call: Call, *, supported: Sequence[str] = DTYPES) -> str | None:
+def unsupported_reason(call: Call, *, supported: Sequence[str] = fused.DTYPES) -> str | None:
     """Return the part of a call that the kernels cannot serve, or None.
 
     Args:
@@ -144,9 +141,9 @@ def _forward_kernel(plan: Plan, step, load_parts, operands, results, scratch):
             raw = _dot(plan, q, _with_marks(k, v), _NT)
             if plan.has_score:  # which may return a number for NaN
                 s = tile.score(jnp.where(raw == raw, raw, 0.0))
-                s = jnp.where(tile.visible(s), jnp.where(raw == raw, s, jnp.nan), -jnp.inf)
+                s = tile.only_visible(jnp.where(raw == raw, s, jnp.nan), -jnp.inf, s != -jnp.inf)
             else:
-                s = jnp.where(tile.visible(raw), tile.score(raw), -jnp.inf)
+                s = tile.only_visible(tile.score(raw), -jnp.inf)
             v = _finite(v)
         peak, total = peak_ref[...], total_ref[...]
         new = jnp.maximum(peak, s.max(axis=1, keepdims=True))
@@ -184,17 +181,12 @@ def _backward(interpret, plan: Plan, query, key, value, parts, flags, peak, dout
         results = fused.folded(run)(query, key, value, dout, stats, *parts, *flags)
         found.update(zip(names, results, strict=True))
     inputs = query, key, value, *parts
-    return [_added_up(plan, n, found[n], inputs[n]) for n, is_wanted in enumerate(wanted) if is_wanted]
+    return [add_up(plan, _cut(plan, n, found[n], x), x) for n, x in enumerate(inputs) if wanted[n]]
 
 
-def _added_up(plan: Plan, n: int, gradient: Array, x: Array) -> Array:
-    """Return the gradient `[B N ...]` of input n in the shape of the input: heads and examples may share it."""
-    is_part = n >= 3
-    gradient = gradient_of_part(plan, plan.parts[n - 3].kind, gradient) if is_part else gradient[:, :, : x.shape[2]]
-    if 1 < x.shape[1] < plan.N:
-        gradient = gradient.reshape(len(gradient), plan.K, plan.group, *gradient.shape[2:]).sum(axis=2)
-    axes = tuple(axis for axis in range(2) if x.shape[axis] < gradient.shape[axis])
-    return gradient.sum(axis=axes, keepdims=True).astype(x.dtype)
+def _cut(plan: Plan, n: int, gradient: Array, x: Array) -> Array:
+    """Return the gradient of input n without the padding of blocks, `[B N ...]`."""
+    return gradient_of_part(plan, plan.parts[n - 3].kind, gradient) if n >= 3 else gradient[:, :, : x.shape[2]]
 
 
 def _split_work(plan: Plan, wanted: Sequence[bool], H: int) -> dict[str, list[int]]:
@@ -305,7 +297,7 @@ def _backward_kernel(order: str, names: list[int], plan: Plan, step, load_parts,
         s, pull = tile.score_and_pullback(_dot(plan, q, k, _NT), of_parts)
         p = jnp.exp(s - _wide(peak, bk))
         if not is_whole:
-            p = jnp.where(tile.visible(s), p, 0.0)
+            p = tile.only_visible(p, 0.0, *([s != -jnp.inf] if plan.has_score else []))
         ds = p * (tile.drop(_dot(plan, dout, v, _NT)) - _wide(delta, bk))
         draw, *dparts = pull(ds)
         if 2 in sums:

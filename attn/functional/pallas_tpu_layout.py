@@ -1,4 +1,4 @@
-"""How arrays reach the kernels of `pallas_tpu`: blocks of operands, the list of tiles, and the parts of a tile.
+"""Arrays on their way to the kernels of `pallas_tpu`: blocks of operands, the list of tiles, and the parts of a tile.
 
 A grid has two axes: the heads of all examples, and steps. A step is an entry of a list of tiles in scalar memory. The
 blocks of all operands follow from it, so blocks that no tile needs are not even fetched.
@@ -8,7 +8,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -16,9 +15,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+from attn.functional import tiles
 from attn.functional.plans import Plan
 from attn.functional.sharding import shape_like
 from attn.functional.taken_apart import Kind
+from attn.functional.tiles import count, of_head, padded
 
 # The bits of a step: the numbers of two blocks, then flags: the first and last step of its row or column; a tile that
 # holds a visible pair; one in which all pairs are visible.
@@ -105,9 +106,9 @@ def steps(plan: Plan, flags: Sequence[Array], order: str, *, every: bool = False
       order: "rows" or "columns".
       every: list all tiles, also those that are known not to be needed.
     """
-    tiles, is_known = plan.tiles, plan.tiles.needed is not None
-    rows, columns = tiles.rows, tiles.columns
-    is_needed, is_whole = (tiles.needed[None, None], tiles.whole[None, None]) if is_known else flags[:2]
+    listed, is_known = plan.tiles, plan.tiles.needed is not None
+    rows, columns = listed.rows, listed.columns
+    is_needed, is_whole = (listed.needed[None, None], listed.whole[None, None]) if is_known else flags[:2]
     if len(flags) % 2:
         is_whole = is_whole & flags[-1][..., None]
     if every:
@@ -149,27 +150,16 @@ def _without_fetches(code, rows, columns, is_needed, order: str):
 # Operands
 
 
-def count(length: int, block: int) -> int:
-    """Return the number of blocks that hold so many positions."""
-    return -(-length // block)
-
-
 def by_row(plan: Plan, x: Array, mode: str = "edge") -> Operand:
     """Return an operand `[b N T width]` in blocks of queries; padding repeats the last one, or is 0 ("constant")."""
     block = plan.blocks.rows, x.shape[3]
-    return Operand(_padded(x, 2, plan.blocks.rows, mode), block, lambda row, column: (row, 0))
+    return Operand(padded(x, 2, plan.blocks.rows, mode), block, lambda row, column: (row, 0))
 
 
 def by_column(plan: Plan, x: Array) -> Operand:
     """Return an operand `[b K S width]` in blocks of keys; padding repeats the last one."""
     block = plan.blocks.columns, x.shape[3]
-    return Operand(_padded(x, 2, plan.blocks.columns, "edge"), block, lambda row, column: (column, 0))
-
-
-def _padded(x: Array, axis: int, block: int, mode: str) -> Array:
-    """Pad an axis to whole blocks; with real entries ("edge"), since a function may not be defined for others."""
-    missing = -x.shape[axis] % block
-    return jnp.pad(x, [(0, missing if n == axis else 0) for n in range(x.ndim)], mode=mode) if missing else x
+    return Operand(padded(x, 2, plan.blocks.columns, "edge"), block, lambda row, column: (column, 0))
 
 
 def of_parts(plan: Plan, parts: Sequence[Array]) -> list[Operand]:
@@ -184,11 +174,11 @@ def _of_part(plan: Plan, kind: Kind, x: Array) -> Operand:
     if kind == Kind.CONSTANT:
         return Operand(x)
     if kind == Kind.QUERY:
-        return Operand(_padded(x[..., None], 2, bq, "edge"), (bq, 1), lambda row, column: (row, 0))
+        return Operand(padded(x[..., None], 2, bq, "edge"), (bq, 1), lambda row, column: (row, 0))
     if kind == Kind.KEY:
-        return Operand(_padded(x[:, :, None], 3, bk, "edge"), (1, bk), lambda row, column: (0, column))
+        return Operand(padded(x[:, :, None], 3, bk, "edge"), (1, bk), lambda row, column: (0, column))
     if kind == Kind.PAIR:
-        return Operand(_padded(_padded(x, 2, bq, "edge"), 3, bk, "edge"), (bq, bk), lambda row, column: (row, column))
+        return Operand(padded(padded(x, 2, bq, "edge"), 3, bk, "edge"), (bq, bk), lambda row, column: (row, column))
     before, length = _vector(plan)
     x = jnp.pad(x[:, :, None], ((0, 0), (0, 0), (0, 0), (before, length - before - x.shape[2])), mode="edge")
     return Operand(x, (1, length), lambda row, column: (0, 0))
@@ -260,7 +250,7 @@ def run(
 
         def numbers(head, number, list_ref):
             code = _code(plan, listed.shape, list_ref, head, number)
-            return (*_of_head(plan, shape, head), *index(_row(code), _column(code)))
+            return (*of_head(plan, shape, head), *index(_row(code), _column(code)))
 
         return pl.BlockSpec((None, None, *block), numbers)
 
@@ -283,16 +273,8 @@ def run(
     )(listed.reshape(-1, listed.shape[2]), *(operand.array for operand in operands))
 
 
-def _of_head(plan: Plan, shape: Sequence[int], head):
-    """Return the example and the head of an array `[b n ...]` that belong to a query head of all examples."""
-    examples, heads = shape[:2]
-    number = lax.rem(head, np.int32(plan.N))
-    of_heads = 0 if heads == 1 else number if heads == plan.N else lax.div(number, np.int32(plan.group))
-    return 0 if examples == 1 else lax.div(head, np.int32(plan.N)), of_heads
-
-
 def _code(plan: Plan, shape: Sequence[int], list_ref, head, number):
-    example, of_heads = _of_head(plan, shape, head)
+    example, of_heads = of_head(plan, shape, head)
     return list_ref[example * shape[1] + of_heads, number]
 
 
@@ -304,7 +286,7 @@ def _load_parts(plan: Plan, step: Step, refs: Sequence, shapes: Sequence[Sequenc
 
     def load(kind: Kind, ref, shape):
         if kind == Kind.CONSTANT:
-            return ref[_of_head(plan, shape, step.head)]
+            return ref[of_head(plan, shape, step.head)]
         return _spread(plan, step, ref) if kind == Kind.DISTANCE else ref[...]
 
     return [load(part.kind, ref, shape) for part, ref, shape in zip(plan.parts, refs, shapes, strict=True)]
@@ -341,44 +323,12 @@ def add_part(plan: Plan, kind: Kind, step: Step, out, gradient: Array):
         out[...] += jnp.broadcast_to(gradient, out.shape)
 
 
-class Tile:
+class Tile(tiles.Tile):
     """The functions of positions on the tile of a step."""
 
     def __init__(self, plan: Plan, step: Step, parts: Sequence[Array]):
-        bq, bk, _ = plan.blocks
-        self.plan, self.corner = plan, (step.row * bq, step.column * bk)
-        self.of_score, self.of_mask, self.of_keep = plan.split(parts)
-        i = self.corner[0] + lax.broadcasted_iota(jnp.int32, (bq, 1), 0)
-        self.key_positions = self.corner[1] + lax.broadcasted_iota(jnp.int32, (1, bk), 1)
-        # Positions of padding are clipped, since a function may not be defined for others.
-        self.i = jnp.minimum(i, plan.T - 1) if plan.T % bq else i
-        self.j = jnp.minimum(self.key_positions, plan.S - 1) if plan.S % bk else self.key_positions
+        super().__init__(plan, step.row, step.column)
+        self._parts = dict(zip(("score", "mask", "keep"), plan.split(parts)))
 
-    def score(self, raw: Array) -> Array:
-        """Return the scores of the products q . k."""
-        return self.plan.score(self.of_score, raw, self.i, self.j, corner=self.corner)
-
-    def score_and_pullback(self, raw: Array, wanted: Sequence[int]) -> tuple[Array, Callable]:
-        """Return the scores, and the map from their cotangents to those of the products and of the wanted parts."""
-
-        def of(raw, *moving):
-            parts = list(self.of_score)
-            for n, x in zip(wanted, moving):
-                parts[n] = x
-            return self.plan.score(parts, raw, self.i, self.j, corner=self.corner)
-
-        return jax.vjp(of, raw, *(self.of_score[n] for n in wanted))
-
-    def visible(self, s: Array) -> Array:
-        """Return the pairs that are visible: by the mask, of no padding, and whose score is not -inf."""
-        plan = self.plan
-        parts = [s != -jnp.inf] if plan.has_score else []
-        parts += [] if plan.mask is None else [plan.mask(self.of_mask, self.i, self.j, corner=self.corner)]
-        parts += [self.key_positions < plan.S] if plan.S % plan.blocks.columns or not parts else []
-        return jnp.broadcast_to(functools.reduce(jnp.logical_and, parts), s.shape)
-
-    def drop(self, p: Array) -> Array:
-        """Set dropped weights to 0; the others are not rescaled here."""
-        if self.plan.keep is None:
-            return p
-        return jnp.where(self.plan.keep(self.of_keep, self.i, self.j, corner=self.corner), p, 0.0)
+    def read(self, name: str) -> Sequence[Array]:
+        return self._parts[name]

@@ -30,7 +30,7 @@ from attn.functional import dtypes
 
 
 class Kind(enum.Enum):
-    """What a value depends on."""
+    """The positions and arrays that a value depends on."""
 
     CONSTANT = "captured arrays"
     QUERY = "i"

@@ -1,4 +1,4 @@
-"""How a model is divided among devices: one table from the names of axes to the axes of the mesh.
+"""The division of a model among devices: one table from the names of axes to the axes of the mesh.
 
 An array's axes have names: those of parameters are in `PARAMETERS`, those of activations are given where `constrain` is
 called. `RULES` says along which axis of the mesh each is sharded. Everything else is replicated: other axes, parameters

@@ -1,4 +1,4 @@
-"""Where the state of a run is: divided among the devices of a mesh, and whole, as checkpoints have it.
+"""The placement of the state of a run: divided among the devices of a mesh, and whole, as checkpoints have it.
 
 A checkpoint does not depend on the mesh. It has each array whole, and what AdamW keeps as one vector of all parameters.
 On a mesh that divides the model, AdamW keeps the parameters apart instead, so that each array lies where its parameter
