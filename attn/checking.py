@@ -118,12 +118,12 @@ def outcome(name: str, title: str, dtype: str) -> dict:
     return {"served": True, "right": max(found.values()) <= TOLERANCES[dtype], "errors": found}
 
 
-def describe(outcome: dict) -> str:
+def describe(found: dict) -> str:
     """Return an outcome in one line."""
-    if not outcome["served"]:
-        return f"not served: {outcome['reason']}"
-    worst, error = max(outcome["errors"].items(), key=lambda each: each[1])
-    return f"{'right' if outcome['right'] else 'WRONG'}, {worst} {error:.1e}"
+    if not found["served"]:
+        return f"not served: {found['reason']}"
+    worst, error = max(found["errors"].items(), key=lambda each: each[1])
+    return f"{'right' if found['right'] else 'WRONG'}, {worst} {error:.1e}"
 
 
 def relative_error(found, expected) -> float:

@@ -16,6 +16,7 @@ with a list of what was not reached in time.
 
 import argparse
 import contextlib
+import importlib.util
 import itertools
 import json
 import os
@@ -30,7 +31,7 @@ from attention_job import Job, say
 from attention_report import as_json
 from command_line import Parser, output_file, positive, positive_number
 from gpu_cases import CASES
-from gpu_peers import CONTESTANTS, SEMANTICS, TILES, Order
+from gpu_peers import CONTESTANTS, MODES, SEMANTICS, TILES, Order
 from gpu_report import DIFFERENCES, OURS, figures, print_tables, ratios, tiles
 from machine import describe as describe_machine
 from machine import versions
@@ -71,7 +72,7 @@ def jobs(args: argparse.Namespace) -> list[Job]:
     with_tiles = (OURS, *(f"{OURS}-{size}" for size in TILES))
     tiles = [cell(first, "causal", width, with_tiles) for width in args.widths]
     if args.small:
-        return cells([first], args.cases) + tiles + cells(early[1:], args.cases[:1])
+        return cells([first], args.cases) + tiles[:1] + cells(early[1:], args.cases[:1])
     return cells(early, plain) + cells(early, others) + tiles + cells(late, args.cases)
 
 
@@ -128,7 +129,7 @@ def follow(order: Order, until: float, on_row: Callable[[dict], None]) -> tuple[
 
 
 def find_device(small: bool) -> dict:
-    """Return the platform and the device that JAX finds, and whether torch finds it.
+    """Return the platform and the device that JAX finds and, of a GPU, whether torch finds it.
 
     Raises:
       ValueError: JAX finds no GPU, and the run is not small.
@@ -230,6 +231,15 @@ class Run:
             found += [f"{name}, {where}" for name, x in cell["contestants"].items() if x.get("right") is False]
         return found
 
+    def failed(self) -> list[str]:
+        """Return what of ours did not compile or run, and why."""
+        found = []
+        for cell in self.results["cells"]:
+            for mode in MODES:
+                if reason := cell["contestants"].get(OURS, {}).get(mode, {}).get("left_out"):
+                    found.append(f"{cell['case']}, T {cell['T']:,}, width {cell['width']}, {mode}: {reason}")
+        return found
+
 
 def _cell(job: Job) -> tuple:
     """Return case, length, width and contestants of a cell."""
@@ -243,9 +253,9 @@ def without(job: Job, name: str) -> Job:
 
 def missing_packages(device: dict) -> str | None:
     """Return what is not installed, and the contestants that are left out for that; None if nothing is missing."""
-    if device["torch_finds_cuda"] is None:
+    if importlib.util.find_spec("torch") is None:
         return "torch is not installed: torch-flex, torch-flash and torch-cudnn are left out"
-    if device["platform"] == "gpu" and not device["torch_finds_cuda"]:
+    if not device.get("torch_finds_cuda", True):
         return "this torch finds no CUDA device: torch-flex, torch-flash and torch-cudnn are left out"
     return None
 
@@ -254,9 +264,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = Parser(prog="benchmarks/gpu.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    text = (
-        "Run small sizes on a CPU, our kernels in the interpreter of Pallas; write results only if --output is given."
-    )
+    text = "Run small sizes on a CPU, our kernels in the interpreter of Pallas; write only if --output is given."
     add("--small", action="store_true", help=text)
     text = "Write the results here (default: benchmarks/results/gpu.json)."
     add("--output", type=output_file, metavar="FILE", help=text)
@@ -278,7 +286,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run the benchmark, and return the exit status: 1 if a value is wrong or a process ended early."""
+    """Run the benchmark, and return the exit status: 1 if a value is wrong, or something of ours did not run."""
     args = arguments()
     try:
         device = find_device(args.small)
@@ -290,11 +298,13 @@ def main() -> int:
         run.check()
         run.measure()
     print_tables(run.results)
-    wrong = run.wrong()
+    wrong, failed = run.wrong(), run.failed()
+    for line in failed:
+        print(f"FAILED: {line}")
     print(f"WRONG: {'; '.join(wrong)}" if wrong else "every value that was checked is right")
     if args.output:
         print(f"written: {args.output}")
-    return 1 if wrong or run.results["failures"] else 0
+    return 1 if wrong or failed or run.results["failures"] else 0
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from attn.functional.implementations import IMPLEMENTATIONS
 MODES = ("forward", "forward+backward")
 PRODUCTS = {"forward": 2, "forward+backward": 7}  # matrix products of a pair of a query and a key
 SEMANTICS = "hidden keys"  # the name of a check
-TILES = (32, 64, 128)
+TILES = (32, 128)  # queries, and keys, beside the 64 that these sizes have by themselves
 TORCH = {"torch-flash": "FLASH_ATTENTION", "torch-cudnn": "CUDNN_ATTENTION"}
 # torch comes first, since it compiles while other threads compile the programs of JAX.
 CONTESTANTS = ("torch-flex", *TORCH, "jax.nn-cudnn", "attn-pallas_gpu", "attn-blockwise")
@@ -90,10 +90,10 @@ def set_up(interpreted: bool):
 
 
 def probe(order: Order, write: Callable):
-    """Write the platform and the device that JAX chooses by default, and whether torch finds it."""
-    found = {"platform": jax.default_backend(), "device": jax.devices()[0].device_kind, "torch_finds_cuda": None}
-    if importlib.util.find_spec("torch") is not None:
-        import torch  # imported here, as it may not be installed
+    """Write the platform and the device that JAX chooses by default and, of a GPU, whether torch finds it."""
+    found = {"platform": jax.default_backend(), "device": jax.devices()[0].device_kind}
+    if found["platform"] == "gpu" and importlib.util.find_spec("torch") is not None:
+        import torch  # imported here, since it may not be installed
 
         found["torch_finds_cuda"] = torch.cuda.is_available()
     write(found)
@@ -266,7 +266,8 @@ def _check(name: str, programs: dict, truth: list[np.ndarray], heads: int, found
         return
     results, reason = _tried(name, lambda: programs[name, mode].results(_part(heads)))
     if reason is not None:
-        found[mode]["left_out"], found["right"] = reason, False
+        for each in MODES:
+            found[each].setdefault("left_out", reason)
         return
     names = ("out", "dquery", "dkey", "dvalue")
     found["errors"] = {key: checking.relative_error(x, exact) for key, x, exact in zip(names, results, truth)}
