@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,7 @@ BLOCKWISE_LENGTH = 4096  # XLA's program is slow: it is timed up to here
 PLAIN = ("causal", "full")
 CHECKS_SHARE = 0.25  # of the time
 MARGIN = 10  # seconds that are left for the report
+STARTING = "starting"
 PATIENCE = 150  # seconds without a line from a process, after which it is ended
 
 
@@ -101,31 +103,37 @@ def follow(order: Order, until: float, on_row: Callable[[dict], None]) -> tuple[
         environment |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     elif platforms := environment.get("JAX_PLATFORMS"):
         environment["JAX_PLATFORMS"] = ",".join(dict.fromkeys([*platforms.split(","), "cpu"]))  # for exact values
-    at, failure, heard = {"at": "starting", "contestant": None}, None, time.time()
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "rows"
         file.touch()
         command = [sys.executable, str(CHILD), json.dumps(order._asdict()), str(file)]
-        with subprocess.Popen(command, env=environment, stdout=sys.stderr) as process, file.open() as rows:
-            text = ""
-            while failure is None:
-                status = process.poll()  # before reading, so that nothing is missed
-                *lines, text = (text + rows.read()).split("\n")
-                for row in map(json.loads, lines):
-                    heard = time.time()
-                    if "at" in row:
-                        at = row
-                    else:
-                        on_row(row)
-                if status is not None:
-                    return (f"the process ended with status {status}" if status else None), at
-                if time.time() > until:
-                    failure = "the time was up"
-                elif time.time() - heard > PATIENCE:
-                    failure = f"nothing happened for {PATIENCE} seconds"
-                time.sleep(0.1)
-            process.kill()
-    return failure, at
+        with subprocess.Popen(command, env=environment, stdout=sys.stderr) as process:
+            try:
+                return _rows_of(process, file, until, on_row)
+            finally:
+                process.kill()
+
+
+def _rows_of(process: subprocess.Popen, file: pathlib.Path, until: float, on_row: Callable[[dict], None]) -> tuple:
+    """Call `on_row` with the rows that a process writes, until it ends or for too long says nothing; see `follow`."""
+    at, text, heard = {"at": STARTING, "contestant": None}, "", time.time()
+    with file.open() as rows:
+        while True:
+            status = process.poll()  # before reading, so that nothing is missed
+            *lines, text = (text + rows.read()).split("\n")
+            for row in map(json.loads, lines):
+                heard = time.time()
+                if "at" in row:
+                    at = row
+                else:
+                    on_row(row)
+            if status is not None:
+                return (f"the process ended with status {status}" if status else None), at
+            if time.time() > until:
+                return "the time was up", at
+            if time.time() - heard > PATIENCE:
+                return f"nothing happened for {PATIENCE} seconds", at
+            time.sleep(0.1)
 
 
 def find_device(small: bool) -> dict:
@@ -155,10 +163,11 @@ class Run:
     Args:
       args: of the command line.
       device: as of `find_device`.
+      started: the time, as of `time.time()`, from which the minutes count.
     """
 
-    def __init__(self, args: argparse.Namespace, device: dict):
-        self._args, self._started = args, time.time()
+    def __init__(self, args: argparse.Namespace, device: dict, started: float):
+        self._args, self._started = args, started
         self._checks, self._jobs = checks(args), jobs(args)
         self._end = self._started + 60 * args.minutes - MARGIN
         machine = describe_machine() | device
@@ -194,7 +203,7 @@ class Run:
             order = Order("cells", self._args.small, self._end, jobs=tuple(self._jobs), right=tuple(right))
             failure, at = follow(order, self._end + MARGIN / 2, on_row)
             self._note(failure, at)
-            if failure is None or time.time() >= self._end:
+            if failure is None or at["at"] == STARTING or time.time() >= self._end:
                 break
             if (name := at["contestant"]) is None:
                 self._jobs.pop(0)
@@ -287,13 +296,13 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     """Run the benchmark, and return the exit status: 1 if a value is wrong, or something of ours did not run."""
-    args = arguments()
+    args, started = arguments(), time.time()
     try:
         device = find_device(args.small)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    run = Run(args, device)
+    run = Run(args, device, started)
     with contextlib.suppress(KeyboardInterrupt):  # what is finished is reported
         run.check()
         run.measure()
@@ -308,4 +317,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     sys.exit(main())

@@ -202,7 +202,7 @@ def test_a_contestant_that_ends_its_process_is_left_out_of_its_case_alone(here, 
         return None, {}
 
     args = gpu.arguments(["--small", "--output", str(tmp_path / "broken.json")])
-    run = gpu.Run(args, {"platform": "cpu", "device": "cpu"})
+    run = gpu.Run(args, {"platform": "cpu", "device": "cpu"}, time.time())
     monkeypatch.setattr(gpu, "follow", follow)
     run.measure()
     assert [set(cell["contestants"]) for cell in run.results["cells"]] == [{names[0]}, set(names), {names[0]}]
