@@ -94,9 +94,7 @@ def test_the_chips_of_a_slice_share_the_batch_or_are_named(monkeypatch):
     copies = functools.partial(meshes._num_copies, shape=meshes.MeshShape(), platform="tpu")
     assert [copies(batch, chips) for batch, chips in ((32, 16), (32, 32), (128, 64), (256, 256))] == [16, 32, 64, 256]
     for batch, chips, other in ((32, 64, 64), (128, 256, 256), (100, 64, 128)):
-        with pytest.raises(
-            meshes.DistributedError, match=rf"got {batch}, .* multiple of {chips} .*such as {other}\)"
-        ):
+        with pytest.raises(meshes.DistributedError, match=rf"got {batch}, .* multiple of {chips} .*such as {other}\)"):
             copies(batch, chips)
 
 
