@@ -55,7 +55,10 @@ def strict():
 
 
 def pytest_collection_modifyitems(items):
-    """Leave to the night what kernels share: by day each test of all implementations runs one case in one of them."""
+    """Leave to the night what kernels share: by day each test of all implementations runs one case in one of them.
+
+    So are second derivatives, which are those of `blockwise` by one rule: test_transforms.py has them by day.
+    """
     kernels = [name for name in cases.implementations() if cases.is_kernel(name)]
     groups = {}
     for item in items:
@@ -65,7 +68,8 @@ def pytest_collection_modifyitems(items):
             groups.setdefault((item.module.__name__, item.originalname), []).append((name, item))
     for number, group in enumerate(groups.values()):
         chosen = kernels[number % len(kernels)]
-        first = next((item for name, item in group if name == chosen), None)
+        is_second = any("second" in mark.args for mark in group[0][1].iter_markers("derivatives"))
+        first = next((item for name, item in group if name == chosen and not is_second), None)
         for _, item in group:
             if item is not first:
                 item.add_marker(pytest.mark.nightly)
