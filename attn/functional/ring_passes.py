@@ -14,7 +14,6 @@ from attn.functional import blockwise, dtypes, mods, sharding, survey, zigzag
 from attn.functional.blocks import positions_in_blocks
 from attn.functional.closures import Rebound
 from attn.functional.contract import Call, Normalizer
-from attn.functional.dropout import Dropout
 from attn.functional.masks import as_mask
 from attn.functional.masks import placed as placed_mask
 from attn.functional.scores import as_score
@@ -51,7 +50,7 @@ class Ring:
 
         Args:
           inputs: queries `[chunks N n H]`, keys `[chunks K c H]`, values `[chunks K c Hv]`, floats of the functions.
-          fixed: the other arrays of the functions.
+          fixed: the other arrays of the functions, and the number of the first head.
         """
         queries, *memory = inputs[:3]
         functions = self.rebuild(inputs[3:], fixed)
@@ -265,7 +264,7 @@ class Ring:
                 self._placed(placed_mask, as_mask(mask), replacements, i, j),
                 self._placed(placed_score, as_score(score), replacements, i, j),
                 scale,
-                None if dropout is None else _PlacedDropout(dropout.for_head(number), i, j),
+                None if dropout is None else dropout.for_head(number).part(queries=i, keys=j),
             )
             return blockwise.attend_part(call, blockwise.BLOCK_SIZE, needed, known)
 
@@ -296,22 +295,6 @@ class Ring:
             return None
         mod = _rebound(mod, self.captured, replacements) if self.captured else mod
         return placed(mod.resolve(self.T, self.S), i, j)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _PlacedDropout:
-    """Dropout at the positions of a pair, whose first query and first key are i and j."""
-
-    dropout: Dropout
-    i: Array
-    j: Array
-
-    @property
-    def rate(self) -> float:
-        return self.dropout.rate
-
-    def __call__(self, weights, i, j):
-        return self.dropout(weights, i + self.i, j + self.j)
 
 
 def _rebound(mod, captured: list, replacements: list):

@@ -1,5 +1,7 @@
 """A model that a mesh divides computes what one device computes, whatever its mechanism, and drops the same weights."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ from flax import nnx
 from jax.sharding import AxisType
 from model_cases import SOURCE, TARGET, make
 
+from attn.mechanisms import registry
+from attn.mechanisms.mechanism import Mechanism
 from attn.nn import sharding
 from attn.nn.sharding import MODEL, PARAMETERS, RULES, SEQUENCE
 
@@ -98,3 +102,59 @@ def test_parameters_of_other_names_or_shapes_are_replicated():
     places = sharding.shardings(own, mesh)
     assert places["mine"]["W"].spec == places["mine"]["W_Q"].spec == jax.P()
     assert places["W_Q"].spec == jax.P(None, MODEL, None)
+
+
+def gathered_or_sent(mechanism: str, *, with_gradient: bool, **settings) -> tuple[set[str], int]:
+    """The shapes of all-gathers in the compiled program on two devices, and the number of messages between two."""
+    model = make(mechanism=mechanism, **dict.fromkeys(("num_encoder_layers", "num_decoder_layers"), 1), **settings)
+    graphdef, params = nnx.split(model, nnx.Param)
+
+    def value(params):
+        logits = nnx.merge(graphdef, params)(SOURCE, TARGET, answer_length=5, key=jax.random.key(3))
+        return jnp.sum(jnp.sin(logits))
+
+    with on_mesh(SEQUENCE):
+        call = jax.grad(value) if with_gradient else value
+        text = jax.jit(call).lower(params).compile().as_text()
+    return set(re.findall(r"= (\S+?)(?:\{\S*)? all-gather\(", text)), len(re.findall(r" collective-permute\(", text))
+
+
+KEYS = {f"f32[{rows},4,6]" for rows in (5, 6, 7, 8)}  # rows of source and answer, also with padding; heads; width
+
+
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_keys_and_values_travel_and_are_not_gathered(with_gradient):
+    settings = {"num_heads": 4, "head_width": 6, "dropout": 0.3}
+    shapes, messages = gathered_or_sent("t5 + rotary", with_gradient=with_gradient, **settings)
+    assert not shapes & KEYS
+    # Each of three attention layers sends keys and values; backward again, and the gradients of both twice.
+    assert messages >= (18 if with_gradient else 6)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "settings"),
+    [("shaw(clip=3)", {}), ("rotary", {"implementation": "reference"})],
+    ids=["a score made from vectors", "another implementation"],
+)
+def test_elsewhere_they_are_gathered(mechanism, settings):
+    shapes, messages = gathered_or_sent(mechanism, with_gradient=False, num_heads=4, head_width=6, **settings)
+    assert shapes & KEYS
+    assert not messages
+
+
+class factors(Mechanism):
+    """A score with a parameter of all heads, which it reads through a function with a derivative of its own."""
+
+    def setup(self, layer, rngs):
+        self.log = nnx.Param(jnp.full(3, 0.1))
+
+    def score(self, q, k):
+        length = q.vectors.shape[0] + k.vectors.shape[0]  # reads a shape, but no vector
+        return lambda s, q, k: s * jax.nn.softplus(self.log[...])[k.row % 3] + q.row / length
+
+
+def test_a_mechanism_with_parameters_of_all_heads_travels_too(monkeypatch):
+    monkeypatch.setitem(registry.MECHANISMS, "factors", factors)
+    shapes, messages = gathered_or_sent("factors", with_gradient=True, num_heads=4, head_width=6)
+    assert messages and not shapes & KEYS
+    check_same_on_mesh(SEQUENCE, mechanism="factors")
