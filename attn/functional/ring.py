@@ -11,17 +11,16 @@ gradients of keys and values travel along until they are back at their owner. Me
 Source: Liu et al. 2023 (Ring Attention).
 """
 
-import jax
-import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from attn.functional import checks, closures, dtypes, masks, mods, scores, sharding, zigzag
+from attn.functional import checks, dtypes, mods, ring_functions, scores, sharding, zigzag
 from attn.functional.contract import Call, Normalizer
 from attn.functional.derivatives import Forms, differentiable
 from attn.functional.dropout import Dropout, check_dropout
 from attn.functional.implementations import Unsupported
 from attn.functional.masks import as_mask
+from attn.functional.ring_heads import Heads, turns_of
 from attn.functional.ring_passes import Ring
 from attn.functional.scores import as_score
 
@@ -80,14 +79,11 @@ def ring_attention(
     mask, score = (None if mod is None else mod.resolve(T, S) for mod in (mask, score))
 
     is_exchanged = order == "balanced" and mask is not None and len(query) % 2 == 0 and len(key) % 2 == 0
-    if is_exchanged:
-        query, key, value = zigzag.to_zigzag((query, key, value), axis_name)
-    rows = "zigzag" if is_exchanged or order == "zigzag" else "consecutive"
-    out, normalizer = _attend(Call(query, key, value, mask, score, scale, dropout), axis_name, rows)
-    results = out.astype(value.dtype), normalizer.logsumexp() if return_logsumexp else None
-    if is_exchanged:
-        results = zigzag.from_zigzag(results, axis_name)
-    return results if return_logsumexp else results[0]
+    call = Call(query, key, value, mask, score, scale, dropout)
+    out, normalizer = _attend(
+        call, axis_name, is_exchanged, "zigzag" if is_exchanged or order == "zigzag" else "consecutive"
+    )
+    return (out, normalizer.logsumexp()) if return_logsumexp else out
 
 
 def _check_ring(axis_name, order: str, *lengths: int) -> int:
@@ -110,56 +106,24 @@ def _check_ring(axis_name, order: str, *lengths: int) -> int:
     return devices
 
 
-def _attend(call: Call, axis_name: str, rows: str) -> tuple[Float[Array, "T_local N Hv"], Normalizer]:
-    """Compute output and normaliser of this device's queries, with every derivative."""
-    devices = lax.axis_size(axis_name)
-    chunks = 2 if rows == "zigzag" else 1
+def _attend(
+    call: Call, axis_name: str, is_exchanged: bool, rows: str
+) -> tuple[Float[Array, "T_local N Hv"], Normalizer]:
+    """Compute output and normaliser of this device's queries, with every derivative.
 
-    def in_chunks(x):  # [chunks heads n width]
-        return jnp.moveaxis(x.reshape(chunks, len(x) // chunks, *x.shape[1:]), 2, 1)
-
-    (T, N, _), (S, K, _) = call.query.shape, call.key.shape
-    functions = call.mask, call.score, call.scale, call.dropout
-    leaves, structure = jax.tree.flatten(functions)
-    captured = _captured_by_functions(functions, dtypes.wide_dtype(call.query.dtype), N, T * devices, S * devices)
-    # Arrays that are floats have a derivative, other arrays are fixed, and numbers are part of the program.
-    arrays = [*leaves, *captured]
-    kinds = ["number" if not dtypes.is_array(x) else "float" if _is_float(x) else "fixed" for x in arrays]
-    floats, fixed = ([x for x, kind in zip(arrays, kinds) if kind == each] for each in ("float", "fixed"))
-    numbers = [x if kind == "number" else None for x, kind in zip(arrays, kinds)]
-
-    def rebuild(floats, fixed):
-        """Return the functions with these arrays, and replacements of the captured ones."""
-        sources = {"number": iter([x for x in numbers if x is not None]), "float": iter(floats), "fixed": iter(fixed)}
-        arrays = [next(sources[kind]) for kind in kinds]
-        return structure.unflatten(arrays[: len(leaves)]), arrays[len(leaves) :]
-
-    inputs = [*map(in_chunks, (call.query, call.key, call.value)), *dtypes.widened(floats)]
+    Args:
+      call: of all heads, with this device's rows.
+      axis_name: the mesh axis.
+      rows: the order in which rows are computed, "consecutive" or "zigzag".
+      is_exchanged: whether rows are moved from the consecutive order to that one, and the results back.
+    """
+    devices, (n, N, _), (c, K, _) = lax.axis_size(axis_name), call.query.shape, call.key.shape
+    T, S = n * devices, c * devices
+    functions, floats, fixed = ring_functions.take_apart(call, T, S)
+    inputs = [call.query, call.key, call.value, *dtypes.widened(floats)]
     # The gradient of an array that devices share is a sum over them: one message at the end, not one per part.
     inputs, _ = sharding.vary_alike((inputs, (fixed, lax.axis_index(axis_name))))
-    ring = Ring(axis_name, devices, rows, T * devices, S * devices, N, K, captured, rebuild)
-    call_ring = differentiable(Forms(ring.value, ring.like, ring.pullback))
-    out, peak, total = (jnp.moveaxis(x, 1, 2) for x in call_ring(inputs, fixed))  # [chunks n N ...]
-    out, peak, total = (x.reshape(T, *x.shape[2:]) for x in (out, peak, total))
-    return out, Normalizer(peak, total)
-
-
-def _captured_by_functions(functions, dtype, N: int, T: int, S: int) -> list[jax.core.Tracer]:
-    """Return the traced arrays that the mask and the score capture and that are not leaves of them."""
-    leaves, structure = jax.tree.flatten(functions)
-    is_array = [dtypes.is_array(x) for x in leaves]
-
-    def evaluate(arrays, s, i, j):
-        arrays = iter(arrays)
-        mask, score, *_ = structure.unflatten([next(arrays) if each else x for x, each in zip(leaves, is_array)])
-        marked, of_head = mods.unwrap_per_head((mask, score), N)
-        mask, score = of_head([x[0] for x in marked])
-        visible = None if mask is None else masks.evaluate(as_mask(mask).resolve(T, S), i, j)
-        return visible, None if score is None else scores.evaluate(as_score(score).resolve(T, S), s, i, j)
-
-    s, i, j = (jax.ShapeDtypeStruct(*each) for each in (((2, 2), dtype), ((2, 1), jnp.int32), ((1, 2), jnp.int32)))
-    return closures.captured_tracers(evaluate, [x for x, each in zip(leaves, is_array) if each], s, i, j)
-
-
-def _is_float(x) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating)
+    ring = Ring(axis_name, devices, rows, T, S, N, K, functions.captured, functions.rebuild)
+    heads = Heads(ring, turns_of(K, c, call.key.shape[-1]), is_exchanged, functions)
+    out, *normalizer = differentiable(Forms(heads.value, heads.like, heads.pullback))(inputs, fixed)
+    return out, Normalizer(*normalizer)

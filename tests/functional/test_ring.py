@@ -19,7 +19,7 @@ from ring_cases import AXIS, DEVICES, HV, ORDERS, H, K, N, T, compare, on_device
 
 import attn
 from attn import masks, per_head, scores
-from attn.functional import zigzag
+from attn.functional import ring_heads, zigzag
 from attn.functional.ring import ring_attention
 
 pytestmark = pytest.mark.skipif(DEVICES < 2, reason="one device")
@@ -85,6 +85,18 @@ def test_every_derivative_is_that_of_the_whole_sequence(x64, function, transform
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_orders_and_checks_do_not_matter(x64, order, transform, check_vma):
     compare(transform, ring_cases.everything, order, check_vma=check_vma)
+
+
+@pytest.mark.parametrize("transform", (ring_cases.gradient, ring_cases.forward_over_reverse))
+def test_heads_that_take_no_turns_compute_the_same(x64, monkeypatch, transform):
+    monkeypatch.setattr(ring_heads, "TURN", 2**18)
+    compare(transform, ring_cases.everything)
+
+
+def test_turns_have_the_fewest_heads_that_make_a_long_message(monkeypatch):
+    monkeypatch.setattr(ring_heads, "TURN", 1000)
+    found = [ring_heads.turns_of(K, rows, 10) for K, rows in ((8, 100), (8, 99), (8, 30), (8, 10), (6, 50), (1, 1000))]
+    assert found == [8, 4, 2, 1, 3, 1]
 
 
 # Special cases of the contract

@@ -17,6 +17,7 @@ from ring_cases import AXIS, DEVICES, SHARDED, H, everything, gradient, on_devic
 from traces import equations
 
 from attn import masks
+from attn.functional import ring_heads
 from attn.functional.ring import ring_attention
 
 pytestmark = pytest.mark.skipif(DEVICES < 2, reason="one device")
@@ -61,7 +62,8 @@ def test_hidden_parts_are_skipped_and_causal_work_is_balanced(order):
     assert tiles.taken(jax.jit(local)(jnp.int32(-chunk * chunks), *arrays)) == [0] * DEVICES
 
 
-def test_no_message_waits_in_a_conditional_and_the_next_keys_leave_first():
+def test_no_message_waits_in_a_conditional_and_the_next_keys_leave_first(monkeypatch):
+    monkeypatch.setattr(ring_heads, "TURN", 2**18)  # no loop over turns, so that those over devices are the rings
     x = setting("float32")
     local = on_devices(lambda x: everything(ring, x), (SHARDED,))
     found = equations(gradient(local), x)
@@ -77,6 +79,20 @@ def test_no_message_waits_in_a_conditional_and_the_next_keys_leave_first():
     for names in rings:
         last = max(n for n, name in enumerate(names) if name == "ppermute")
         assert last < names.index("dot_general")
+
+
+@pytest.mark.parametrize("order", ["balanced", "consecutive"])
+def test_memory_beside_inputs_and_results_is_that_of_the_heads_of_a_turn(monkeypatch, order):
+    array = jax.ShapeDtypeStruct((256 * DEVICES, 8, 32), jnp.bfloat16)
+    local = on_devices(lambda *a: ring(*a, mask=masks.causal(), order=order), (P(AXIS),) * 3)
+
+    def temporary(turn):
+        monkeypatch.setattr(ring_heads, "TURN", turn)
+        gradient = jax.jit(jax.grad(lambda *a: jnp.sum(local(*a).astype(jnp.float32)), (0, 1, 2)))
+        return gradient.lower(array, array, array).compile().memory_analysis().temp_size_in_bytes
+
+    one, all_at_once = temporary(1), temporary(2**18)
+    assert one < all_at_once / 2, (one, all_at_once)
 
 
 @pytest.mark.skipif(DEVICES < 8, reason="needs different numbers of devices")
