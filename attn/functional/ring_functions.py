@@ -5,7 +5,7 @@ which have none. Numbers are part of the program.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,9 @@ from jaxtyping import Array
 
 from attn.functional import closures, dtypes, masks, mods, scores
 from attn.functional.contract import Call
-from attn.functional.masks import as_mask
-from attn.functional.scores import as_score
+from attn.functional.masks import Mask, as_mask
+from attn.functional.mods import register
+from attn.functional.scores import Score, as_score
 
 Arrays = Array | np.ndarray
 
@@ -96,3 +97,34 @@ def _captured_by_functions(functions, dtype, N: int, T: int, S: int) -> list[jax
 
 def _is_float(x) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+# Functions of a pair of chunks, for implementations that take the marks of `attn.per_head` off themselves
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class PairMask(Mask):
+    """A mask in a pair: `place` places it once no marks are left in it, whenever it is resolved."""
+
+    mod: Callable
+    place: Callable
+
+    def resolve(self, T: int, S: int) -> Mask:
+        return self if _is_marked(self.mod) else self.place(as_mask(self.mod))
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class PairScore(Score):
+    """A score in a pair, as `PairMask`."""
+
+    mod: Callable
+    place: Callable
+
+    def resolve(self, T: int, S: int) -> Score:
+        return self if _is_marked(self.mod) else self.place(as_score(self.mod))
+
+
+def _is_marked(mod) -> bool:
+    return any(isinstance(part, mods.PerHead) for part in mods.parts(mod))

@@ -64,8 +64,8 @@ class Heads:
         return self._in_turns(of_turn, sharding.vary_alike((start, inputs))[0], [1, 1, 1])
 
     def like(self, inputs: list[Array], fixed: list[Array]) -> list[Array]:
-        """Compute the same as `value`, with every derivative, all heads at once."""
-        whole = dataclasses.replace(self, turns=1)
+        """Compute the same as `value`, with every derivative, all heads at once by `blockwise`."""
+        whole = dataclasses.replace(self, turns=1, ring=dataclasses.replace(self.ring, attend=None))
         ring, inputs, fixed = whole._arguments(0, inputs, fixed)
         return whole._results(ring.like(inputs, fixed), inputs[2].dtype)
 

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from attn.functional import dtypes, masks, mods, multi_head_attention, scores
+from attn.functional.implementations import IMPLEMENTATIONS
 from attn.functional.ring import ring_attention
 from attn.mechanisms.mechanism import HeadParam
 from attn.nn.departures import Departures, Sides
@@ -36,9 +37,9 @@ def attend_on_mesh(query: Float[Array, "T N H"], memory, departures: Departures,
     if not axes:
         return _attend(query, memory, departures, **options)
     devices, lengths, dtype = axes.get(tokens, 1), (len(query), len(memory.key)), query.dtype
-    travels = tokens is not None and _can_travel(query, memory.key, departures, implementation, devices)
+    of_parts = None if tokens is None else _of_parts(query, memory.key, departures, implementation, devices)
     query = _padded(query, devices)
-    if travels:
+    if of_parts is not None:
         memory = jax.tree.map(lambda x: _padded(x, devices), memory)
     elif tokens is not None:  # the gradients of keys and values are sums over devices with other rows: not in 16 bits
         memory = dtypes.widened(memory)
@@ -49,14 +50,16 @@ def attend_on_mesh(query: Float[Array, "T N H"], memory, departures: Departures,
         params, sides, dropout = merge(arrays)
         dropout = None if dropout is None else dropout.part(heads=numbers[0])
         departures = Departures(nnx.merge(graphdef, of_heads, params), sides, numbers, dropout)
-        if travels:
-            return _attend_by_ring(query, memory, departures, tokens, lengths, scale)
+        if of_parts is not None:
+            return _attend_by_ring(
+                query, memory, departures, lengths, axis_name=tokens, scale=scale, implementation=of_parts
+            )
         first_row = 0 if tokens is None else jax.lax.axis_index(tokens) * len(query)
         memory = jax.tree.map(lambda x: x.astype(dtype), memory)
         return _attend(query, memory, _from_row(departures, first_row, len(query)), **options)
 
     of_queries, of_head = PartitionSpec(tokens, heads), PartitionSpec(heads)
-    of_memory = PartitionSpec(tokens if travels else None, heads)
+    of_memory = PartitionSpec(None if of_parts is None else tokens, heads)
     sharded = jax.shard_map(
         of_device,
         in_specs=(of_queries, of_memory, of_head, of_head, PartitionSpec()),
@@ -67,14 +70,16 @@ def attend_on_mesh(query: Float[Array, "T N H"], memory, departures: Departures,
     return sharded(query, memory, of_heads, departures.heads, arrays)[: lengths[0]]
 
 
-def _can_travel(query, key, departures: Departures, implementation: str, devices: int) -> bool:
-    """Return whether keys and values travel around a ring of devices; else each device gathers those of all rows.
+def _of_parts(query, key, departures: Departures, implementation: str, devices: int) -> str | None:
+    """Return the implementation with which a ring of devices computes its parts; None where keys are gathered.
 
     They are gathered where a score is made from vectors, which no device has all of; where there are fewer rows than
-    devices, as in decoding token by token; and where the settings name another implementation.
+    devices, as in decoding token by token; and where the settings name an implementation that does not attend parts.
     """
-    is_ours = implementation in ("auto", "fastest", "blockwise")
-    return is_ours and min(len(query), len(key)) >= devices and not departures.reads_vectors(query, key)
+    name = "blockwise" if implementation in ("auto", "fastest") else implementation
+    attends_parts = name == "blockwise" or (name in IMPLEMENTATIONS and IMPLEMENTATIONS[name].attends_parts)
+    is_short = min(len(query), len(key)) < devices
+    return name if attends_parts and not is_short and not departures.reads_vectors(query, key) else None
 
 
 def _attend(query: Float[Array, "T N H"], memory, departures: Departures, **options):
@@ -82,27 +87,27 @@ def _attend(query: Float[Array, "T N H"], memory, departures: Departures, **opti
     return multi_head_attention(query, *memory, **options)
 
 
-def _attend_by_ring(query, memory, departures: Departures, axis: str, lengths: tuple[int, int], scale: float):
+def _attend_by_ring(query, memory, departures: Departures, lengths: tuple[int, int], *, axis_name: str, **options):
     """Compute attention of this device's rows, where keys and values travel.
 
     Args:
       query, memory: this device's rows, padding included.
       departures: with rows, mask and dropout of the whole texts.
-      axis: of the mesh, along which the rows are sharded.
       lengths: of the whole texts, T and S.
-      scale: of the scores.
+      axis_name: the axis of the mesh along which the rows are sharded.
+      options: scale and implementation.
     """
     mask, score = departures.mask(), departures.score_of_positions(query, memory.key)
     has_causal = any(isinstance(part, masks.causal) for part in mods.nested(mask))
-    padded = [len(x) * jax.lax.axis_size(axis) for x in (query, memory.key)]
+    padded = [len(x) * jax.lax.axis_size(axis_name) for x in (query, memory.key)]
     if padded != [*lengths]:  # keys of the padding are hidden, and functions of positions see the last one there
         positions = [np.minimum(np.arange(n), length - 1) for n, length in zip(padded, lengths)]
         mask = None if mask is None else masks.placed(mask.resolve(*lengths), *positions)
         mask = masks.padding(lengths[1]) if mask is None else mask & masks.padding(lengths[1])
         score = None if score is None else scores.placed(score, *positions)
     order = "balanced" if has_causal else "consecutive"
-    options = dict(mask=mask, score=score, scale=scale, dropout=departures.dropout, order=order)
-    return ring_attention(query, *memory, axis_name=axis, **options)
+    options |= dict(mask=mask, score=score, dropout=departures.dropout, order=order)
+    return ring_attention(query, *memory, axis_name=axis_name, **options)
 
 
 def _padded(x: Float[Array, "n heads width"], multiple: int) -> Float[Array, "m heads width"]:

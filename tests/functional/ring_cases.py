@@ -128,9 +128,9 @@ def direction(x):
     return jax.tree.map(jnp.cos, floats(x))
 
 
-def compare(transform, function, order="balanced", **options):
+def compare(transform, function, order="balanced", attend=ring, **options):
     """Compare a transformed call on the devices with that of the whole sequence."""
-    local = on_devices(lambda x: function(ring, x, order), (SHARDED,), **options)
+    local = on_devices(lambda x: function(attend, x, order), (SHARDED,), **options)
     expected = jax.jit(transform(lambda x: function(whole, x)))(setting())
     found = jax.jit(transform(local))(setting())
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):

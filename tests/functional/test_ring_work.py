@@ -1,6 +1,7 @@
 """What ring attention computes, sends and keeps; and all tests of it again on more devices."""
 
 import collections
+import functools
 import os
 import pathlib
 import subprocess
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 import ring_cases
 from jax.sharding import PartitionSpec as P
-from ring_cases import AXIS, DEVICES, SHARDED, H, everything, gradient, on_devices, ring, setting
-from traces import equations
+from ring_cases import AXIS, DEVICES, SHARDED, H, everything, gradient, on_devices, packed, ring, setting
+from traces import equations, is_matrix_product
 
 from attn import masks
 from attn.functional import ring_heads
@@ -79,6 +80,20 @@ def test_no_message_waits_in_a_conditional_and_the_next_keys_leave_first(monkeyp
     for names in rings:
         last = max(n for n, name in enumerate(names) if name == "ppermute")
         assert last < names.index("dot_general")
+
+
+@pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu"])
+def test_kernels_compute_every_part_forward_and_backward(implementation):
+    x = setting("float32")
+    attend = functools.partial(ring, implementation=implementation)
+    local = on_devices(lambda x: packed(attend, x), (SHARDED,), check_vma=False)
+    found = equations(gradient(local), x)
+    kernels = [around for e, around in found if e.primitive.name == "pallas_call"]
+    assert len(kernels) == 3  # of each pair: forward; backward by rows, and by columns
+    assert all(sum(a.primitive.name == "scan" for a in around) >= 3 for around in kernels)  # turns, devices, chunks
+    assert not [
+        e for e, around in found if is_matrix_product(e) and not any("pallas" in a.primitive.name for a in around)
+    ]
 
 
 @pytest.mark.parametrize("order", ["balanced", "consecutive"])

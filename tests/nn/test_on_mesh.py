@@ -1,5 +1,7 @@
 """A model that a mesh divides computes what one device computes, whatever its mechanism, and drops the same weights."""
 
+import dataclasses
+import functools
 import re
 
 import jax
@@ -10,6 +12,8 @@ from flax import nnx
 from jax.sharding import AxisType
 from model_cases import SOURCE, TARGET, make
 
+from attn.functional import pallas_tpu
+from attn.functional.implementations import IMPLEMENTATIONS
 from attn.mechanisms import registry
 from attn.mechanisms.mechanism import Mechanism
 from attn.nn import sharding
@@ -158,3 +162,15 @@ def test_a_mechanism_with_parameters_of_all_heads_travels_too(monkeypatch):
     shapes, messages = gathered_or_sent("factors", with_gradient=True, num_heads=4, head_width=6)
     assert messages and not shapes & KEYS
     check_same_on_mesh(SEQUENCE, mechanism="factors")
+
+
+def test_kernels_compute_the_parts_where_the_settings_name_them(monkeypatch):
+    attend = functools.partial(pallas_tpu.attend, interpret=True, block_size=4, lanes=4)
+    options = {"attend": attend, "unsupported_reason": lambda call: None, "backends": None}
+    kernels = dataclasses.replace(IMPLEMENTATIONS["pallas_tpu"], **options)
+    monkeypatch.setitem(IMPLEMENTATIONS, "pallas_tpu", kernels)
+    check_same_on_mesh(SEQUENCE, mechanism="alibi + window(left=3, right=3)", implementation="pallas_tpu")
+    with on_mesh(SEQUENCE):
+        model = make(mechanism="rotary", num_heads=4, implementation="pallas_tpu")
+        text = str(jax.make_jaxpr(lambda: model(SOURCE, TARGET, answer_length=5))())
+    assert "ppermute" in text and "pallas_call" in text
