@@ -104,15 +104,40 @@ def errors(name: str, case: Case, dtype: str) -> dict[str, float]:
     has_logsumexp = "logsumexp" in IMPLEMENTATIONS[name].features
     with jax.default_matmul_precision("default" if dtype == "bfloat16" else "highest"):
         found = _results(name, case, dtype, has_logsumexp)
+    expected = _expected(case, has_logsumexp)
+    return {key: relative_error(found[key], exact) for key, exact in expected.items() if np.any(exact)}
+
+
+@functools.cache  # every implementation and dtype is compared with the same numbers
+def _expected(case: Case, has_logsumexp: bool) -> dict[str, np.ndarray]:
+    """Compute the results by the equation in float64 on the CPU."""
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        expected = _results("reference", case, "float64", has_logsumexp)
-    return {key: _error(found[key], exact) for key, exact in expected.items() if np.any(exact)}
+        return _results("reference", case, "float64", has_logsumexp)
 
 
-def _error(found, expected) -> float:
+def outcome(name: str, title: str, dtype: str) -> dict:
+    """Return whether an implementation serves a case of `CASES`, whether it is right, and its errors or the reason."""
+    try:
+        found = errors(name, CASES[title], dtype)
+    except Unsupported as error:
+        return {"served": False, "right": True, "reason": str(error)}
+    return {"served": True, "right": max(found.values()) <= TOLERANCES[dtype], "errors": found}
+
+
+def describe(found: dict) -> str:
+    """Return an outcome in one line."""
+    if not found["served"]:
+        return f"not served: {found['reason']}"
+    worst, error = max(found["errors"].items(), key=lambda each: each[1])
+    return f"{'right' if found['right'] else 'WRONG'}, {worst} {error:.1e}"
+
+
+def relative_error(found, expected) -> float:
+    """Return the largest error, relative to the largest expected value; infinity for a NaN that is not expected."""
     found, expected = np.asarray(found, np.float64), np.asarray(expected)
     finite = np.isfinite(expected)
-    if not np.array_equal(np.where(finite, 0, found), np.where(finite, 0, expected)):
+    differs = not np.array_equal(np.where(finite, 0, found), np.where(finite, 0, expected))
+    if differs or np.isnan(found[finite]).any():  # the largest of several errors would not show a NaN
         return np.inf
     return float(np.abs(found[finite] - expected[finite]).max() / np.abs(expected[finite]).max())
 
@@ -250,18 +275,11 @@ def run(lengths: Sequence[int], say: Callable[[str], None]) -> dict:
 
 def _values_of(name: str, say) -> Iterator[tuple[str, dict]]:
     """Check all cases of one implementation: (case, its results)."""
-    for title, case in CASES.items():
-        for dtype, tolerance in TOLERANCES.items():
-            try:
-                found = errors(name, case, dtype)
-            except Unsupported as error:
-                say(f"{name:12} {title:18} {dtype:8} not served: {error}")
-                yield f"{title}, {dtype}", {"served": False, "right": True, "reason": str(error)}
-                continue
-            worst = max(found, key=found.get)
-            is_right = found[worst] <= tolerance
-            say(f"{name:12} {title:18} {dtype:8} {'right' if is_right else 'WRONG'}, {worst} {found[worst]:.1e}")
-            yield f"{title}, {dtype}", {"served": True, "right": is_right, "errors": found}
+    for title in CASES:
+        for dtype in TOLERANCES:
+            found = outcome(name, title, dtype)
+            say(f"{name:12} {title:18} {dtype:8} {describe(found)}")
+            yield f"{title}, {dtype}", found
     try:
         for title, holds in semantics(name).items():
             say(f"{name:12} {title}: {'yes' if holds else 'NO'}")

@@ -27,15 +27,12 @@ results are tables on the terminal, a JSON file, and a plot beside it.
 import argparse
 import contextlib
 import json
-import math
 import os
 import pathlib
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 
 import psutil
 from attention_checks import LARGEST_DIFFERENCE
@@ -44,8 +41,10 @@ from attention_figures import figures, ratios
 from attention_job import MASKS, Job, say
 from attention_peers import SECTIONS
 from attention_report import as_json, plot, print_tables
-from copy_task import busy_share, positive
+from command_line import Parser, output_file, positive, positive_number
+from copy_task import busy_share
 from machine import describe as describe_machine
+from machine import versions
 
 from attn.functional.implementations import IMPLEMENTATIONS
 
@@ -122,42 +121,6 @@ def affinity(setup: str):
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def versions() -> dict[str, str | None]:
-    """Return the versions of Python and of the packages that are compared; None if not installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def positive_number(text: str) -> float:
-    """Parse a finite number above 0."""
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) < math.inf:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"got {text!r}, must be a number above 0")
-
-
-def output_file(text: str) -> pathlib.Path:
-    """Parse the path of a .json file, and check before the measurements that it can be written."""
-    file = pathlib.Path(text)
-    if file.suffix != ".json":
-        raise argparse.ArgumentTypeError(f"got {text!r}, must end in .json")
-    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"cannot write {text!r}")
-    return file
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose error messages are one line."""
-
-    def error(self, message: str):
-        self.exit(2, f"error: {message} (--help lists all options)\n")
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -263,7 +226,7 @@ def main() -> int:
         "platform": kind,
         "differences": DIFFERENCES,
         "machine": machine,
-        "versions": versions(),
+        "versions": versions(PACKAGES),
         "seconds": round(time.time() - started),
         **measured,
         "ratios": ratios(measured["speed"]),

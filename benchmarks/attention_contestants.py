@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import attn
-from attn.training import meshes
+from attn.functional.cpu import cores
 
 HEADS = PartitionSpec(None, None, "heads", None)  # of [B T N H]
 
@@ -77,36 +77,44 @@ class JaxProgram:
         temporary = self._compiled.memory_analysis().temp_size_in_bytes * self._devices
         return {"compile_seconds": round(seconds, 3), "temporary_bytes": temporary, "devices": self._devices}
 
-    def __call__(self) -> tuple:
-        """Run, and wait for the results."""
-        return jax.block_until_ready(self._compiled(*self._arguments))
+    def __call__(self, calls: int = 1) -> tuple:
+        """Run this often, and wait for the results: on a GPU of the last call alone, so that no call waits for Python.
 
-    def results(self) -> list[np.ndarray]:
-        """Run, and return the results in float64."""
-        return [np.asarray(x).astype(np.float64) for x in self()]
+        A CPU would run several calls at the same time.
+        """
+        for _ in range(calls):
+            results = self._compiled(*self._arguments)
+            if jax.default_backend() == "cpu":
+                jax.block_until_ready(results)
+        return jax.block_until_ready(results)
+
+    def results(self, part=...) -> list[np.ndarray]:
+        """Run, and return this part of each result `[B T N H]` in float64."""
+        return [np.asarray(x[part]).astype(np.float64) for x in self()]
 
 
 class TorchProgram:
-    """torch's scaled_dot_product_attention, and torch.autograd.grad if there is a cotangent.
+    """A function of torch, and torch.autograd.grad if there is a cotangent.
 
     Args:
       job: gives the dtype and, by its set-up, the device.
       arrays: query, key, value and, for gradients, the output's cotangent, `[B T N H]`.
-      mask: one of `MASKS`.
+      attend: `(torch, device) -> function` of query, key and value, `[B N T H]`.
     """
 
     text = None
 
-    def __init__(self, job: Job, arrays: list[np.ndarray], mask: str):
+    def __init__(self, job: Job, arrays: list[np.ndarray], attend: Callable):
         import torch  # imported here: --help should not wait for it, and the others run without it
 
         if job.setup == "gpu" and not torch.cuda.is_available():
             raise LeftOut("this torch finds no CUDA device")
-        torch.set_num_threads(meshes.cores())
-        self._torch, self._causal = torch, mask == "causal"
+        torch.set_num_threads(cores())
+        self._torch = torch
         self._cuda = torch.cuda if job.setup == "gpu" else None
         place = {"device": "cuda" if self._cuda else "cpu", "dtype": getattr(torch, job.dtype)}
-        tensors = [torch.as_tensor(x).transpose(1, 2).contiguous().to(**place) for x in arrays]
+        tensors = [torch.as_tensor(x).to(**place).transpose(1, 2).contiguous() for x in arrays]
+        self._attend = attend(torch, place["device"])
         self._inputs, self._cotangent = [x.requires_grad_(len(tensors) > 3) for x in tensors[:3]], tensors[3:]
 
     def prepare(self) -> dict:
@@ -120,22 +128,27 @@ class TorchProgram:
             del results  # kept until here, so that memory_allocated includes them and they are subtracted
         return found
 
-    def __call__(self) -> tuple:
-        """Run, and wait for the results."""
-        attend = functools.partial(self._torch.nn.functional.scaled_dot_product_attention, is_causal=self._causal)
-        if self._cotangent:
-            out = attend(*self._inputs)
-            results = (out, *self._torch.autograd.grad(out, self._inputs, *self._cotangent))
-        else:
-            with self._torch.no_grad():
-                results = (attend(*self._inputs),)
+    def __call__(self, calls: int = 1) -> tuple:
+        """Run this often, and wait for the results."""
+        for _ in range(calls):
+            if self._cotangent:
+                out = self._attend(*self._inputs)
+                results = (out, *self._torch.autograd.grad(out, self._inputs, *self._cotangent))
+            else:
+                with self._torch.no_grad():
+                    results = (self._attend(*self._inputs),)
         if self._cuda:
             self._cuda.synchronize()
         return results
 
-    def results(self) -> list[np.ndarray]:
-        """Run, and return the results in float64, `[B T N H]`."""
-        return [x.detach().transpose(1, 2).double().cpu().numpy() for x in self()]
+    def results(self, part=...) -> list[np.ndarray]:
+        """Run, and return this part of each result `[B T N H]` in float64."""
+        return [x.detach().transpose(1, 2)[part].double().cpu().numpy() for x in self()]
+
+
+def torch_attention(torch, device: str, *, is_causal: bool) -> Callable:
+    """Return torch's scaled_dot_product_attention."""
+    return functools.partial(torch.nn.functional.scaled_dot_product_attention, is_causal=is_causal)
 
 
 def ours(implementation: str, mask=None, score=None) -> Callable:
@@ -189,4 +202,4 @@ def build(name: str, job: Job, arrays: list[np.ndarray], mask: str, mesh: Mesh |
         return JaxProgram(JAX_CONTESTANTS[name](mask), [jnp.asarray(x, job.dtype) for x in arrays], mesh=mesh)
     if importlib.util.find_spec("torch") is None:
         raise LeftOut("torch is not installed: pip install -e '.[bench]'")
-    return TorchProgram(job, arrays, mask)
+    return TorchProgram(job, arrays, functools.partial(torch_attention, is_causal=mask == "causal"))

@@ -27,6 +27,7 @@ from typing import NamedTuple, Protocol
 import jax
 import numpy as np
 import psutil
+from command_line import positive
 from jax.sharding import NamedSharding, PartitionSpec
 from machine import describe as describe_machine
 
@@ -297,13 +298,6 @@ def busy_share() -> float:
 def say(line: str):
     """Print progress to stderr; the results go to stdout."""
     print(line, file=sys.stderr, flush=True)
-
-
-def positive(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, must be a whole number of at least 1")
-    return int(text)
 
 
 def arguments() -> argparse.Namespace:

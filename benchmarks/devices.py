@@ -54,16 +54,22 @@ class Target:
     gpu: str | None = None
 
 
+# A chip of v4 and of TPU7x is two devices.
 DEVICES = {
+    "v4-1": Target("tpu", "v4:1x1x1", (1, 1, 1)),
+    "v4-4": Target("tpu", "v4:2x2x1"),
     "v5e-1": Target("tpu", "v5e:1x1", (1, 1, 1)),
     "v5e-4": Target("tpu", "v5e:2x2"),
     "v5e-8": Target("tpu", "v5e:2x4", (2, 4, 1)),  # one host; by default it would be two
     "v5e-16": Target("tpu", "v5e:4x4"),
     "v5e-64": Target("tpu", "v5e:8x8"),
     "v5e-256": Target("tpu", "v5e:16x16"),
+    "v5p-1": Target("tpu", "v5p:1x1x1", (1, 1, 1)),
     "v5p-4": Target("tpu", "v5p:2x2x1"),
     "v6e-1": Target("tpu", "v6e:1x1", (1, 1, 1)),
     "v6e-4": Target("tpu", "v6e:2x2"),
+    "tpu7x-1": Target("tpu", "tpu7x:1x1x1", (1, 1, 1)),
+    "tpu7x-4": Target("tpu", "tpu7x:2x2x1"),
     **{f"{gpu}-{n}": Target("cuda", f"1x1x{n}", gpu=gpu) for gpu in ("h100", "a100", "b200") for n in (1, 8)},
 }
 

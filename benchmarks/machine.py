@@ -3,8 +3,10 @@
 import pathlib
 import platform
 import re
+from collections.abc import Iterable
+from importlib import metadata
 
-from attn.training import meshes
+from attn.functional.cpu import cores
 
 # Flags of a processor that decide how fast, and in which order, products are summed.
 _INSTRUCTION_SETS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve")
@@ -22,11 +24,22 @@ def describe() -> dict:
         "cpu": info.get("model name") or platform.processor() or platform.machine(),
         "family_and_model": "/".join(numbers) if all(numbers) else None,
         "instruction_sets": [name for name in _INSTRUCTION_SETS if name in flags],
-        "cores": meshes.cores(),
+        "cores": cores(),
         "l2_kib_per_core": _l2_kib(),
         "python": platform.python_version(),
         "system": platform.platform(),
     }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Return the versions of Python and of packages; None if not installed."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def _cpu_info() -> dict[str, str]:

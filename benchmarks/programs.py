@@ -2,7 +2,7 @@
 
     python benchmarks/programs.py --configs reverse lstm --devices v5e-4 h100-8
     python benchmarks/programs.py                     # every config for every device: hours
-    python benchmarks/programs.py --configs reverse --devices v5e-4 v5e-16 v5e-64 v5e-256
+    python benchmarks/programs.py --configs reverse --devices v5e-4 v5e-16 v5e-64 v5e-256 v4-4 tpu7x-4 a100-8 b200-8
 
 Prints one line per program: seconds to compile, by the clock and of all threads; the memory on one device; the
 communication between devices. Nothing is run. Needs requirements-accelerators.txt. Adds the results to

@@ -7,11 +7,12 @@ import re
 import subprocess
 import sys
 
+import communication
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "benchmarks").glob("*.py"))
-SCRIPTS = [file for file in FILES if "argparse" in file.read_text()]  # the others are modules of these
+SCRIPTS = [file for file in FILES if "parse_args" in file.read_text()]  # the others are modules of these
 
 
 @pytest.mark.some(2)
@@ -40,6 +41,46 @@ def test_the_message_of_a_training_step_is_the_recorded_one():
         sent, peak = row["collectives"]["all-reduce"], row["peak"] / 2**20
         assert f"| {chips} | {sent['count']} | {sent['bytes']:,} | {peak:.1f} |" in text
     assert f"| 1 | none | | {programs['v5e-1']['advance']['peak'] / 2**20:.1f} |" in text
+
+
+def test_the_page_on_accelerators_shows_how_the_recorded_messages_grow():
+    page = (ROOT / "docs/accelerators.md").read_text()
+    assert len(communication.by_devices()) == 7
+    assert all(row in page for row in communication.by_devices() + communication.by_parameters())
+    for kind in communication.CHIPS:
+        name = "an H100" if kind == "h100" else f"a {kind}"
+        assert f"{communication.tokens_to_hide(kind):,.0f} on {name}" in " ".join(page.split())
+    # A ring of two sends half of the message twice; many chips send nearly all of it twice.
+    assert [communication.sent(100, chips) for chips in (1, 2, 4)] == [0, 100, 150]
+
+
+def test_the_page_on_accelerators_says_which_programs_are_recorded():
+    programs = json.loads((ROOT / "benchmarks/results/programs.json").read_text())["programs"]
+    page = " ".join((ROOT / "docs/accelerators.md").read_text().split())
+    configs = [file.stem for file in (ROOT / "configs").glob("*.py") if "def get_config" in file.read_text()]
+    assert set(programs) == set(configs) and f"of the {len(configs)} configs" in page
+    rows = [row for devices in programs.values() for device in devices.values() for row in device.values()]
+    assert not any("error" in row for row in rows) and "None was refused" in page
+    for device in {name for devices in programs.values() for name in devices}:
+        recorded = [devices.get(device, {}) for devices in programs.values()]
+        number = sum({"pack", "draw", "advance", "unpack", "decode"} <= set(names) for names in recorded)
+        assert re.search(rf"\b{device} {number}[,.]", page), device
+
+
+def test_the_page_on_accelerators_shows_the_recorded_registers():
+    recorded = json.loads((ROOT / "benchmarks/results/registers.json").read_text())
+    page = (ROOT / "docs/accelerators.md").read_text()
+    cases = [case for dtypes in recorded.values() for widths in dtypes.values() for case in widths.values()]
+    kernels = [kernel for case in cases for each in case.values() for kernel in each.values()]
+    assert len(kernels) == 3 * 2 * 2 * 7 * 3 and not any(kernel["spills"] for kernel in kernels)
+    widths = recorded["h100-1"]["bfloat16"]
+    for case in widths["64"]:
+        cells = []
+        for width in ("64", "128"):
+            counted = [widths[width][case][name] for name in ("forward", "dq", "dk, dv")]
+            cells.append(", ".join(str(kernel["registers"]) for kernel in counted))
+            cells.append(", ".join(f"{kernel['shared'] / 1024:.0f}" for kernel in counted))
+        assert f"| {case} | {' | '.join(cells)} |" in page
 
 
 def test_the_page_on_accelerators_shows_the_recorded_bundles():

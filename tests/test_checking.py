@@ -48,6 +48,20 @@ def test_a_wrong_implementation_is_found(few, monkeypatch, capsys):
     assert "WRONG" in printed and "wrong: reference" in printed
 
 
+def test_a_nan_is_an_error_whatever_the_other_results_are(few, monkeypatch):
+    def with_nan(*arguments):
+        results = exact(*arguments)
+        if arguments[2] != "float64":
+            results["dkey"][3] = np.nan
+        return results
+
+    exact = checking._results
+    monkeypatch.setattr(checking, "_results", with_nan)
+    found = checking.outcome("reference", "causal", "float32")
+    assert not found["right"] and found["errors"]["dkey"] == np.inf and found["errors"]["out"] < 1e-5
+    assert checking.describe(found) == "WRONG, dkey inf"
+
+
 def _with_exact_reference(results):
     return lambda name, case, dtype, *rest: results("exact" if dtype == "float64" else name, case, dtype, *rest)
 

@@ -62,7 +62,8 @@ def attend(call: Call, blocks: Blocks, kernels: Kernels, known=None) -> tuple[Ar
     """
     call = vary_alike(resolve_offsets(call._replace(**_without_float16(call))))
     plan, parts, flags = plan_call(call, blocks, kernels.is_inside)
-    is_moving = [jnp.issubdtype(x.dtype, jnp.floating) for x in parts]
+    # Parts of the score come first; those of mask and dropout are compared, and have no derivative.
+    is_moving = [n < len(plan.score.parts) and jnp.issubdtype(x.dtype, jnp.floating) for n, x in enumerate(parts)]
 
     def split(inputs, fixed):
         (query, key, value, *moving), (still, flags, known) = inputs, fixed
@@ -96,6 +97,7 @@ def attend(call: Call, blocks: Blocks, kernels: Kernels, known=None) -> tuple[Ar
     arrays = [jnp.moveaxis(x, 1, 0)[None] for x in (query, key, call.value * headroom)]
     inputs = [*arrays, *(x for x, each in zip(parts, is_moving) if each)]
     fixed = [x for x, each in zip(parts, is_moving) if not each], flags, _in_front(known, headroom)
+    inputs, fixed = vary_alike((inputs, fixed))  # again: what a plain function captures is not a leaf of the call
     forms = derivatives.Forms(value, like, pullback)
     # The total depends on which peak a kernel takes, so its derivative is that of the logsumexp, whose value here is 0.
     out, peak, total, logsumexp = derivatives.differentiable(forms)(inputs, fixed)

@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from attn.functional import tiles
+from attn.functional import sharding, tiles
 from attn.functional.plans import Plan
 from attn.functional.sharding import shape_like
 from attn.functional.taken_apart import Kind
@@ -26,6 +26,7 @@ from attn.functional.tiles import count, of_head, padded
 _BITS = 13
 FIRST, LAST, NEEDED, WHOLE = (1 << (2 * _BITS + n) for n in range(4))
 MOST_BLOCKS = 2**_BITS
+_WITHOUT_STRIDES = ("TPU v2", "TPU v3", "TPU v4")  # they cannot roll each row by one more than the row before
 
 
 class Operand(NamedTuple):
@@ -302,8 +303,12 @@ def _corner(plan: Plan, step: Step):
 def _spread(plan: Plan, step: Step, ref) -> Array:
     """Return the vector's entry for the distance of each pair: rows of a tile are rolled, each by one more."""
     bq, bk, _ = plan.blocks
-    x = jnp.broadcast_to(ref[:, _corner(plan, step)], (bq, bq + bk))
-    return pltpu.roll(x, 0, 1, stride=1, stride_axis=0)[:, bq:]
+    x = ref[:, _corner(plan, step)]
+    if sharding.device_kind() in _WITHOUT_STRIDES:
+        while len(x) < bq:
+            x = jnp.concatenate([x, pltpu.roll(x, len(x), 1)])
+        return x[:bq, bq:]
+    return pltpu.roll(jnp.broadcast_to(x, (bq, bq + bk)), 0, 1, stride=1, stride_axis=0)[:, bq:]
 
 
 def add_part(plan: Plan, kind: Kind, step: Step, out, gradient: Array):
@@ -314,7 +319,9 @@ def add_part(plan: Plan, kind: Kind, step: Step, out, gradient: Array):
     elif kind == Kind.DISTANCE:
         # The transpose of `_spread`. Rows are rolled back and added up by halves, since Mosaic has no such roll.
         x = jnp.concatenate([jnp.zeros((bq, bq), plan.wide), gradient], axis=1)
-        half = bq // 2
+        rows = 1 << (bq - 1).bit_length()  # halves of halves are whole
+        x = jnp.concatenate([x, jnp.zeros((rows - bq, bq + bk), plan.wide)]) if rows > bq else x
+        half = rows // 2
         while half:
             x = x[:half] + pltpu.roll(x[half:], bq + bk - half, 1)
             half //= 2

@@ -180,6 +180,10 @@ def _take_apart(name: str, function: Callable, blocks: Blocks, pairs: int, is_in
     for equation in apart.equations() + [e for e in apart.closed.jaxpr.eqns if e.effects]:
         if not is_inside(equation.primitive.name):
             raise Unsupported(f"primitive {equation.primitive.name!r} in the {name}{_place(equation)}")
+        # JAX would trace the rule in the kernel, where no value varies, and find that its result does not fit.
+        if equation.primitive.name == "custom_jvp_call" and any(v.aval.mat.varying for v in equation.outvars):
+            rule = f"a function with a derivative rule of its own, as jax.nn.relu, in the {name}{_place(equation)}"
+            raise Unsupported(f"{rule}, under jax.shard_map with check_vma=True")
     if shapes := apart.captured():
         raise Unsupported(f"an array of shape {shapes[0]} in the {name}, other than read at i, at j or at j - i")
     return apart

@@ -45,12 +45,16 @@ def test_training_and_decoding_compile_and_a_step_sends_one_message(mesh_of, con
     assert all(set(sent[name]) == {"all-gather"} for name in sent if name.startswith("decode"))
 
 
+# For a TPU7x the compiler splits the message.
+_MESSAGES = {"v5e-64": 1, "v5e-256": 1, "v4-4": 1, "tpu7x-4": 2, "a100-8": 1, "b200-8": 1}
+
+
 @pytest.mark.nightly
-@pytest.mark.parametrize("device", ["v5e-64", "v5e-256"])
-def test_the_message_of_a_step_does_not_grow_with_the_number_of_devices(mesh_of, device):
+@pytest.mark.parametrize("device", _MESSAGES)
+def test_a_step_sends_the_same_bytes_on_every_generation_and_however_many_devices(mesh_of, device):
     mesh = mesh_of(device)
     advance, shapes = programs.programs_of(*load("reverse"), mesh)["advance"]
     sent = collectives(compiled(advance, *shapes, mesh=mesh).as_text())
     assert {kind: vars(each) for kind, each in sent.items()} == {
-        "all-reduce": {"count": 1, "bytes": bytes_of_message("reverse")}
+        "all-reduce": {"count": _MESSAGES[device], "bytes": bytes_of_message("reverse")}
     }

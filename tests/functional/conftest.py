@@ -13,25 +13,15 @@ sys.path.append(str(Path(__file__).parent))  # for attention_cases, attention_or
 
 import attention_cases as cases
 from implementation_suite import pytest_runtest_call  # noqa: F401  a hook of pytest
+from interpreted import register_kernels
 
-from attn.functional import blockwise, pallas_gpu, pallas_tpu
+from attn.functional import blockwise
 from attn.functional.implementations import IMPLEMENTATIONS
 
 IMPLEMENTATIONS["blockwise"] = dataclasses.replace(
     IMPLEMENTATIONS["blockwise"], attend=functools.partial(blockwise.attend, block_size=cases.BLOCK_SIZE)
 )
-# Kernels run anywhere in the interpreter of Pallas. They come last, so that messages name the others first.
-for _name, _module, _options in (
-    ("pallas_tpu", pallas_tpu, {"block_size": cases.BLOCK_SIZE, "lanes": cases.BLOCK_SIZE}),
-    ("pallas_gpu", pallas_gpu, {"block_size": cases.BLOCK_SIZE}),
-):
-    IMPLEMENTATIONS[_name] = dataclasses.replace(
-        IMPLEMENTATIONS.pop(_name),
-        attend=functools.partial(_module.attend, interpret=True, **_options),
-        unsupported_reason=functools.partial(_module.unsupported_reason, supported=cases.DTYPES),
-        backends=None,
-        is_checked=lambda device_kind: False,
-    )
+register_kernels(cases.BLOCK_SIZE)
 
 
 @pytest.fixture(params=cases.implementations())

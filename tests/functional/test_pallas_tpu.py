@@ -13,7 +13,7 @@ from traces import equations
 
 import attn
 from attn import masks, per_head, positions, scores
-from attn.functional import pallas_tpu
+from attn.functional import pallas_tpu, pallas_tpu_layout
 from attn.functional.attention import _call as checked_call
 from attn.functional.pallas_tpu_layout import FIRST, LAST, MOST_BLOCKS, NEEDED, WHOLE, steps
 from attn.functional.plans import Blocks, plan_call
@@ -241,3 +241,26 @@ def test_the_gradient_of_a_bias_is_zero_in_tiles_that_the_mask_hides_and_right_i
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     hidden = ~np.broadcast_to(mask.resolve(T, S)(np.arange(T)[:, None], np.arange(S)[None, :]), (T, S))
     assert hidden.any() and not np.any(np.asarray(found)[hidden])
+
+
+@pytest.mark.parametrize("kind", ["TPU v4", "TPU v5 lite"])
+@pytest.mark.parametrize("block_size", [8, 12])  # blocks of three vectors too: no power of two
+def test_numbers_per_distance_and_their_gradient_are_right_on_every_chip(kind, block_size, monkeypatch):
+    monkeypatch.setattr(pallas_tpu_layout.sharding, "device_kind", lambda: kind)
+    query, key, value, cotangent = cases.normal((20, 2, 4), (20, 2, 4), (20, 2, 4), (20, 2, 4))
+    table = cases.normal((32,), seed=1)[0]
+
+    def total(table, attend):
+        score = lambda s, i, j: s + table[positions.relative_buckets(j - i)]  # noqa: E731
+        return jnp.vdot(attend(checked_call(query, key, value, masks.causal(), score, None)), cotangent)
+
+    def by_kernel(call):
+        return pallas_tpu.attend(call, interpret=True, block_size=block_size, lanes=4)[0]
+
+    def expected(call):
+        options = {"mask": call.mask, "score": call.score, "implementation": "reference"}
+        return attn.multi_head_attention(call.query, call.key, call.value, **options)
+
+    found, wanted = (jax.value_and_grad(total)(table, attend) for attend in (by_kernel, expected))
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
+    np.testing.assert_allclose(found[1], wanted[1], rtol=1e-5, atol=1e-6)

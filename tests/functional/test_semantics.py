@@ -21,6 +21,22 @@ def test_true_means_may_attend(implementation):
     np.testing.assert_array_equal(out, np.broadcast_to(value[2], (T, HV)))
 
 
+def test_a_mask_may_compare_floats_whose_gradient_is_zero(implementation):
+    (query, key, value), score = head(), scores.softcap(2.0)
+    limits = np.linspace(1, S, T, dtype=np.float32)
+
+    def total(query, limits):
+        mask = lambda i, j: j < limits[i]  # noqa: E731
+        return jnp.sum(attn.attention(query, key, value, mask=mask, score=score, implementation=implementation) ** 2)
+
+    found, of_limits = jax.grad(total, argnums=(0, 1))(query, jnp.asarray(limits))
+    visible = np.arange(S) < limits[:, None]
+    masked = lambda query: attn.attention(query, key, value, mask=masks.dense(visible), score=score)  # noqa: E731
+    expected = jax.grad(lambda query: jnp.sum(masked(query) ** 2))(query)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(of_limits, np.zeros(T))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int32", "uint8"])
 def test_a_mask_that_is_not_boolean_is_sent_to_score(implementation, dtype):
     with pytest.raises(TypeError, match=r"additive values belong in score="):

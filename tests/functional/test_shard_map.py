@@ -111,6 +111,25 @@ def test_value_and_gradients_are_those_without_a_mesh(implementation, unsharded,
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kernel", [name for name in cases.implementations() if cases.is_kernel(name)])
+def test_a_kernel_says_that_rules_of_derivatives_need_unchecked_axes(kernel):
+    arrays = cases.normal((8, 4, H), (8, 4, H), (8, 4, HV))
+
+    def call(*arrays):
+        score = lambda s, i, j: jax.nn.relu(s)  # noqa: E731
+        return attn.multi_head_attention(*arrays, score=score, implementation=kernel)
+
+    def gradient(check_vma):
+        sharded = jax.shard_map(call, mesh=mesh(), in_specs=P(None, "x"), out_specs=P(None, "x"), check_vma=check_vma)
+        return jax.jit(jax.grad(lambda *arrays: jnp.sum(sharded(*arrays) ** 2)))(*arrays)
+
+    with pytest.raises(attn.Unsupported, match=r"jax\.nn\.relu, in the score.* with check_vma=True"):
+        gradient(check_vma=True)
+    np.testing.assert_allclose(
+        gradient(check_vma=False), jax.grad(lambda *a: jnp.sum(call(*a) ** 2))(*arrays), atol=1e-5
+    )
+
+
 def test_tangents_and_second_order_pass_through_a_mesh():
     call, in_specs, out_specs = queries_sharded("blockwise")
     call = jax.shard_map(call, mesh=mesh(), in_specs=in_specs, out_specs=out_specs)

@@ -88,6 +88,16 @@ def test_a_batch_that_hosts_cannot_share_is_refused(command, tmp_path):
     assert not (tmp_path / "odd").exists()
 
 
+def test_the_chips_of_a_slice_share_the_batch_or_are_named(monkeypatch):
+    """All of them are used, unlike those of one host: a part of a slice cannot work alone."""
+    monkeypatch.setattr(meshes.jax, "process_count", lambda: 16)
+    copies = functools.partial(meshes._num_copies, shape=meshes.MeshShape(), platform="tpu")
+    assert [copies(batch, chips) for batch, chips in ((32, 16), (32, 32), (128, 64), (256, 256))] == [16, 32, 64, 256]
+    for batch, chips, other in ((32, 64, 64), (128, 256, 256), (100, 64, 128)):
+        with pytest.raises(meshes.DistributedError, match=rf"got {batch}, .* multiple of {chips} .*such as {other}\)"):
+            copies(batch, chips)
+
+
 @pytest.mark.parametrize(
     ("name", "text"), [("JAX_NUM_PROCESSES", "²"), ("JAX_NUM_PROCESSES", "0"), ("JAX_PROCESS_ID", "-1")]
 )
