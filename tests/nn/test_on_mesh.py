@@ -108,9 +108,14 @@ def test_parameters_of_other_names_or_shapes_are_replicated():
     assert places["W_Q"].spec == jax.P(None, MODEL, None)
 
 
-def gathered_or_sent(mechanism: str, *, with_gradient: bool, **settings) -> tuple[set[str], int]:
+LAYERS = {"transformer": ("num_encoder_layers", "num_decoder_layers"), "decoder_only": ("num_layers",)}
+
+
+def gathered_or_sent(
+    mechanism: str, *, name: str = "transformer", with_gradient: bool, **settings
+) -> tuple[set[str], int]:
     """The shapes of all-gathers in the compiled program on two devices, and the number of messages between two."""
-    model = make(mechanism=mechanism, **dict.fromkeys(("num_encoder_layers", "num_decoder_layers"), 1), **settings)
+    model = make(name, mechanism=mechanism, **dict.fromkeys(LAYERS[name], 1), **settings)
     graphdef, params = nnx.split(model, nnx.Param)
 
     def value(params):
@@ -123,16 +128,19 @@ def gathered_or_sent(mechanism: str, *, with_gradient: bool, **settings) -> tupl
     return set(re.findall(r"= (\S+?)(?:\{\S*)? all-gather\(", text)), len(re.findall(r" collective-permute\(", text))
 
 
-KEYS = {f"f32[{rows},4,6]" for rows in (5, 6, 7, 8)}  # rows of source and answer, also with padding; heads; width
+# Rows of source and answer, also with padding, and of both; heads; width.
+KEYS = {f"f32[{rows},4,6]" for rows in (5, 6, 7, 8, 12)}
 
 
+@pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("with_gradient", [False, True])
-def test_keys_and_values_travel_and_are_not_gathered(with_gradient):
-    settings = {"num_heads": 4, "head_width": 6, "dropout": 0.3}
+def test_keys_and_values_travel_and_are_not_gathered(name, with_gradient):
+    settings = {"name": name, "num_heads": 4, "head_width": 6, "dropout": 0.3}
     shapes, messages = gathered_or_sent("t5 + rotary", with_gradient=with_gradient, **settings)
     assert not shapes & KEYS
-    # Each of three attention layers sends keys and values; backward again, and the gradients of both twice.
-    assert messages >= (18 if with_gradient else 6)
+    # Each attention layer sends keys and values; backward again, and the gradients of both twice.
+    layers = 3 if name == "transformer" else 1
+    assert messages >= layers * (6 if with_gradient else 2)
 
 
 @pytest.mark.parametrize(
