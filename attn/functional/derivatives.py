@@ -29,7 +29,7 @@ class Forms:
     """A function of inputs and of fixed arrays, which have no derivative, in three forms. They capture no traced array.
 
     Attributes:
-      value: (inputs, fixed) -> results; all are lists of arrays.
+      value: (inputs, fixed) -> results; lists of arrays, and a tree of arrays `fixed`.
       like: the same function in ordinary JAX.
       pullback: (inputs, fixed, results, cotangents, wanted) -> one cotangent per wanted input; `wanted` holds one bool
         per input.
@@ -44,7 +44,7 @@ def differentiable(forms: Forms) -> Callable:
     """Return the function (inputs, fixed) -> results with every derivative in its inputs."""
 
     @jax.custom_jvp
-    def call(inputs: list[Array], fixed: list[Array]):
+    def call(inputs: list[Array], fixed):
         return list(forms.value(inputs, fixed))
 
     @functools.partial(call.defjvp, symbolic_zeros=True)
@@ -95,7 +95,7 @@ def _pull(forms: Forms, is_wanted, structure, residuals: Sequence[Array], cotang
     return by_kernel(inputs, list(cotangents), fixed, results)
 
 
-def _of_wanted(forms: Forms, is_wanted, inputs: list, fixed: list) -> tuple[Callable, list]:
+def _of_wanted(forms: Forms, is_wanted, inputs: list, fixed) -> tuple[Callable, list]:
     """Return `like` as a function of the wanted inputs, and these inputs."""
 
     def function(*moving):

@@ -26,6 +26,7 @@ class Dropout:
       rate: number in [0, 1).
       key: JAX random key, needed when rate > 0.
       head: index of the head; the multi-head functions set it.
+      first_head, first_query, first_key: what heads, queries and keys are counted from; `part` sets them.
 
     Raises:
       TypeError: rate is not a number, or key is not a PRNG key.
@@ -37,6 +38,9 @@ class Dropout:
     rate: float | np.floating
     key: Array | None = None
     head: int | Array = 0
+    first_head: int | Array = 0
+    first_query: int | Array = 0
+    first_key: int | Array = 0
 
     def __post_init__(self):
         if isinstance(self.rate, bool) or not isinstance(self.rate, numbers.Real):
@@ -53,12 +57,18 @@ class Dropout:
         """Return the same dropout with the random bits of head number `head`."""
         return dataclasses.replace(self, head=head)
 
+    def part(self, *, heads: int | Array = 0, queries: int | Array = 0, keys: int | Array = 0) -> "Dropout":
+        """Return the dropout of a part of the heads, queries and keys, from these on: it drops what the whole drops."""
+        first = {"first_head": heads, "first_query": queries, "first_key": keys}
+        return dataclasses.replace(self, **{name: _plus(getattr(self, name), x) for name, x in first.items()})
+
     def keep(self, i: Int[Array, "..."], j: Int[Array, "..."]) -> Bool[Array, "..."]:
         """Return True for the weights that are kept, at query positions `i` and key positions `j` (broadcast)."""
         words = jax.random.bits(self.key, (2,), jnp.uint32)
-        head = mix(words[0] + jnp.asarray(self.head).astype(jnp.uint32) * _GOLDEN)
-        row = mix(head + i.astype(jnp.uint32) * _GOLDEN)
-        column = mix(words[1] + j.astype(jnp.uint32) * _GOLDEN)
+        starts = (self.head, self.first_head), (i, self.first_query), (j, self.first_key)
+        head, i, j = (jnp.asarray(_plus(*each)).astype(jnp.uint32) for each in starts)
+        row = mix(mix(words[0] + head * _GOLDEN) + i * _GOLDEN)
+        column = mix(words[1] + j * _GOLDEN)
         return mix(row ^ column) >= jnp.uint32(int(self.rate * 2**32))
 
     def __call__(self, weights: Array, i: Int[Array, "..."], j: Int[Array, "..."]) -> Array:
@@ -76,6 +86,11 @@ def check_dropout(dropout):
     """
     if dropout is not None and not isinstance(dropout, Dropout):
         raise TypeError(f"dropout must be attn.Dropout(rate, key) or None, got {dropout!r}")
+
+
+def _plus(x, first):
+    """Return x + first, and x itself where first is the number 0: programs of whole calls do not add it."""
+    return x if isinstance(first, int) and first == 0 else x + first
 
 
 def _is_key(key) -> bool:

@@ -47,8 +47,15 @@ class Kernels(NamedTuple):
     is_inside: Callable[[str], bool]
 
 
-def attend(call: Call, blocks: Blocks, kernels: Kernels) -> tuple[Array, Normalizer]:
-    """Compute the attention of all heads by fused kernels.
+def attend(call: Call, blocks: Blocks, kernels: Kernels, known=None) -> tuple[Array, Normalizer]:
+    """Compute the attention of all heads by fused kernels, or its derivative alone.
+
+    Args:
+      call: of all heads.
+      blocks: the shape of a tile.
+      kernels: of the processor.
+      known: (out `[T N Hv]`, normaliser of `[T N]`) over more keys than these. They are returned, and nothing is
+        computed; the derivative is these keys' summand of theirs, as in `blockwise.attend_part`.
 
     Raises:
       Unsupported: a function of the user's that they cannot evaluate.
@@ -59,21 +66,21 @@ def attend(call: Call, blocks: Blocks, kernels: Kernels) -> tuple[Array, Normali
     is_moving = [n < len(plan.score.parts) and jnp.issubdtype(x.dtype, jnp.floating) for n, x in enumerate(parts)]
 
     def split(inputs, fixed):
-        query, key, value, *moving = inputs
-        moving, still = iter(moving), iter(fixed)
-        return query, key, value, [next(moving) if each else next(still) for each in is_moving], list(still)
+        (query, key, value, *moving), (still, flags, known) = inputs, fixed
+        moving, still = iter(moving), iter(still)
+        return query, key, value, [next(moving) if each else next(still) for each in is_moving], flags, known
 
     def value(inputs, fixed):
-        query, key, value, parts, flags = split(inputs, fixed)
-        out, peak, total = kernels.forward(plan, query, key, value, parts, flags)
+        query, key, value, parts, flags, known = split(inputs, fixed)
+        out, peak, total = known or kernels.forward(plan, query, key, value, parts, flags)
         return [out, peak, total, jnp.zeros_like(total)]
 
     def like(inputs, fixed):
-        query, key, value, parts, _ = split(inputs, fixed)
-        return _like(plan, query[0], key[0], value[0], parts)
+        query, key, value, parts, _, known = split(inputs, fixed)
+        return _like(plan, query[0], key[0], value[0], parts, known)
 
     def pullback(inputs, fixed, results, cotangents, wanted):
-        query, key, value, parts, flags = split(inputs, fixed)
+        query, key, value, parts, flags, _ = split(inputs, fixed)
         (out, peak, total, _), (dout, _, _, dlogsumexp) = results, cotangents
         wide = plan.wide
         # The kernel's weights are exp(s - peak), not divided by their total, so its cotangents are.
@@ -89,7 +96,7 @@ def attend(call: Call, blocks: Blocks, kernels: Kernels) -> tuple[Array, Normali
     query, key = (jnp.where(jnp.isfinite(x), x, jnp.nan) for x in (call.query, call.key))
     arrays = [jnp.moveaxis(x, 1, 0)[None] for x in (query, key, call.value * headroom)]
     inputs = [*arrays, *(x for x, each in zip(parts, is_moving) if each)]
-    fixed = [*(x for x, each in zip(parts, is_moving) if not each), *flags]
+    fixed = [x for x, each in zip(parts, is_moving) if not each], flags, _in_front(known, headroom)
     inputs, fixed = vary_alike((inputs, fixed))  # again: what a plain function captures is not a leaf of the call
     forms = derivatives.Forms(value, like, pullback)
     # The total depends on which peak a kernel takes, so its derivative is that of the logsumexp, whose value here is 0.
@@ -97,6 +104,14 @@ def attend(call: Call, blocks: Blocks, kernels: Kernels) -> tuple[Array, Normali
     total = total * jnp.exp(logsumexp)
     dtype = dtypes.wide_dtype(call.query.dtype)
     return jnp.moveaxis(out[0] / headroom, 0, 1), Normalizer(*(x[0].T.astype(dtype) for x in (peak, total)))
+
+
+def _in_front(known, headroom: float) -> list[Array]:
+    """Return known results with heads in front, as kernels have them: out `[1 N T Hv]`, peak and total `[1 N T]`."""
+    if known is None:
+        return []
+    out, normalizer = known
+    return [jnp.moveaxis(x, 1, 0)[None] for x in (out * headroom, *normalizer)]
 
 
 def _without_float16(call: Call) -> dict[str, Array]:
@@ -126,10 +141,11 @@ class _Kept:
         return jnp.where(self.keep(i, j), weights / (1 - self.rate), 0)
 
 
-def _like(plan: Plan, query, key, value, parts: Sequence[Array]) -> list[Array]:
+def _like(plan: Plan, query, key, value, parts: Sequence[Array], known: list[Array]) -> list[Array]:
     """Compute the call by `blockwise`, as a function of the parts: out `[1 N T Hv]`, and `[1 N T]` as `value` does.
 
-    Peak and total have no derivative, and the logsumexp has its own, up to a constant.
+    With known results (see `attend`), return these. Peak and total have no derivative, and the logsumexp has its own,
+    up to a constant.
     """
 
     def read(part: Value, x: Array, i, j):
@@ -147,17 +163,21 @@ def _like(plan: Plan, query, key, value, parts: Sequence[Array]) -> list[Array]:
         tiles = [read(part, x, i, j) for part, x in zip(apart.parts, values)]
         return apart(tiles, *(jnp.pad(x, more, mode="edge") for x in s), i, j)[:rows, :columns]
 
-    def one(query, key, value, parts):
+    def one(query, key, value, parts, known):
         score, mask, keep = (
             None if each is None else functools.partial(on_tile, each, values)
             for each, values in zip(plan.others, plan.split(parts))
         )
         dropout = None if keep is None else _Kept(plan.rate, keep)
         call = Call(query, key, value, masks.as_mask(mask), scores.as_score(score), 1.0, dropout)
-        out, normalizer = blockwise.attend(call, is_apart=True)
+        if known:
+            known = known[0], Normalizer(*known[1:])
+            out, normalizer = blockwise.attend_part(call, blockwise.BLOCK_SIZE, known=known, is_apart=True)
+        else:
+            out, normalizer = blockwise.attend(call, is_apart=True)
         empty = normalizer.total == 0
         logsumexp = jnp.where(empty, 0, jnp.log(jnp.where(empty, 1, normalizer.total)))
-        return out.astype(value.dtype), *map(jnp.zeros_like, normalizer), logsumexp
+        return out if known else out.astype(value.dtype), *map(jnp.zeros_like, normalizer), logsumexp
 
     def grouped(x):
         return x.reshape(plan.K, plan.group, *x.shape[1:])
@@ -165,8 +185,9 @@ def _like(plan: Plan, query, key, value, parts: Sequence[Array]) -> list[Array]:
     is_shared = [x.shape[1] == 1 for x in parts]
     parts = [x[0, 0] if each else grouped(x[0]) for x, each in zip(parts, is_shared)]
     of_parts = [None if each else 0 for each in is_shared]
-    of_group = jax.vmap(one, in_axes=(0, None, None, of_parts))
-    results = jax.vmap(of_group, in_axes=(0, 0, 0, of_parts))(grouped(query), key, value, parts)
+    of_group = jax.vmap(one, in_axes=(0, None, None, of_parts, 0))
+    arrays = grouped(query), key, value, parts, [grouped(x[0]) for x in known]
+    results = jax.vmap(of_group, in_axes=(0, 0, 0, of_parts, 0))(*arrays)
     return [x.reshape(1, plan.N, *x.shape[2:]) for x in results]
 
 

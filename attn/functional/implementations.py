@@ -55,6 +55,8 @@ class Implementation:
       backends: names as of `sharding.platform()` that it runs on; None for all.
       unsupported_reason: `(call) -> str | None`, the part of a call that it cannot serve for another reason, in words.
         The call is that of `attention` or `multi_head_attention`, without marks of `attn.per_head`.
+      attends_parts: `attend(call, known=...)` of all heads also computes the derivative of some of the keys alone, as
+        `fused.attend` does; `ring_attention` needs it.
       reads_marks: `unsupported_reason` gets the call with its marks, and an `attend` of all heads makes scores from
         vectors itself.
       is_checked: `(device_kind) -> bool`, False on kinds of devices on which it has not been found right and faster
@@ -73,6 +75,7 @@ class Implementation:
     derivatives: Set[str] = frozenset(DERIVATIVES)
     backends: Set[str] | None = None
     unsupported_reason: Callable[[Call], str | None] = lambda call: None
+    attends_parts: bool = False
     reads_marks: bool = False
     is_checked: Callable[[str], bool] = lambda device_kind: True
     is_worthwhile: Callable[[Call], bool] = lambda call: True
@@ -119,8 +122,8 @@ _REQUIRED = {"auto": DERIVATIVES, "fastest": ("reverse",)}
 def _later(module: str, name: str) -> Callable:
     """Return a function of a module that is imported when the function is called, since Pallas takes time to import."""
 
-    def function(*arguments):
-        return getattr(importlib.import_module(f"attn.functional.{module}"), name)(*arguments)
+    def function(*arguments, **options):
+        return getattr(importlib.import_module(f"attn.functional.{module}"), name)(*arguments, **options)
 
     return function
 
@@ -132,6 +135,7 @@ def _kernel(name: str, backend: str) -> Implementation:
         all_heads=True,
         backends={backend},
         unsupported_reason=_later(name, "unsupported_reason"),
+        attends_parts=True,
         reads_marks=True,
         is_checked=lambda device_kind: name in checked.preferred(device_kind),
     )

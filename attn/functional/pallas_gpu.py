@@ -70,15 +70,18 @@ INSIDE = frozenset(
 )
 
 
-def attend(call: Call, *, interpret: bool = False, block_size: int | None = None) -> tuple[Array, Normalizer]:
+def attend(
+    call: Call, *, known=None, interpret: bool = False, block_size: int | None = None
+) -> tuple[Array, Normalizer]:
     """Compute the attention of all heads.
 
     Args:
       call: of all heads.
+      known: as in `fused.attend`.
       interpret: run the kernels as ordinary JAX on any device.
       block_size: number of queries, and of keys, in a tile; None for what suits the width of the heads.
     """
-    return fused.attend(call, _blocks(call, block_size), _kernels(interpret))
+    return fused.attend(call, _blocks(call, block_size), _kernels(interpret), known)
 
 
 def unsupported_reason(call: Call, *, supported: Sequence[str] = fused.DTYPES) -> str | None:

@@ -64,16 +64,19 @@ INSIDE = frozenset(
 )
 
 
-def attend(call: Call, *, interpret=False, block_size: int = BLOCK_SIZE, lanes: int = 128) -> tuple[Array, Normalizer]:
+def attend(
+    call: Call, *, known=None, interpret=False, block_size: int = BLOCK_SIZE, lanes: int = 128
+) -> tuple[Array, Normalizer]:
     """Compute the attention of all heads.
 
     Args:
       call: of all heads.
+      known: as in `fused.attend`.
       interpret: run the kernels as ordinary JAX on any device; `pltpu.InterpretParams()` also models memory and copies.
       block_size: largest number of queries, and of keys, in a tile.
       lanes: width of vectors; less than 128 in tests only.
     """
-    return fused.attend(call, _blocks(call, block_size, lanes), _kernels(interpret))
+    return fused.attend(call, _blocks(call, block_size, lanes), _kernels(interpret), known)
 
 
 def unsupported_reason(call: Call, *, supported: Sequence[str] = fused.DTYPES) -> str | None:

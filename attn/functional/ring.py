@@ -11,17 +11,18 @@ gradients of keys and values travel along until they are back at their owner. Me
 Source: Liu et al. 2023 (Ring Attention).
 """
 
-import jax
-import jax.numpy as jnp
+from collections.abc import Callable
+
 from jax import lax
 from jaxtyping import Array, Float
 
-from attn.functional import checks, closures, dtypes, masks, mods, scores, sharding, zigzag
+from attn.functional import checks, dtypes, mods, ring_functions, scores, sharding, zigzag
 from attn.functional.contract import Call, Normalizer
 from attn.functional.derivatives import Forms, differentiable
 from attn.functional.dropout import Dropout, check_dropout
-from attn.functional.implementations import Unsupported
+from attn.functional.implementations import IMPLEMENTATIONS, Unsupported
 from attn.functional.masks import as_mask
+from attn.functional.ring_heads import Heads, turns_of
 from attn.functional.ring_passes import Ring
 from attn.functional.scores import as_score
 
@@ -38,6 +39,7 @@ def ring_attention(
     dropout: Dropout | None = None,
     return_logsumexp: bool = False,
     order: str = "balanced",
+    implementation: str = "blockwise",
 ) -> Float[Array, "T_local N Hv"] | tuple[Float[Array, "T_local N Hv"], Float[Array, "T_local N"]]:
     """Compute `multi_head_attention` of a sequence that is sharded over a mesh axis, inside `jax.shard_map`.
 
@@ -55,20 +57,25 @@ def ring_attention(
         zig-zag order before and back after, so that each device has the same work under a causal mask.
         "consecutive": the same without the moves. For masks that are the same work for each device, as windows are.
         "zigzag": the order of `zigzag.to_zigzag`. Saves the moves where a whole model works in this order.
+      implementation: of the parts, "blockwise", or an implementation of the registry that attends parts: the fused
+        kernels "pallas_tpu" and "pallas_gpu".
 
     Returns:
       `[T/U N Hv]` in the value's dtype, in the order of the queries; with `return_logsumexp` also `[T/U N]`.
 
     Raises:
       TypeError, ValueError: as `multi_head_attention`; ValueError also for an axis that is not manual here, an unknown
-        order, and an odd number of rows in zig-zag order. An odd number of "balanced" rows is not moved.
-      attn.Unsupported: a score made from vectors, since no device has all of them.
+        order or implementation, and an odd number of rows in zig-zag order. An odd number of "balanced" rows is not
+        moved.
+      attn.Unsupported: a score made from vectors, since no device has all of them; or kernels on a backend that is
+        not theirs, or with a function that they cannot evaluate.
 
     Source: Liu et al. 2023; causal balance: Llama Team 2024, section 3.3.2.
     """
     query, key, value = checks.check_arrays(("T/U N H", query), ("S/U K H", key), ("S/U K Hv", value))
     devices = _check_ring(axis_name, order, len(query), len(key))
     check_dropout(dropout)
+    attend = _attend_of_parts(implementation)
     scale = checks.check_scale(scale, query.shape[-1])
     mask, score = as_mask(mask), dtypes.widened(as_score(score))
     if any(isinstance(part, scores.from_vectors) for part in mods.nested(score)):
@@ -80,14 +87,10 @@ def ring_attention(
     mask, score = (None if mod is None else mod.resolve(T, S) for mod in (mask, score))
 
     is_exchanged = order == "balanced" and mask is not None and len(query) % 2 == 0 and len(key) % 2 == 0
-    if is_exchanged:
-        query, key, value = zigzag.to_zigzag((query, key, value), axis_name)
     rows = "zigzag" if is_exchanged or order == "zigzag" else "consecutive"
-    out, normalizer = _attend(Call(query, key, value, mask, score, scale, dropout), axis_name, rows)
-    results = out.astype(value.dtype), normalizer.logsumexp() if return_logsumexp else None
-    if is_exchanged:
-        results = zigzag.from_zigzag(results, axis_name)
-    return results if return_logsumexp else results[0]
+    call = Call(query, key, value, mask, score, scale, dropout)
+    out, normalizer = _attend(call, axis_name, rows, is_exchanged, attend)
+    return (out, normalizer.logsumexp()) if return_logsumexp else out
 
 
 def _check_ring(axis_name, order: str, *lengths: int) -> int:
@@ -110,56 +113,44 @@ def _check_ring(axis_name, order: str, *lengths: int) -> int:
     return devices
 
 
-def _attend(call: Call, axis_name: str, rows: str) -> tuple[Float[Array, "T_local N Hv"], Normalizer]:
-    """Compute output and normaliser of this device's queries, with every derivative."""
-    devices = lax.axis_size(axis_name)
-    chunks = 2 if rows == "zigzag" else 1
+def _attend_of_parts(implementation: str) -> Callable | None:
+    """Return the function that attends parts by kernels; None for "blockwise".
 
-    def in_chunks(x):  # [chunks heads n width]
-        return jnp.moveaxis(x.reshape(chunks, len(x) // chunks, *x.shape[1:]), 2, 1)
+    Raises:
+      ValueError: another name.
+      Unsupported: kernels on a backend that is not theirs.
+    """
+    kernels = {name: each for name, each in IMPLEMENTATIONS.items() if each.attends_parts}
+    if implementation == "blockwise":
+        return None
+    if implementation not in kernels:
+        known = ", ".join(map(repr, ("blockwise", *kernels)))
+        raise ValueError(f"implementation of ring attention must be one of {known}, got {implementation!r}")
+    chosen, backend = kernels[implementation], sharding.platform()
+    if chosen.backends is not None and backend not in chosen.backends:
+        raise Unsupported(f"implementation {implementation!r} does not support backend {backend!r}; use 'blockwise'")
+    return chosen.attend
 
-    (T, N, _), (S, K, _) = call.query.shape, call.key.shape
-    functions = call.mask, call.score, call.scale, call.dropout
-    leaves, structure = jax.tree.flatten(functions)
-    captured = _captured_by_functions(functions, dtypes.wide_dtype(call.query.dtype), N, T * devices, S * devices)
-    # Arrays that are floats have a derivative, other arrays are fixed, and numbers are part of the program.
-    arrays = [*leaves, *captured]
-    kinds = ["number" if not dtypes.is_array(x) else "float" if _is_float(x) else "fixed" for x in arrays]
-    floats, fixed = ([x for x, kind in zip(arrays, kinds) if kind == each] for each in ("float", "fixed"))
-    numbers = [x if kind == "number" else None for x, kind in zip(arrays, kinds)]
 
-    def rebuild(floats, fixed):
-        """Return the functions with these arrays, and replacements of the captured ones."""
-        sources = {"number": iter([x for x in numbers if x is not None]), "float": iter(floats), "fixed": iter(fixed)}
-        arrays = [next(sources[kind]) for kind in kinds]
-        return structure.unflatten(arrays[: len(leaves)]), arrays[len(leaves) :]
+def _attend(
+    call: Call, axis_name: str, rows: str, is_exchanged: bool, attend: Callable | None
+) -> tuple[Float[Array, "n N Hv"], Normalizer]:
+    """Compute output and normaliser of this device's queries, with every derivative.
 
-    inputs = [*map(in_chunks, (call.query, call.key, call.value)), *dtypes.widened(floats)]
+    Args:
+      call: of all heads, with this device's rows.
+      axis_name: the mesh axis.
+      rows: the order in which rows are computed, "consecutive" or "zigzag".
+      is_exchanged: whether rows are moved from the consecutive order to that one, and the results back.
+      attend: from `_attend_of_parts`.
+    """
+    devices, (n, N, _), (c, K, _) = lax.axis_size(axis_name), call.query.shape, call.key.shape
+    T, S = n * devices, c * devices
+    functions, floats, fixed = ring_functions.take_apart(call, T, S)
+    inputs = [call.query, call.key, call.value, *dtypes.widened(floats)]
     # The gradient of an array that devices share is a sum over them: one message at the end, not one per part.
     inputs, _ = sharding.vary_alike((inputs, (fixed, lax.axis_index(axis_name))))
-    ring = Ring(axis_name, devices, rows, T * devices, S * devices, N, K, captured, rebuild)
-    call_ring = differentiable(Forms(ring.value, ring.like, ring.pullback))
-    out, peak, total = (jnp.moveaxis(x, 1, 2) for x in call_ring(inputs, fixed))  # [chunks n N ...]
-    out, peak, total = (x.reshape(T, *x.shape[2:]) for x in (out, peak, total))
-    return out, Normalizer(peak, total)
-
-
-def _captured_by_functions(functions, dtype, N: int, T: int, S: int) -> list[jax.core.Tracer]:
-    """Return the traced arrays that the mask and the score capture and that are not leaves of them."""
-    leaves, structure = jax.tree.flatten(functions)
-    is_array = [dtypes.is_array(x) for x in leaves]
-
-    def evaluate(arrays, s, i, j):
-        arrays = iter(arrays)
-        mask, score, *_ = structure.unflatten([next(arrays) if each else x for x, each in zip(leaves, is_array)])
-        marked, of_head = mods.unwrap_per_head((mask, score), N)
-        mask, score = of_head([x[0] for x in marked])
-        visible = None if mask is None else masks.evaluate(as_mask(mask).resolve(T, S), i, j)
-        return visible, None if score is None else scores.evaluate(as_score(score).resolve(T, S), s, i, j)
-
-    s, i, j = (jax.ShapeDtypeStruct(*each) for each in (((2, 2), dtype), ((2, 1), jnp.int32), ((1, 2), jnp.int32)))
-    return closures.captured_tracers(evaluate, [x for x, each in zip(leaves, is_array) if each], s, i, j)
-
-
-def _is_float(x) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating)
+    ring = Ring(axis_name, devices, rows, T, S, N, K, functions.captured, functions.rebuild, attend)
+    heads = Heads(ring, turns_of(K, c, call.key.shape[-1]), is_exchanged, functions)
+    out, *normalizer = differentiable(Forms(heads.value, heads.like, heads.pullback))(inputs, fixed)
+    return out, Normalizer(*normalizer)

@@ -14,9 +14,9 @@ from attn.functional import blockwise, dtypes, mods, sharding, survey, zigzag
 from attn.functional.blocks import positions_in_blocks
 from attn.functional.closures import Rebound
 from attn.functional.contract import Call, Normalizer
-from attn.functional.dropout import Dropout
 from attn.functional.masks import as_mask
 from attn.functional.masks import placed as placed_mask
+from attn.functional.ring_functions import PairMask, PairScore
 from attn.functional.scores import as_score
 from attn.functional.scores import placed as placed_score
 
@@ -34,6 +34,7 @@ class Ring:
       T, S, N, K: the lengths of the whole sequences, and the numbers of heads.
       captured: the traced arrays that functions capture.
       rebuild: (floats, fixed) -> ((mask, score, scale, dropout), replacements of `captured`).
+      attend: the `attend` of an implementation that attends parts, for the pairs; None for `blockwise`.
     """
 
     axis_name: str
@@ -45,13 +46,14 @@ class Ring:
     K: int
     captured: list
     rebuild: Callable
+    attend: Callable | None = None
 
     def value(self, inputs: list[Array], fixed: list[Array]) -> list[Array]:
         """Compute (out `[chunks N n Hv]`, peak `[chunks N n]`, total `[chunks N n]`) of this device's queries.
 
         Args:
           inputs: queries `[chunks N n H]`, keys `[chunks K c H]`, values `[chunks K c Hv]`, floats of the functions.
-          fixed: the other arrays of the functions.
+          fixed: the other arrays of the functions, and the number of the first head.
         """
         queries, *memory = inputs[:3]
         functions = self.rebuild(inputs[3:], fixed)
@@ -253,6 +255,8 @@ class Ring:
           query, key, value: `[N n H]`, `[K c H]`, `[K c Hv]`.
           known: (out, normaliser) over all keys.
         """
+        if self.attend is not None:
+            return self._pair_by_kernels(functions, i, j, query, key, value, known)
         (mask, score, scale, dropout), replacements = functions
         marked, of_head = mods.unwrap_per_head((mask, score), self.N)
 
@@ -265,7 +269,7 @@ class Ring:
                 self._placed(placed_mask, as_mask(mask), replacements, i, j),
                 self._placed(placed_score, as_score(score), replacements, i, j),
                 scale,
-                None if dropout is None else _PlacedDropout(dropout.for_head(number), i, j),
+                None if dropout is None else dropout.for_head(number).part(queries=i, keys=j),
             )
             return blockwise.attend_part(call, blockwise.BLOCK_SIZE, needed, known)
 
@@ -276,12 +280,27 @@ class Ring:
         results = jax.vmap(jax.vmap(one_head, (0, None)))(by_group, of_keys)
         return jax.tree.map(lambda x: x.reshape(self.N, *x.shape[2:]), results)
 
+    def _pair_by_kernels(self, functions, i, j, query, key, value, known):
+        """Compute the same as `_pair` by an implementation of all heads."""
+        (mask, score, scale, dropout), replacements = functions
+
+        def by_rows(tree):
+            return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), tree)
+
+        def in_pair(kind, mod, placed):
+            return None if mod is None else kind(mod, lambda mod: self._placed(placed, mod, replacements, i, j))
+
+        mask, score = in_pair(PairMask, mask, placed_mask), in_pair(PairScore, score, placed_score)
+        dropout = None if dropout is None else dropout.part(queries=i, keys=j)
+        call = Call(*by_rows((query, key, value)), mask, score, scale, dropout)
+        return by_rows(self.attend(call, known=by_rows(known)))
+
     def _share(self, inputs, fixed, known, wanted, *pair) -> tuple[Callable, list[Array]]:
         """Return a function that returns `known` with the derivative of one pair, and its arguments, the wanted inputs.
 
-        They are in float32 or wider, and so are its derivatives, which are to be added up.
+        Except for kernels, they are in float32 or wider, and so are its derivatives, which are to be added up.
         """
-        inputs = dtypes.widened(inputs)
+        inputs = inputs if self.attend is not None else dtypes.widened(inputs)
 
         def function(*moving):
             moving = iter(moving)
@@ -296,22 +315,6 @@ class Ring:
             return None
         mod = _rebound(mod, self.captured, replacements) if self.captured else mod
         return placed(mod.resolve(self.T, self.S), i, j)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _PlacedDropout:
-    """Dropout at the positions of a pair, whose first query and first key are i and j."""
-
-    dropout: Dropout
-    i: Array
-    j: Array
-
-    @property
-    def rate(self) -> float:
-        return self.dropout.rate
-
-    def __call__(self, weights, i, j):
-        return self.dropout(weights, i + self.i, j + self.j)
 
 
 def _rebound(mod, captured: list, replacements: list):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from attn.functional import Dropout, multi_head_attention, multi_head_attention_weights
+from attn.functional import Dropout, multi_head_attention_weights
 from attn.mechanisms.mechanism import Chain, Layer, Mechanism, build, having, named_in_errors, scale
 from attn.mechanisms.rows import Rows
 from attn.nn.departures import Departures, Sides, by_head, shape_and_dtype
@@ -111,17 +111,13 @@ class Attention(nnx.Module):
             options = dict(mask=departures.mask(), score=departures.score(), scale=self.scale)
             weights = multi_head_attention_weights(query, memory.key, **options)
         if edit is None:
-            heads = attend_on_mesh(self._attend, query, memory, departures)
+            heads = attend_on_mesh(query, memory, departures, scale=self.scale, implementation=self.implementation)
         else:
             weights = edit(weights)
             heads = _weighted_sum(weights, memory.value)
         heads = constrain(heads, *_HEADS)
         out = jnp.einsum("tnh,nhd->td", heads, self.W_O[...].astype(self.dtype))
         return _plus(out, self.b_O), weights if return_weights else None
-
-    def _attend(self, query: Float[Array, "T N H"], memory: KeysValues, departures: Departures):
-        options = dict(scale=self.scale, dropout=departures.dropout, implementation=self.implementation)
-        return multi_head_attention(query, *memory, mask=departures.mask(), score=departures.score(), **options)
 
     def _project(self, x: Float[Array, "T D"], W: nnx.Param, b: nnx.Param | None) -> Float[Array, "T N H"]:
         return _plus(jnp.einsum("td,dnh->tnh", x, W[...].astype(self.dtype)), b)

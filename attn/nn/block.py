@@ -21,7 +21,7 @@ from attn.mechanisms.rows import Rows
 from attn.nn.attention import Attention, KeysValues, Sides, shape_and_dtype
 from attn.nn.dropout import dropout, weights_dropout
 from attn.nn.model import ModelSettings, split
-from attn.nn.sharding import constrain
+from attn.nn.sharding import axis_of, constrain
 from attn.nn.style import ACTIVATIONS, TEXT, Style, parse
 from attn.settings import between, one_of, setting
 
@@ -324,6 +324,12 @@ def _written(cached: Float[Array, "C K H"], new: Float[Array, "T K H"], index: i
     """Return the cached rows after writing new ones from row `index` on."""
     if isinstance(index, int) and index == 0 and len(new) == len(cached):
         return new  # also on a mesh that divides the rows, where no row has to move then
+    if isinstance(index, int) and axis_of("tokens") is not None:
+        # A padded array moves to the next device, row by row, where a written slice would be gathered by all.
+        before_and_after = index, len(cached) - index - len(new)
+        row = jnp.arange(len(cached))[:, None, None]
+        is_new = (row >= index) & (row < index + len(new))
+        return jnp.where(is_new, jnp.pad(new, (before_and_after, (0, 0), (0, 0))), cached)
     return jax.lax.dynamic_update_slice_in_dim(cached, new, index, axis=0)
 
 

@@ -5,11 +5,13 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.tree_util import Partial
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
-from attn.functional import Dropout, masks, per_head, scores
+from attn.functional import Dropout, masks, mods, per_head, scores
 from attn.mechanisms.mechanism import HeadParam, Mechanism, having, named_in_errors
 from attn.mechanisms.rows import Rows
 
@@ -52,20 +54,54 @@ class Departures(NamedTuple):
 
     def score(self) -> scores.Score | None:
         """Return the mechanism's score by row numbers; None if it changes no scores."""
-        score = None
+        return functools.reduce(_chained, map(scores.from_vectors, self._makers()), None)
+
+    def score_of_positions(self, query: Float[Array, "T N H"], key: Float[Array, "S K H"]) -> scores.Score | None:
+        """Return the same score for vectors that are not at hand, of which it reads the shapes and dtypes alone.
+
+        Args:
+          query, key: some of the rows.
+        """
+        (q, k, _), H = self.sides, query.shape[-1]
+        vectors = jnp.zeros((len(q.row), H), query.dtype), jnp.zeros((len(k.row), H), key.dtype)
+        changes = (scores.function(Partial(_score_at, make, *vectors)) for make in self._makers())
+        return functools.reduce(_chained, changes, None)
+
+    def reads_vectors(self, query: Float[Array, "T N H"], key: Float[Array, "S K H"]) -> bool:
+        """Return whether the score reads queries or keys, and not their positions alone."""
+        i, s = jnp.zeros((1, 1), int), jnp.zeros((1, 1))
+
+        def of_first_head(query, key):
+            marked, of_head = mods.unwrap_per_head(self._makers(), len(self.heads))
+            return [_score_at(make, query, key, s, i, i) for make in of_head([x[0] for x in marked])]
+
+        jaxpr = jax.make_jaxpr(of_first_head)(query[:, 0], key[:, 0]).jaxpr
+        read = {id(v) for equation in jaxpr.eqns for v in equation.invars}
+        return any(id(v) in read for v in jaxpr.invars)
+
+    def _makers(self) -> list[Partial]:
+        """Return a function of queries and keys to a score, of one head, for each part that has one."""
+        makers = []
         for part in having(self.mechanism, "score"):
             of_head, per_heads = by_head(part, self.heads)
             # Partials are pytrees, so the arrays that they hold get gradients; `per_head` marks one slice per head.
             arguments = per_head(Partial(lambda *x: x, *per_heads)), self.sides.q, self.sides.k
-            change = scores.from_vectors(Partial(functools.partial(_score_of_head, of_head), *arguments))
-            score = change if score is None else score >> change
-        return score
+            makers.append(Partial(_score_of_head, of_head, *arguments))
+        return makers
 
 
 def by_head(part: Mechanism, heads: Int[Array, "N"]) -> tuple[Callable, tuple]:
     """Return `(parameters of one head, its number) -> (part, number)`, and these two arguments for all heads."""
     graphdef, of_heads, rest = nnx.split(part, HeadParam, ...)
-    return (lambda params, head: (nnx.merge(graphdef, params, rest), head)), (of_heads, heads)
+    return Partial(functools.partial(_of_head, graphdef), rest), (of_heads, heads)
+
+
+def _of_head(graphdef, rest, params, head):
+    return nnx.merge(graphdef, params, rest), head
+
+
+def _chained(first: scores.Score | None, second: scores.Score) -> scores.Score:
+    return second if first is None else first >> second
 
 
 def shape_and_dtype(x) -> str:
@@ -82,6 +118,12 @@ def _score_of_head(of_head: Callable, per_heads: Callable, q: Rows, k: Rows, que
         if isinstance(score, scores.Score):
             return scores.placed(score, q.placement, k.placement)
         return None if score is None else scores.as_score(_by_row_numbers(part, "score", score, q, k))
+
+
+def _score_at(make: Callable, query, key, s, i, j):
+    """Evaluate on a tile the score that `make` makes."""
+    score = make(query, key)
+    return s if score is None else score(s, i, j)
 
 
 def _by_row_numbers(part: Mechanism, name: str, function, q: Rows, k: Rows) -> Callable:

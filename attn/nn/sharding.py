@@ -7,7 +7,7 @@ communication.
 
     data      examples
     model     heads and the hidden units of feed-forward layers: each device has some of them, and their parameters
-    sequence  tokens: each device has some rows of a text; for attention it gets the keys and values of all
+    sequence  tokens: each device has some rows of a text; keys and values travel (see `on_mesh`)
 
 Source: heads and hidden units: Shoeybi et al. 2019, section 3; rules by names of axes: Shazeer et al. 2018.
 """

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 
 import attn
 from attn import masks, per_head, positions, scores
-from attn.functional import blockwise, zigzag
+from attn.functional import blockwise, ring_heads, zigzag
 from attn.functional.ring import ring_attention
 
 DEVICES = jax.device_count()
@@ -22,7 +22,9 @@ ROWS = P(AXIS)
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
+    """Small tiles, and a turn for each head of keys, as long sequences have them."""
     monkeypatch.setattr(blockwise, "BLOCK_SIZE", cases.BLOCK_SIZE)
+    monkeypatch.setattr(ring_heads, "TURN", 1)
 
 
 def on_devices(call, in_specs, out_specs=ROWS, devices=DEVICES, **options):
@@ -126,9 +128,9 @@ def direction(x):
     return jax.tree.map(jnp.cos, floats(x))
 
 
-def compare(transform, function, order="balanced", **options):
+def compare(transform, function, order="balanced", attend=ring, **options):
     """Compare a transformed call on the devices with that of the whole sequence."""
-    local = on_devices(lambda x: function(ring, x, order), (SHARDED,), **options)
+    local = on_devices(lambda x: function(attend, x, order), (SHARDED,), **options)
     expected = jax.jit(transform(lambda x: function(whole, x)))(setting())
     found = jax.jit(transform(local))(setting())
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):

@@ -51,6 +51,14 @@ def test_a_bit_depends_on_key_head_and_positions_alone():
         np.testing.assert_array_equal(dropout.keep(*tile(64, 32)), whole)
 
 
+def test_a_part_drops_what_the_whole_drops():
+    whole = attn.Dropout(0.5, KEY)
+    part = whole.part(heads=jnp.int32(3)).part(queries=17, keys=jnp.int32(2)).part(keys=3)  # parts of parts add up
+    expected = np.asarray(whole.for_head(jnp.int32(5)).keep(*tile(64, 32)))[17:23, 5:9]
+    np.testing.assert_array_equal(part.for_head(jnp.int32(2)).keep(*tile(6, 4)), expected)
+    assert 0 < expected.sum() < expected.size
+
+
 def test_other_keys_and_other_heads_drop_other_weights():
     i, j = tile(64, 64)
     base = attn.Dropout(0.5, KEY)

@@ -3,6 +3,7 @@
 `test_on_more_devices` in test_ring_work.py runs these tests again in a process with 8 or 4.
 """
 
+import dataclasses
 import functools
 
 import attention_cases as cases
@@ -19,7 +20,8 @@ from ring_cases import AXIS, DEVICES, HV, ORDERS, H, K, N, T, compare, on_device
 
 import attn
 from attn import masks, per_head, scores
-from attn.functional import zigzag
+from attn.functional import ring_heads, zigzag
+from attn.functional.implementations import IMPLEMENTATIONS
 from attn.functional.ring import ring_attention
 
 pytestmark = pytest.mark.skipif(DEVICES < 2, reason="one device")
@@ -38,18 +40,20 @@ def mask_and_score_cases() -> list[tuple[cases.Case, str]]:
 
 
 @functools.cache
-def value_and_gradient(mask: str, score: str, order: str):
+def value_and_gradient(mask: str, score: str, order: str, implementation: str):
     """Jitted: (out, logsumexp) and (dq, dk, dv) of one head for given cotangents, rows of devices put together."""
+    check_vma = implementation == "blockwise"  # the interpreter of Pallas does not keep track of varying axes
 
     def call(mask_values, score_values, scale, *arrays):
         options = {"mask": cases.MASKS[mask].ours(mask_values), "score": cases.SCORES[score].ours(score_values)}
         one_head = [x[:, None] for x in arrays]
-        results = ring(*one_head, **options, scale=scale, order=order, return_logsumexp=True)
+        options |= {"scale": scale, "order": order, "implementation": implementation}
+        results = ring(*one_head, **options, return_logsumexp=True)
         return jax.tree.map(lambda x: x[:, 0], results)
 
     @functools.partial(jax.jit, compiler_options=cases.AS_USERS_DO)
     def both(query, key, value, mask_values, score_values, scale, cotangents):
-        local = on_devices(call, (P(), P(), P(), *[P(AXIS)] * 3))
+        local = on_devices(call, (P(), P(), P(), *[P(AXIS)] * 3), check_vma=check_vma)
         results, pullback = jax.vjp(functools.partial(local, mask_values, score_values, scale), query, key, value)
         return results, pullback(cotangents)
 
@@ -59,14 +63,35 @@ def value_and_gradient(mask: str, score: str, order: str):
 @pytest.mark.some(4)
 @pytest.mark.parametrize("case, order", mask_and_score_cases(), ids=str)
 def test_value_and_gradients_are_those_of_numpy(case, order):
+    check_as_numpy(case, order, "blockwise")
+
+
+def check_as_numpy(case: cases.Case, order: str, implementation: str):
     with jax.enable_x64(case.dtype == "float64"):
         arrays, mask_values, score_values, scale, cotangents = draw_head(case, 0, 1.0)
-        call = value_and_gradient(case.mask, case.score, order)
+        call = value_and_gradient(case.mask, case.score, order, implementation)
         got, gradients = call(*arrays, mask_values, score_values, scale, cotangents)
     assert got[0].dtype == case.dtype and all(g.dtype == case.dtype for g in gradients)
     head = oracle_head(case, arrays, mask_values, score_values, scale)
     found = errors(case, head, got, gradients, cotangents)
     assert max(found.values()) <= BOUND, found
+
+
+KERNELS = ("pallas_tpu", "pallas_gpu")
+
+
+def kernel_cases() -> list[tuple[cases.Case, str]]:
+    """What kernels evaluate inside and what they read, masks by arrays among it."""
+    pairs = ("causal", "none"), ("window", "softcap"), ("causal", "alibi"), ("segments", "none"), ("padding", "lambda")
+    shape = 10 * DEVICES, 6 * DEVICES, 3, 5
+    dtypes = ("float32", "bfloat16", "float64", "float32", "float32")
+    return [(cases.Case(shape, *pair, dtypes[n]), ORDERS[n % 3]) for n, pair in enumerate(pairs)]
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("case, order", kernel_cases(), ids=str)
+def test_kernels_compute_the_parts_as_numpy(case, order, implementation):
+    check_as_numpy(case, order, implementation)
 
 
 # Compared with the whole sequence on one device, in float64
@@ -85,6 +110,33 @@ def test_every_derivative_is_that_of_the_whole_sequence(x64, function, transform
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_orders_and_checks_do_not_matter(x64, order, transform, check_vma):
     compare(transform, ring_cases.everything, order, check_vma=check_vma)
+
+
+@pytest.mark.parametrize("transform", (ring_cases.gradient, ring_cases.forward_over_reverse))
+def test_heads_that_take_no_turns_compute_the_same(x64, monkeypatch, transform):
+    monkeypatch.setattr(ring_heads, "TURN", 2**18)
+    compare(transform, ring_cases.everything)
+
+
+def test_turns_have_the_fewest_heads_that_make_a_long_message(monkeypatch):
+    monkeypatch.setattr(ring_heads, "TURN", 1000)
+    found = [ring_heads.turns_of(K, rows, 10) for K, rows in ((8, 100), (8, 99), (8, 30), (8, 10), (6, 50), (1, 1000))]
+    assert found == [8, 4, 2, 1, 3, 1]
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("function", (ring_cases.everything, ring_cases.packed))
+def test_kernels_have_the_gradients_of_the_whole_sequence(x64, function, implementation):
+    """By every float that functions hold or capture, with grouped queries, marks of heads, and dropout."""
+    attend = functools.partial(ring, implementation=implementation)
+    compare(ring_cases.gradient, function, attend=attend, check_vma=False)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("transform", (ring_cases.tangent, ring_cases.forward_over_reverse))
+def test_rings_of_kernels_have_every_derivative(x64, transform):
+    attend = functools.partial(ring, implementation="pallas_tpu")
+    compare(transform, ring_cases.everything, attend=attend, check_vma=False)
 
 
 # Special cases of the contract
@@ -155,6 +207,12 @@ def from_vectors(query, key):
         (3, {"order": "zigzag"}, ValueError, "its number of rows must be even, got 3"),
         (2, {"axis_name": "batch"}, ValueError, "axis_name must be a manual mesh axis: .* got 'batch'"),
         (2, {"score": scores.from_vectors(from_vectors)}, attn.Unsupported, "scores made from vectors"),
+        (
+            2,
+            {"implementation": "cudnn"},
+            ValueError,
+            "must be one of 'blockwise', 'pallas_tpu', 'pallas_gpu', got 'cudnn'",
+        ),
         (2, {"mask": masks.dense(jnp.ones((2, 2), bool))}, ValueError, r"masks.dense must have shape \(\d+, \d+\)"),
         (2, {"mask": jnp.ones((2, 2), bool)}, TypeError, "wrap it as attn.masks.dense"),
     ],
@@ -163,6 +221,15 @@ def test_errors_name_what_was_given(untyped, rows, options, error, message):
     query = cases.normal((rows * DEVICES, 1, H))[0]
     local = on_devices(lambda x: ring_attention(x, x, x, **{"axis_name": AXIS, **options}), P(AXIS))
     with pytest.raises(error, match=message):
+        local(query)
+
+
+def test_kernels_on_another_backend_are_refused(monkeypatch):
+    for_tpus = dataclasses.replace(IMPLEMENTATIONS["pallas_tpu"], backends={"tpu"})
+    monkeypatch.setitem(IMPLEMENTATIONS, "pallas_tpu", for_tpus)
+    query = cases.normal((2 * DEVICES, 1, H))[0]
+    local = on_devices(lambda x: ring(x, x, x, implementation="pallas_tpu"), P(AXIS))
+    with pytest.raises(attn.Unsupported, match="'pallas_tpu' does not support backend 'cpu'; use 'blockwise'"):
         local(query)
 
 

@@ -1,6 +1,7 @@
 """What ring attention computes, sends and keeps; and all tests of it again on more devices."""
 
 import collections
+import functools
 import os
 import pathlib
 import subprocess
@@ -13,10 +14,11 @@ import numpy as np
 import pytest
 import ring_cases
 from jax.sharding import PartitionSpec as P
-from ring_cases import AXIS, DEVICES, SHARDED, H, everything, gradient, on_devices, ring, setting
-from traces import equations
+from ring_cases import AXIS, DEVICES, SHARDED, H, everything, gradient, on_devices, packed, ring, setting
+from traces import equations, is_matrix_product
 
 from attn import masks
+from attn.functional import ring_heads
 from attn.functional.ring import ring_attention
 
 pytestmark = pytest.mark.skipif(DEVICES < 2, reason="one device")
@@ -61,7 +63,8 @@ def test_hidden_parts_are_skipped_and_causal_work_is_balanced(order):
     assert tiles.taken(jax.jit(local)(jnp.int32(-chunk * chunks), *arrays)) == [0] * DEVICES
 
 
-def test_no_message_waits_in_a_conditional_and_the_next_keys_leave_first():
+def test_no_message_waits_in_a_conditional_and_the_next_keys_leave_first(monkeypatch):
+    monkeypatch.setattr(ring_heads, "TURN", 2**18)  # no loop over turns, so that those over devices are the rings
     x = setting("float32")
     local = on_devices(lambda x: everything(ring, x), (SHARDED,))
     found = equations(gradient(local), x)
@@ -77,6 +80,34 @@ def test_no_message_waits_in_a_conditional_and_the_next_keys_leave_first():
     for names in rings:
         last = max(n for n, name in enumerate(names) if name == "ppermute")
         assert last < names.index("dot_general")
+
+
+@pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu"])
+def test_kernels_compute_every_part_forward_and_backward(implementation):
+    x = setting("float32")
+    attend = functools.partial(ring, implementation=implementation)
+    local = on_devices(lambda x: packed(attend, x), (SHARDED,), check_vma=False)
+    found = equations(gradient(local), x)
+    kernels = [around for e, around in found if e.primitive.name == "pallas_call"]
+    assert len(kernels) == 3  # of each pair: forward; backward by rows, and by columns
+    assert all(sum(a.primitive.name == "scan" for a in around) >= 3 for around in kernels)  # turns, devices, chunks
+    assert not [
+        e for e, around in found if is_matrix_product(e) and not any("pallas" in a.primitive.name for a in around)
+    ]
+
+
+@pytest.mark.parametrize("order", ["balanced", "consecutive"])
+def test_memory_beside_inputs_and_results_is_that_of_the_heads_of_a_turn(monkeypatch, order):
+    array = jax.ShapeDtypeStruct((256 * DEVICES, 8, 32), jnp.bfloat16)
+    local = on_devices(lambda *a: ring(*a, mask=masks.causal(), order=order), (P(AXIS),) * 3)
+
+    def temporary(turn):
+        monkeypatch.setattr(ring_heads, "TURN", turn)
+        gradient = jax.jit(jax.grad(lambda *a: jnp.sum(local(*a).astype(jnp.float32)), (0, 1, 2)))
+        return gradient.lower(array, array, array).compile().memory_analysis().temp_size_in_bytes
+
+    one, all_at_once = temporary(1), temporary(2**18)
+    assert one < all_at_once / 2, (one, all_at_once)
 
 
 @pytest.mark.skipif(DEVICES < 8, reason="needs different numbers of devices")

@@ -1,5 +1,9 @@
 """A model that a mesh divides computes what one device computes, whatever its mechanism, and drops the same weights."""
 
+import dataclasses
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +12,10 @@ from flax import nnx
 from jax.sharding import AxisType
 from model_cases import SOURCE, TARGET, make
 
+from attn.functional import pallas_tpu
+from attn.functional.implementations import IMPLEMENTATIONS
+from attn.mechanisms import registry
+from attn.mechanisms.mechanism import Mechanism
 from attn.nn import sharding
 from attn.nn.sharding import MODEL, PARAMETERS, RULES, SEQUENCE
 
@@ -98,3 +106,79 @@ def test_parameters_of_other_names_or_shapes_are_replicated():
     places = sharding.shardings(own, mesh)
     assert places["mine"]["W"].spec == places["mine"]["W_Q"].spec == jax.P()
     assert places["W_Q"].spec == jax.P(None, MODEL, None)
+
+
+LAYERS = {"transformer": ("num_encoder_layers", "num_decoder_layers"), "decoder_only": ("num_layers",)}
+
+
+def gathered_or_sent(
+    mechanism: str, *, name: str = "transformer", with_gradient: bool, **settings
+) -> tuple[set[str], int]:
+    """The shapes of all-gathers in the compiled program on two devices, and the number of messages between two."""
+    model = make(name, mechanism=mechanism, **dict.fromkeys(LAYERS[name], 1), **settings)
+    graphdef, params = nnx.split(model, nnx.Param)
+
+    def value(params):
+        logits = nnx.merge(graphdef, params)(SOURCE, TARGET, answer_length=5, key=jax.random.key(3))
+        return jnp.sum(jnp.sin(logits))
+
+    with on_mesh(SEQUENCE):
+        call = jax.grad(value) if with_gradient else value
+        text = jax.jit(call).lower(params).compile().as_text()
+    return set(re.findall(r"= (\S+?)(?:\{\S*)? all-gather\(", text)), len(re.findall(r" collective-permute\(", text))
+
+
+# Rows of source and answer, also with padding, and of both; heads; width.
+KEYS = {f"f32[{rows},4,6]" for rows in (5, 6, 7, 8, 12)}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_keys_and_values_travel_and_are_not_gathered(name, with_gradient):
+    settings = {"name": name, "num_heads": 4, "head_width": 6, "dropout": 0.3}
+    shapes, messages = gathered_or_sent("t5 + rotary", with_gradient=with_gradient, **settings)
+    assert not shapes & KEYS
+    # Each attention layer sends keys and values; backward again, and the gradients of both twice.
+    layers = 3 if name == "transformer" else 1
+    assert messages >= layers * (6 if with_gradient else 2)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "settings"),
+    [("shaw(clip=3)", {}), ("rotary", {"implementation": "reference"})],
+    ids=["a score made from vectors", "another implementation"],
+)
+def test_elsewhere_they_are_gathered(mechanism, settings):
+    shapes, messages = gathered_or_sent(mechanism, with_gradient=False, num_heads=4, head_width=6, **settings)
+    assert shapes & KEYS
+    assert not messages
+
+
+class factors(Mechanism):
+    """A score with a parameter of all heads, which it reads through a function with a derivative of its own."""
+
+    def setup(self, layer, rngs):
+        self.log = nnx.Param(jnp.full(3, 0.1))
+
+    def score(self, q, k):
+        length = q.vectors.shape[0] + k.vectors.shape[0]  # reads a shape, but no vector
+        return lambda s, q, k: s * jax.nn.softplus(self.log[...])[k.row % 3] + q.row / length
+
+
+def test_a_mechanism_with_parameters_of_all_heads_travels_too(monkeypatch):
+    monkeypatch.setitem(registry.MECHANISMS, "factors", factors)
+    shapes, messages = gathered_or_sent("factors", with_gradient=True, num_heads=4, head_width=6)
+    assert messages and not shapes & KEYS
+    check_same_on_mesh(SEQUENCE, mechanism="factors")
+
+
+def test_kernels_compute_the_parts_where_the_settings_name_them(monkeypatch):
+    attend = functools.partial(pallas_tpu.attend, interpret=True, block_size=4, lanes=4)
+    options = {"attend": attend, "unsupported_reason": lambda call: None, "backends": None}
+    kernels = dataclasses.replace(IMPLEMENTATIONS["pallas_tpu"], **options)
+    monkeypatch.setitem(IMPLEMENTATIONS, "pallas_tpu", kernels)
+    check_same_on_mesh(SEQUENCE, mechanism="alibi + window(left=3, right=3)", implementation="pallas_tpu")
+    with on_mesh(SEQUENCE):
+        model = make(mechanism="rotary", num_heads=4, implementation="pallas_tpu")
+        text = str(jax.make_jaxpr(lambda: model(SOURCE, TARGET, answer_length=5))())
+    assert "ppermute" in text and "pallas_call" in text
