@@ -194,7 +194,10 @@ def test_seven_heads_do_not_divide_the_default_width():
         ({"imports": ["no_such_module"]}, ["config.imports", "'no_such_module'", "cannot be imported"]),
         ({"imports": "os"}, ["config.imports", "names of modules"]),
         ({"imports": ["my_mechanism.py"]}, ["config.imports", "names of modules without .py"]),
-        ({"model": {"implementation": "flash"}}, ["config.model.implementation: got 'flash'", "auto, fastest, ", "pallas_tpu", "cudnn"]),
+        (
+            {"model": {"implementation": "flash"}},
+            ["config.model.implementation: got 'flash'", "auto, fastest, ", "pallas_tpu", "cudnn"],
+        ),
     ],
 )
 def test_wrong_settings_are_named(settings, words):
