@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import AxisType
 from model_cases import SOURCE, TARGET, make
 
-from attn.functional import pallas_tpu
+from attn.functional import pallas_tpu, ring_heads
 from attn.functional.implementations import IMPLEMENTATIONS
 from attn.mechanisms import registry
 from attn.mechanisms.mechanism import Mechanism
@@ -182,3 +182,8 @@ def test_kernels_compute_the_parts_where_the_settings_name_them(monkeypatch):
         model = make(mechanism="rotary", num_heads=4, implementation="pallas_tpu")
         text = str(jax.make_jaxpr(lambda: model(SOURCE, TARGET, answer_length=5))())
     assert "ppermute" in text and "pallas_call" in text
+
+
+def test_heads_that_take_turns_drop_the_same_weights_and_have_their_own_parameters(monkeypatch):
+    monkeypatch.setattr(ring_heads, "TURN", 1)
+    check_same_on_mesh(SEQUENCE, "decoder_only", mechanism="t5", num_groups=2)
