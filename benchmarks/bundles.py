@@ -8,6 +8,7 @@ So the bundles of the region that computes one tile compare kernels that are bou
 
 A tile is 512 x 512, heads are 128 wide, in bfloat16; T = S = 4,096, causal, 8 heads. Per kernel:
 
+    vmem      bytes of VMEM that the kernel takes; where the compiler does not say so, it is left out
     whole     bundles of the region for a tile whose pairs are all visible
     partial   those for a tile that the mask crosses; for kernels with one region for both, the same
     call      of all heads: tiles x their bundles, and the other regions: those of 60 bundles and more once per row
@@ -32,6 +33,12 @@ ROWS = T // BLOCK
 WHOLE, PARTIAL = ROWS * (ROWS - 1) // 2, ROWS  # tiles of a causal mask
 RESULTS = pathlib.Path(__file__).parent / "results/bundles.json"
 _EVENT = re.compile(r"(Start/End empty|Start|End) region (\d+)")
+# A kernel, its configuration, and how much of memory space 1, VMEM, it uses.
+_MEMORY = re.compile(
+    r'%(\w+)[.\d]* = [^\n]*custom_call_target="tpu_custom_call"(?:(?! = ).)*?'
+    r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"',
+    re.DOTALL,
+)
 _BUNDLE = re.compile(r"\s*(0x[0-9a-f]+|\d+)\s.*:.*\{")
 
 
@@ -47,6 +54,11 @@ def regions(text: str) -> list[int]:
             if event == "End" and region in inside:
                 inside.remove(region)
     return list(counts.values())
+
+
+def vmem(text: str) -> dict[str, int]:
+    """Return the bytes of VMEM that kernels take, by name, from the text of a compiled program."""
+    return {name: int(size) for name, size in _MEMORY.findall(text)}
 
 
 def summary(counts: list[int]) -> dict[str, int]:
@@ -187,12 +199,13 @@ def _count_in_this_process(device: str, folder: pathlib.Path, only: list[str] | 
             continue
         program = devices.compiled(jax.jit(function), x, x, x, mesh=mesh)
         files = {path for path in folder.glob("*-final_bundles.txt") if "schedule" not in path.name}
-        kernels = {}
+        kernels, memory = {}, vmem(program.as_text())
         for path in sorted(files - before):
-            kind = next((kind for start, kind in _KERNELS.items() if f"-{start}" in path.name), None)
-            if kind is not None:
-                kind = "backward" if kind == "dk, dv" and name == "splash, fused" else kind
+            start = next((start for start in _KERNELS if f"-{start}" in path.name), None)
+            if start is not None:
+                kind = "backward" if start.endswith("dkv_no_residuals") and name == "splash, fused" else _KERNELS[start]
                 kernels[kind] = summary(regions(path.read_text()))
+                kernels[kind] |= next(({"vmem": size} for each, size in memory.items() if each.startswith(start)), {})
         found[name] = {"kernels": kernels, "temporaries": devices.memory(program)["temporaries"]}
         before |= files
         print(f"{device} {name}: {kernels}", file=sys.stderr, flush=True)

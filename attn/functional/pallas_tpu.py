@@ -7,8 +7,8 @@ kernels recompute p = exp(s - m), and with the cotangents do of the output and d
     dv = p^T do,    ds = p (do v^T - delta),    dq = ds' k,    dk = ds'^T q,    where ds' = ds . ds/d(q k^T).
 
 The score is differentiated inside of the kernel, by `jax.vjp`. A kernel visits the tiles row by row, for the gradients
-of queries, or column by column, for those of keys and values; if the gradients of all queries fit into VMEM, one kernel
-computes both.
+of queries; for those of keys and values, its tiles are transposed, so that its rows are keys, and p and ds need not be.
+If the gradients of all queries fit into VMEM, one kernel computes both.
 
 Source: Dao 2023 (FlashAttention-2); the layout follows JAX's flash_attention and splash_attention for TPUs.
 """
@@ -110,7 +110,7 @@ def _forward(interpret, plan: Plan, query, key, value, parts, flags) -> list[Arr
     def run(query, key, value, *rest):
         operands = [by_row(plan, query), by_column(plan, key), by_column(plan, value)]
         operands += of_parts(plan, rest[: len(parts)])
-        listed = steps(plan, rest[len(parts) :], "rows")
+        listed = steps(plan, rest[len(parts) :])
         rows = count(plan.T, bq) * bq
         results = [
             Result((rows, Hv), (bq, Hv), lambda row, column: (row, 0), value.dtype),
@@ -127,11 +127,12 @@ def _forward_kernel(plan: Plan, step, load_parts, operands, results, scratch):
     """Update the statistics of a block of queries by a tile; after the last tile of the row, write the results."""
     (q_ref, k_ref, v_ref), (out_ref, stats_ref) = operands, results
     peak_ref, total_ref, weighted_ref = scratch
-    bk = plan.blocks.columns
+    _, bk, lanes = plan.blocks
 
     @pl.when(step.has(FIRST))
     def _():
-        peak_ref[...] = jnp.full(peak_ref.shape, -jnp.inf, plan.wide)
+        # A finite number, since -inf - -inf is NaN.
+        peak_ref[...] = jnp.full(peak_ref.shape, jnp.finfo(plan.wide).min, plan.wide)
         total_ref[...] = jnp.zeros(total_ref.shape, plan.wide)
         weighted_ref[...] = jnp.zeros(weighted_ref.shape, plan.wide)
 
@@ -144,17 +145,17 @@ def _forward_kernel(plan: Plan, step, load_parts, operands, results, scratch):
             raw = _dot(plan, q, _with_marks(k, v), _NT)
             if plan.has_score:  # which may return a number for NaN
                 s = tile.score(jnp.where(raw == raw, raw, 0.0))
-                s = tile.only_visible(jnp.where(raw == raw, s, jnp.nan), -jnp.inf, s != -jnp.inf)
+                s = jnp.where((raw == raw) | (s == -jnp.inf), s, jnp.nan)
             else:
-                s = tile.only_visible(tile.score(raw), -jnp.inf)
+                s = tile.score(raw)
+            s = tile.only_visible(s, -jnp.inf)
             v = _finite(v)
         peak, total = peak_ref[...], total_ref[...]
         new = jnp.maximum(peak, s.max(axis=1, keepdims=True))
-        safe = jnp.where(new == -jnp.inf, 0.0, new)  # -inf - -inf would be NaN
-        p = jnp.exp(s - _wide(safe, bk))
-        shrink = jnp.exp(peak - safe)
+        p = jnp.exp(s - _wide(new, bk))
+        shrink = jnp.exp(peak - new)
         peak_ref[...] = new
-        total_ref[...] = total * shrink + p.sum(axis=1, keepdims=True)
+        total_ref[...] = total * shrink + _by_lanes(p, lanes)
         kept = tile.drop(p).astype(v.dtype)
         weighted_ref[...] = weighted_ref[...] * _wide(shrink, v.shape[1]) + _dot(plan, kept, v)
 
@@ -162,11 +163,11 @@ def _forward_kernel(plan: Plan, step, load_parts, operands, results, scratch):
 
     @pl.when(step.has(LAST))
     def _():
-        peak, total = peak_ref[...], total_ref[...]
+        peak, total = peak_ref[...], total_ref[...].sum(axis=1, keepdims=True)
         empty = total == 0
         inverse = 1 / (jnp.where(empty, 1.0, total) * (1 - plan.rate))
-        out_ref[...] = (weighted_ref[...] * _wide(inverse, weighted_ref.shape[1])).astype(out_ref.dtype)
-        stats = jnp.where(empty, 0.0, peak), total
+        out_ref[...] = (weighted_ref[...] * inverse).astype(out_ref.dtype)
+        stats = jnp.where(empty, 0.0, peak), jnp.broadcast_to(total, peak.shape)
         stats_ref[...] = jnp.concatenate([x.T[:1] for x in stats])
 
 
@@ -180,16 +181,19 @@ def _backward(interpret, plan: Plan, query, key, value, parts, flags, peak, dout
     stats = jnp.stack([peak, delta], axis=2)  # [b N 2 T]
     found = {}
     for order, names in _split_work(plan, wanted, query.shape[-1]).items():
-        run = functools.partial(_run_backward, interpret, plan, order, names)
+        of_order = plan if order == "rows" else plan.transposed()
+        run = functools.partial(_run_backward, interpret, of_order, order, names)
         results = fused.folded(run)(query, key, value, dout, stats, *parts, *flags)
-        found.update(zip(names, results, strict=True))
+        found.update({n: _cut(of_order, n, x) for n, x in zip(names, results, strict=True)})
     inputs = query, key, value, *parts
-    return [add_up(plan, _cut(plan, n, found[n], x), x) for n, x in enumerate(inputs) if wanted[n]]
+    return [add_up(plan, found[n], x) for n, x in enumerate(inputs) if wanted[n]]
 
 
-def _cut(plan: Plan, n: int, gradient: Array, x: Array) -> Array:
+def _cut(plan: Plan, n: int, gradient: Array) -> Array:
     """Return the gradient of input n without the padding of blocks, `[B N ...]`."""
-    return gradient_of_part(plan, plan.parts[n - 3].kind, gradient) if n >= 3 else gradient[:, :, : x.shape[2]]
+    if n >= 3:
+        return gradient_of_part(plan, plan.parts[n - 3].kind, gradient)
+    return gradient[:, :, : plan.S if n == 0 and plan.is_transposed else plan.T]
 
 
 def _split_work(plan: Plan, wanted: Sequence[bool], H: int) -> dict[str, list[int]]:
@@ -205,9 +209,8 @@ def _split_work(plan: Plan, wanted: Sequence[bool], H: int) -> dict[str, list[in
     by_row = [n for n in numbers if kinds[n] == Kind.QUERY]
     by_column = [n for n in numbers if kinds[n] != Kind.QUERY]
     rows = count(plan.T, plan.blocks.rows) * plan.blocks.rows
-    if (
-        by_row == [0] and by_column and 12 * rows * H <= _MEMORY_OF_BOTH
-    ):  # float32, and the result, which has two copies
+    # The sum in float32, and the result, which has two copies.
+    if by_row == [0] and by_column and 12 * rows * H <= _MEMORY_OF_BOTH:
         return {"both": numbers}
     work = {"rows": by_row, "columns": by_column}
     return {order: names for order, names in work.items() if names}
@@ -216,111 +219,132 @@ def _split_work(plan: Plan, wanted: Sequence[bool], H: int) -> dict[str, list[in
 def _run_backward(interpret, plan: Plan, order: str, names: list[int], query, key, value, dout, stats, *rest):
     """Run one backward kernel: the gradients of the inputs of these numbers, `[B N ...]`."""
     parts, flags = rest[: len(plan.parts)], rest[len(plan.parts) :]
-    bq, bk, lanes = plan.blocks
-    # Queries of padding get the weights exp(s - inf) = 0.
-    missing = -plan.T % bq
-    stats = jnp.concatenate(
-        [stats, jnp.broadcast_to(jnp.array([jnp.inf, 0], plan.wide)[:, None], (*stats.shape[:2], 2, missing))], axis=3
-    )
-    operands = [by_row(plan, query), by_column(plan, key), by_column(plan, value), by_row(plan, dout, "constant")]
-    operands += [Operand(stats, (2, bq), lambda row, column: (0, row)), *of_parts(plan, parts)]
-    dense = [3 + n for n, part in enumerate(plan.parts) if part.kind == Kind.PAIR]
-    listed = steps(plan, flags, "rows" if order == "rows" else "columns", every=any(n in dense for n in names))
+    bq, _, lanes = plan.blocks
+    of_queries, of_keys = (by_column, by_row) if plan.is_transposed else (by_row, by_column)
+    operands = [of_queries(plan, query), of_keys(plan, key), of_keys(plan, value), of_queries(plan, dout, "constant")]
+    operands += [_stats_operand(plan, stats), *of_parts(plan, parts)]
+    listed = steps(plan, flags, every=any(_scope(plan, n) == "tile" for n in names))
     widths = [x.shape[-1] for x in (query, key, value)]
-    of_keys = [x.dtype if plan.group == 1 else plan.wide for x in (key, value)]
-    rows = count(plan.T, bq) * bq
+    dtypes = [query.dtype, *(x.dtype if plan.group == 1 else plan.wide for x in (key, value))]
+    rows, queries = count(plan.T, bq) * bq, operands[0].array.shape[2]
     results, scratch = [], []
     for n in names:
-        if n == 0:
-            block = rows if order == "both" else bq, widths[0]
-            index = (lambda row, column: (0, 0)) if order == "both" else (lambda row, column: (row, 0))
-            results.append(Result((rows, widths[0]), block, index, query.dtype))
-            scratch.append(pltpu.VMEM(block, plan.wide))
-        elif n < 3:
-            block = bk, widths[n]
-            shape = count(plan.S, bk) * bk, widths[n]
-            results.append(Result(shape, block, lambda row, column: (column, 0), of_keys[n - 1]))
-            scratch.append(pltpu.VMEM(block, plan.wide))
-        else:
+        if n >= 3:
             results.append(result_of_part(plan, plan.parts[n - 3].kind))
-    if order == "rows":  # what belongs to the block of queries: clean queries, and statistics as columns
-        scratch += [pltpu.VMEM((bq, widths[0]), query.dtype), *[pltpu.VMEM((bq, lanes), plan.wide)] * 2]
-    else:  # clean keys and values
-        scratch += [pltpu.VMEM((bk, x.shape[-1]), x.dtype) for x in (key, value)]
-    kernel = functools.partial(_backward_kernel, order, names)
+            continue
+        if _scope(plan, n) == "head":
+            shape = block = queries, widths[n]
+            results.append(Result(shape, block, lambda row, column: (0, 0), dtypes[n]))
+        else:
+            shape, block = (rows, widths[n]), (bq, widths[n])
+            results.append(Result(shape, block, lambda row, column: (row, 0), dtypes[n]))
+        scratch.append(pltpu.VMEM(block, plan.wide))
+    kept = (key, value) if plan.is_transposed else (query,)  # of a row, without numbers that are not finite
+    scratch += [pltpu.VMEM((bq, x.shape[-1]), x.dtype) for x in kept]
+    scratch += [] if plan.is_transposed else [pltpu.VMEM((bq, lanes), plan.wide)] * 2
+    kernel = functools.partial(_backward_kernel, names)
     return run_kernel(kernel, f"attn_backward_{order}", plan, listed, operands, results, scratch, interpret)
 
 
-def _backward_kernel(order: str, names: list[int], plan: Plan, step, load_parts, operands, results, scratch):
-    """Add the gradients of a tile to those of its block of queries or keys; write these after the last tile."""
-    q_ref, k_ref, v_ref, dout_ref, stats_ref = operands
-    bq, bk, lanes = plan.blocks
-    sums = dict(zip([n for n in names if n < 3], scratch))
-    kept = scratch[len(sums) :]
-    outs = dict(zip(names, results, strict=True))
-    of_parts = [n - 3 for n in names if n >= 3]
+def _stats_operand(plan: Plan, stats: Array) -> Operand:
+    """Return the operand of peak and delta, `[b N 2 T]`; padding gets the weights exp(s - inf) = 0."""
+    block = plan.blocks.columns if plan.is_transposed else plan.blocks.rows
+    padding = jnp.array([jnp.inf, 0], plan.wide)[:, None]
+    missing = jnp.broadcast_to(padding, (*stats.shape[:3], -stats.shape[3] % block))
+    index = (lambda row, column: (0, column)) if plan.is_transposed else (lambda row, column: (0, row))
+    return Operand(jnp.concatenate([stats, missing], axis=3), (2, block), index)
 
-    def columns():
-        return [_column(stats_ref[n : n + 1], lanes) for n in range(2)]
+
+def _scope(plan: Plan, n: int) -> str:
+    """Return what the gradient of input n is added up over: a "head", a "row" of tiles, or one "tile"."""
+    if n < 3:
+        return "head" if n == 0 and plan.is_transposed else "row"
+    return {Kind.QUERY: "row", Kind.PAIR: "tile"}.get(plan.parts[n - 3].kind, "head")
+
+
+def _backward_kernel(names: list[int], plan: Plan, step, load_parts, operands, results, scratch):
+    """Add the gradients of a tile to those of its row; write these after the last tile."""
+    sums = dict(zip([n for n in names if n < 3], scratch))
+    kept, outs = scratch[len(sums) :], dict(zip(names, results, strict=True))
+
+    def clear(scope: str):
+        for n, ref in (outs | sums).items():
+            if _scope(plan, n) == scope:
+                ref[...] = jnp.zeros(ref.shape, ref.dtype)
 
     @pl.when(step.is_first)
     def _():
-        for n in names:
-            if n == 0 and order == "both":
-                sums[0][...] = jnp.zeros(sums[0].shape, plan.wide)
-            elif n >= 3 and plan.parts[n - 3].kind in (Kind.CONSTANT, Kind.DISTANCE):
-                outs[n][...] = jnp.zeros(outs[n].shape, plan.wide)
+        clear("head")
 
     @pl.when(step.has(FIRST))
     def _():
-        for n in names:
-            if n in sums and not (n == 0 and order == "both"):
-                sums[n][...] = jnp.zeros(sums[n].shape, plan.wide)
-            elif n >= 3 and plan.parts[n - 3].kind in (Kind.QUERY, Kind.KEY):
-                outs[n][...] = jnp.zeros(outs[n].shape, plan.wide)
-        own = [_finite(q_ref[...]), *columns()] if order == "rows" else [_finite(ref[...]) for ref in (k_ref, v_ref)]
-        for ref, x in zip(kept, own, strict=True):
-            ref[...] = x
+        clear("row")
+        _keep_row(plan, operands, kept)
 
-    for n in names:
-        if n >= 3 and plan.parts[n - 3].kind == Kind.PAIR:
+    if any(_scope(plan, n) == "tile" for n in names):
 
-            @pl.when(jnp.logical_not(step.has(NEEDED)))
-            def _(out=outs[n]):
-                out[...] = jnp.zeros(out.shape, plan.wide)
+        @pl.when(jnp.logical_not(step.has(NEEDED)))
+        def _():
+            clear("tile")
 
     def update(is_whole: bool):
         tile = Tile(plan, step, load_parts())
-        clean = (lambda x: x) if is_whole else _finite
-        dout = dout_ref[...]
-        if order == "rows":
-            (q, peak, delta), k, v = [ref[...] for ref in kept], clean(k_ref[...]), clean(v_ref[...])
-        else:
-            q, (k, v), (peak, delta) = clean(q_ref[...]), [ref[...] for ref in kept], columns()
-        s, pull = tile.score_and_pullback(_dot(plan, q, k, _NT), of_parts)
-        p = jnp.exp(s - _wide(peak, bk))
-        if not is_whole:
-            p = tile.only_visible(p, 0.0, *([s != -jnp.inf] if plan.has_score else []))
-        ds = p * (tile.drop(_dot(plan, dout, v, _NT)) - _wide(delta, bk))
-        draw, *dparts = pull(ds)
-        if 2 in sums:
-            sums[2][...] += _dot(plan, tile.drop(p).astype(dout.dtype), dout, _TN)
-        draw = draw.astype(q.dtype)
-        if 1 in sums:
-            sums[1][...] += _dot(plan, draw, q, _TN)
-        if 0 in sums:
-            rows = pl.ds(pl.multiple_of(step.row * bq, bq), bq) if order == "both" else slice(None)
-            sums[0][rows, :] += _dot(plan, draw, k)
-        for n, d in zip(of_parts, dparts):
-            add_part(plan, plan.parts[n].kind, step, outs[3 + n], d)
+        _add_gradients(tile, step, is_whole, operands, kept, sums, {n: outs[n] for n in names if n >= 3})
 
     _when_needed(plan, step, update)
 
-    for n in sums:
+    for n, ref in sums.items():
 
-        @pl.when(step.is_last if n == 0 and order == "both" else step.has(LAST))
-        def _(n=n):
-            outs[n][...] = sums[n][...].astype(outs[n].dtype)
+        @pl.when(step.is_last if _scope(plan, n) == "head" else step.has(LAST))
+        def _(out=outs[n], ref=ref):
+            out[...] = ref[...].astype(out.dtype)
+
+
+def _keep_row(plan: Plan, operands, kept):
+    """Write what all tiles of a row need: clean keys and values; or clean queries, and statistics as columns."""
+    q_ref, k_ref, v_ref, _, stats_ref = operands
+    if plan.is_transposed:
+        own = [_finite(ref[...]) for ref in (k_ref, v_ref)]
+    else:
+        own = [_finite(q_ref[...]), *(_column(stats_ref[n : n + 1], plan.blocks.lanes) for n in range(2))]
+    for ref, x in zip(kept, own, strict=True):
+        ref[...] = x
+
+
+def _add_gradients(tile: Tile, step, is_whole: bool, operands, kept, sums, outs):
+    """Add the gradients of a tile, `[queries keys]` or transposed, to sums and to the results of parts."""
+    plan, of_parts = tile.plan, [n - 3 for n in outs]
+    q_ref, k_ref, v_ref, dout_ref, stats_ref = operands
+    clean = (lambda x: x) if is_whole else _finite
+    dout = dout_ref[...]
+    if plan.is_transposed:
+        q, (k, v) = clean(q_ref[...]), [ref[...] for ref in kept]
+        peak, delta = stats_ref[:1], stats_ref[1:]
+        pairs = (k, q), (v, dout)
+    else:
+        k, v = clean(k_ref[...]), clean(v_ref[...])
+        q, peak, delta = kept[0][...], *(_wide(ref[...], plan.blocks.columns) for ref in kept[1:])
+        pairs = (q, k), (dout, v)
+    raw, dp = (_dot(plan, *pair, _NT) for pair in pairs)
+    s, pull = tile.score_and_pullback(raw, of_parts)
+    if is_whole:
+        p = jnp.exp(s - peak)
+    else:  # what a score hides has no weight, even if the peak is NaN
+        p = jnp.exp(jnp.where(s == -jnp.inf, s, s - peak) if plan.has_score else s - peak)
+        p = tile.only_visible(p, 0.0)
+    draw, *dparts = pull(p * (tile.drop(dp) - delta))
+    draw = draw.astype(q.dtype)
+    if 2 in sums:
+        sums[2][...] += _dot(plan, tile.drop(p).astype(dout.dtype), dout)
+    if 1 in sums:
+        sums[1][...] += _dot(plan, draw, q)
+    if 0 in sums and plan.is_transposed:
+        rows = pl.ds(pl.multiple_of(step.column * plan.blocks.columns, plan.blocks.columns), plan.blocks.columns)
+        sums[0][rows, :] += _dot(plan, draw, k, _TN)
+    elif 0 in sums:
+        sums[0][...] += _dot(plan, draw, k)
+    for out, part, d in zip(outs.values(), of_parts, dparts):
+        add_part(plan, plan.parts[part].kind, step, out, d)
 
 
 # One tile
@@ -351,6 +375,11 @@ def _wide(x: Array, width: int) -> Array:
     """Return a tile of this width whose columns are those of x `[r lanes]`, which are all the same."""
     lanes = x.shape[1]
     return jnp.tile(x, (1, width // lanes)) if width % lanes == 0 else x[:, :width] if width < lanes else x[:, :1]
+
+
+def _by_lanes(x: Array, lanes: int) -> Array:
+    """Return sums over rows in parts, `[r lanes]`, to be added up once for all tiles of a row."""
+    return functools.reduce(jnp.add, [x[:, n : n + lanes] for n in range(0, x.shape[1], lanes)])
 
 
 def _column(row: Array, lanes: int) -> Array:

@@ -98,13 +98,12 @@ def has_whole_tiles(plan: Plan) -> bool:
     return not plan.may_hide and (plan.tiles.whole is None or bool(plan.tiles.whole.any()))
 
 
-def steps(plan: Plan, flags: Sequence[Array], order: str, *, every: bool = False) -> Array:
-    """List the tiles, row by row or column by column: `[b n steps]`.
+def steps(plan: Plan, flags: Sequence[Array], *, every: bool = False) -> Array:
+    """List the tiles, row by row: `[b n steps]`.
 
     Args:
       plan: the plan.
       flags: as in `fused.Kernels`.
-      order: "rows" or "columns".
       every: list all tiles, also those that are known not to be needed.
     """
     listed, is_known = plan.tiles, plan.tiles.needed is not None
@@ -114,23 +113,21 @@ def steps(plan: Plan, flags: Sequence[Array], order: str, *, every: bool = False
         is_whole = is_whole & flags[-1][..., None]
     if every:
         rows, columns, is_needed, is_whole = _all_tiles(plan, rows, columns, is_needed, is_whole)
-    kept = np.lexsort((columns, rows) if order == "rows" else (rows, columns))
+    kept = np.lexsort((columns, rows))
     if is_known and not every:  # leave out what is not needed, but visit every block whose result has to be written
-        main = (rows if order == "rows" else columns)[kept]
         needed = is_needed[0, 0, kept]
-        kept = kept[needed | (~np.isin(main, main[needed]) & _changes(main))]
+        kept = kept[needed | (~np.isin(rows[kept], rows[kept][needed]) & _changes(rows[kept]))]
     rows, columns, is_needed, is_whole = rows[kept], columns[kept], is_needed[..., kept], is_whole[..., kept]
-    main = rows if order == "rows" else columns
-    known = rows + (columns << _BITS) + FIRST * _changes(main) + LAST * _changes(main[::-1])[::-1]
+    known = rows + (columns << _BITS) + FIRST * _changes(rows) + LAST * _changes(rows[::-1])[::-1]
     code = known[None, None] + NEEDED * is_needed.astype(np.int32) + WHOLE * is_whole.astype(np.int32)
     if not (is_known or every):  # a step of `every` writes its own tile, needed or not
-        code = _without_fetches(code, rows, columns, is_needed, order)
+        code = _without_fetches(code, columns, is_needed)
     return jnp.asarray(code, jnp.int32)
 
 
-def _changes(main: np.ndarray) -> np.ndarray:
+def _changes(rows: np.ndarray) -> np.ndarray:
     """Return True where an entry differs from the one before."""
-    return np.concatenate([[True], main[1:] != main[:-1]])
+    return np.concatenate([[True], rows[1:] != rows[:-1]])
 
 
 def _all_tiles(plan: Plan, rows, columns, *flags):
@@ -141,26 +138,25 @@ def _all_tiles(plan: Plan, rows, columns, *flags):
     return *every, *flags
 
 
-def _without_fetches(code, rows, columns, is_needed, order: str):
+def _without_fetches(code, columns, is_needed):
     """Give a step that is not needed the block of the needed one before it, which is there already."""
-    other, shift = (columns, _BITS) if order == "rows" else (rows, 0)
-    before = lax.cummax(jnp.where(is_needed, np.arange(len(rows))[None, None], 0), axis=2)
-    return code + ((jnp.asarray(other)[before] - other[None, None]) << shift)
+    before = lax.cummax(jnp.where(is_needed, np.arange(len(columns))[None, None], 0), axis=2)
+    return code + ((jnp.asarray(columns)[before] - columns[None, None]) << _BITS)
 
 
 # Operands
 
 
 def by_row(plan: Plan, x: Array, mode: str = "edge") -> Operand:
-    """Return an operand `[b N T width]` in blocks of queries; padding repeats the last one, or is 0 ("constant")."""
+    """Return an operand `[b n T width]` in blocks of rows; padding repeats the last one, or is 0 ("constant")."""
     block = plan.blocks.rows, x.shape[3]
     return Operand(padded(x, 2, plan.blocks.rows, mode), block, lambda row, column: (row, 0))
 
 
-def by_column(plan: Plan, x: Array) -> Operand:
-    """Return an operand `[b K S width]` in blocks of keys; padding repeats the last one."""
+def by_column(plan: Plan, x: Array, mode: str = "edge") -> Operand:
+    """Return an operand `[b n S width]` in blocks of columns."""
     block = plan.blocks.columns, x.shape[3]
-    return Operand(padded(x, 2, plan.blocks.columns, "edge"), block, lambda row, column: (column, 0))
+    return Operand(padded(x, 2, plan.blocks.columns, mode), block, lambda row, column: (column, 0))
 
 
 def of_parts(plan: Plan, parts: Sequence[Array]) -> list[Operand]:
@@ -179,10 +175,25 @@ def _of_part(plan: Plan, kind: Kind, x: Array) -> Operand:
     if kind == Kind.KEY:
         return Operand(padded(x[:, :, None], 3, bk, "edge"), (1, bk), lambda row, column: (0, column))
     if kind == Kind.PAIR:
-        return Operand(padded(padded(x, 2, bq, "edge"), 3, bk, "edge"), (bq, bk), lambda row, column: (row, column))
+        block, index = _pairs(plan)
+        return Operand(padded(padded(x, 2, block[0], "edge"), 3, block[1], "edge"), block, index)
     before, length = _vector(plan)
+    x = _distances(plan, x)
     x = jnp.pad(x[:, :, None], ((0, 0), (0, 0), (0, 0), (before, length - before - x.shape[2])), mode="edge")
     return Operand(x, (1, length), lambda row, column: (0, 0))
+
+
+def _pairs(plan: Plan) -> tuple[tuple[int, int], Callable]:
+    """Return the block of an array of pairs, and the map to its numbers. It is transposed in the kernel, if at all."""
+    bq, bk, _ = plan.blocks
+    if plan.is_transposed:
+        return (bk, bq), lambda row, column: (column, row)
+    return (bq, bk), lambda row, column: (row, column)
+
+
+def _distances(plan: Plan, x: Array) -> Array:
+    """Return a vector over distances from columns to rows in the order of those from keys to queries, or back."""
+    return x[..., ::-1] if plan.is_transposed else x
 
 
 def _vector(plan: Plan) -> tuple[int, int]:
@@ -195,25 +206,27 @@ def result_of_part(plan: Plan, kind: Kind) -> Result:
     """Return the result that holds the gradient of a part."""
     bq, bk, lanes = plan.blocks
     rows, columns = count(plan.T, bq) * bq, count(plan.S, bk) * bk
-    length = _vector(plan)[1]
+    length, (block, index) = _vector(plan)[1], _pairs(plan)
+    pairs = (columns, rows) if plan.is_transposed else (rows, columns)
     return {
         Kind.CONSTANT: Result((8, lanes), (8, lanes), lambda row, column: (0, 0), plan.wide),
         Kind.QUERY: Result((rows, 1), (bq, 1), lambda row, column: (row, 0), plan.wide),
         Kind.KEY: Result((1, columns), (1, bk), lambda row, column: (0, column), plan.wide),
         Kind.DISTANCE: Result((1, length), (1, length), lambda row, column: (0, 0), plan.wide),
-        Kind.PAIR: Result((rows, columns), (bq, bk), lambda row, column: (row, column), plan.wide),
+        Kind.PAIR: Result(pairs, block, index, plan.wide),
     }[kind]
 
 
 def gradient_of_part(plan: Plan, kind: Kind, x: Array) -> Array:
     """Cut the gradient of a part from its result: `[B N ...]`."""
     before, _ = _vector(plan)
+    T, S = (plan.S, plan.T) if plan.is_transposed else (plan.T, plan.S)
     return {
         Kind.CONSTANT: lambda: x[:, :, 0, 0],
         Kind.QUERY: lambda: x[:, :, : plan.T, 0],
         Kind.KEY: lambda: x[:, :, 0, : plan.S],
-        Kind.DISTANCE: lambda: x[:, :, 0, before : before + plan.T + plan.S - 1],
-        Kind.PAIR: lambda: x[:, :, : plan.T, : plan.S],
+        Kind.DISTANCE: lambda: _distances(plan, x[:, :, 0, before : before + T + S - 1]),
+        Kind.PAIR: lambda: x[:, :, :T, :S],
     }[kind]()
 
 
@@ -282,13 +295,15 @@ def _code(plan: Plan, shape: Sequence[int], list_ref, head, number):
 # The parts on a tile
 
 
-def _load_parts(plan: Plan, step: Step, refs: Sequence, shapes: Sequence[Sequence[int]]) -> list[Array]:
-    """Return the parts on this tile, in shapes that broadcast to it."""
+def _load_parts(plan: Plan, step: Step, refs: Sequence, shapes: Sequence[Sequence[int]]) -> list:
+    """Return the parts on this tile, as `on_tiles` takes them."""
 
     def load(kind: Kind, ref, shape):
         if kind == Kind.CONSTANT:
             return ref[of_head(plan, shape, step.head)]
-        return _spread(plan, step, ref) if kind == Kind.DISTANCE else ref[...]
+        if kind == Kind.DISTANCE:
+            return _spread(plan, step, ref)
+        return ref[...].T if kind == Kind.PAIR and plan.is_transposed else ref[...]
 
     return [load(part.kind, ref, shape) for part, ref, shape in zip(plan.parts, refs, shapes, strict=True)]
 
@@ -300,31 +315,28 @@ def _corner(plan: Plan, step: Step):
     return pl.ds(pl.multiple_of(start, lanes), bq + bk)
 
 
-def _spread(plan: Plan, step: Step, ref) -> Array:
-    """Return the vector's entry for the distance of each pair: rows of a tile are rolled, each by one more."""
-    bq, bk, _ = plan.blocks
+def _spread(plan: Plan, step: Step, ref) -> tuple[Array, ...]:
+    """Return squares with the vector's entry for the distance of each pair: rows are rolled, each by one more."""
+    bq, bk, lanes = plan.blocks
     x = ref[:, _corner(plan, step)]
     if sharding.device_kind() in _WITHOUT_STRIDES:
-        while len(x) < bq:
+        while len(x) < lanes:
             x = jnp.concatenate([x, pltpu.roll(x, len(x), 1)])
-        return x[:bq, bq:]
-    return pltpu.roll(jnp.broadcast_to(x, (bq, bq + bk)), 0, 1, stride=1, stride_axis=0)[:, bq:]
+    else:
+        x = pltpu.roll(jnp.broadcast_to(x, (lanes, bq + bk)), 0, 1, stride=1, stride_axis=0)
+    return tuple(x[:, n : n + lanes] for n in reversed(range(lanes, bq + bk, lanes)))
 
 
-def add_part(plan: Plan, kind: Kind, step: Step, out, gradient: Array):
+def add_part(plan: Plan, kind: Kind, step: Step, out, gradient):
     """Add the gradient of a part on this tile to its result."""
-    bq, bk, _ = plan.blocks
     if kind == Kind.PAIR:
-        out[...] = gradient
+        out[...] = gradient.T if plan.is_transposed else gradient
     elif kind == Kind.DISTANCE:
         # The transpose of `_spread`. Rows are rolled back and added up by halves, since Mosaic has no such roll.
-        x = jnp.concatenate([jnp.zeros((bq, bq), plan.wide), gradient], axis=1)
-        rows = 1 << (bq - 1).bit_length()  # halves of halves are whole
-        x = jnp.concatenate([x, jnp.zeros((rows - bq, bq + bk), plan.wide)]) if rows > bq else x
-        half = rows // 2
-        while half:
-            x = x[:half] + pltpu.roll(x[half:], bq + bk - half, 1)
-            half //= 2
+        x = jnp.concatenate([jnp.zeros_like(gradient[0]), *reversed(gradient)], axis=1)
+        while len(x) > 1:
+            half = len(x) // 2
+            x = x[:half] + pltpu.roll(x[half:], x.shape[1] - half, 1)
         out[:, _corner(plan, step)] += x
     else:
         out[...] += jnp.broadcast_to(gradient, out.shape)
@@ -333,9 +345,11 @@ def add_part(plan: Plan, kind: Kind, step: Step, out, gradient: Array):
 class Tile(tiles.Tile):
     """The functions of positions on the tile of a step."""
 
-    def __init__(self, plan: Plan, step: Step, parts: Sequence[Array]):
+    def __init__(self, plan: Plan, step: Step, parts: Sequence):
         super().__init__(plan, step.row, step.column)
+        bq, bk, lanes = plan.blocks
+        self.side = None if plan.T % bq or plan.S % bk else lanes
         self._parts = dict(zip(("score", "mask", "keep"), plan.split(parts)))
 
-    def read(self, name: str) -> Sequence[Array]:
+    def read(self, name: str) -> Sequence:
         return self._parts[name]

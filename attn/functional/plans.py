@@ -51,7 +51,7 @@ class Plan:
     """Everything about a call that is known while tracing.
 
     Attributes:
-      T, S, N, K: lengths, and numbers of heads.
+      T, S, N, K: lengths, of which T is that of the rows of tiles and S that of their columns, and numbers of heads.
       blocks: the shape of a tile.
       score: function of a tile, `(raw, i, j) -> s` of the products raw = q . k, taken apart.
       mask, keep: functions `(i, j) -> bool` of a tile, taken apart: visible pairs, and weights that dropout keeps; None
@@ -63,6 +63,7 @@ class Plan:
       others: the three functions on the tiles of `blockwise`.
       wide: dtype of scores and sums.
       precision: of matrix products, as asked for by `jax.default_matmul_precision`.
+      is_transposed: whether rows are keys, and columns queries.
     """
 
     T: int
@@ -80,6 +81,19 @@ class Plan:
     others: list[TakenApart | None]
     wide: object
     precision: object
+    is_transposed: bool = False
+
+    def transposed(self) -> "Plan":
+        """Return the plan for transposed tiles, `[keys queries]`: all that belongs to rows and columns is swapped."""
+        score, mask, keep = (each and each.transposed() for each in (self.score, self.mask, self.keep))
+        blocks, tiles = self.blocks, self.tiles
+        return dataclasses.replace(
+            self,
+            **{"T": self.S, "S": self.T, "score": score, "mask": mask, "keep": keep},
+            blocks=blocks._replace(rows=blocks.columns, columns=blocks.rows),
+            tiles=tiles._replace(rows=tiles.columns, columns=tiles.rows),
+            is_transposed=not self.is_transposed,
+        )
 
     @property
     def group(self) -> int:

@@ -72,6 +72,7 @@ class TakenApart:
       parts: the values that are computed outside.
       places: for each part, the number of the equation that computes it, and which of its results it is; for a
         captured array that is a part itself, -1 and its number.
+      is_transposed: whether its tiles are transposed; see `transposed`.
     """
 
     function: Callable
@@ -79,6 +80,16 @@ class TakenApart:
     score: Array | None
     parts: tuple[Value, ...]
     places: tuple[tuple[int, int], ...]
+    is_transposed: bool = False
+
+    def transposed(self) -> "TakenApart":
+        """Return the function for transposed tiles, `(j, i)` or `(s, j, i)`: queries and keys have changed places.
+
+        So a part that depends on j, `[c 1]`, is of Kind.QUERY, and distances are i - j. Only kernels evaluate it.
+        """
+        other = {Kind.QUERY: Kind.KEY, Kind.KEY: Kind.QUERY}
+        parts = (dataclasses.replace(x, kind=other.get(x.kind, x.kind), shape=x.shape[::-1]) for x in self.parts)
+        return dataclasses.replace(self, parts=tuple(parts), is_transposed=not self.is_transposed)
 
     def values(self, T: int, S: int) -> list[Shaped[Array, "..."]] | None:
         """Compute the parts: `[]`, `[T]`, `[S]`, `[T + S - 1]` or `[T S]`, by their kind.
@@ -134,29 +145,28 @@ class TakenApart:
 
     def equations(self) -> list:
         """Return the equations that are evaluated on each tile."""
-        return _needed(self.closed.jaxpr, _at_places(self.closed, self.places), self.closed.jaxpr.outvars)[0]
+        return needed_equations(self.closed.jaxpr, self.variables(), self.closed.jaxpr.outvars)[0]
 
     def captured(self) -> list[tuple[int, ...]]:
         """Return the shapes of the captured arrays that are read on each tile."""
-        known = _at_places(self.closed, self.places)
-        needed = _needed(self.closed.jaxpr, known, self.closed.jaxpr.outvars)[1].difference(known)
+        known = self.variables()
+        needed = needed_equations(self.closed.jaxpr, known, self.closed.jaxpr.outvars)[1].difference(known)
         return [v.aval.shape for v in self.closed.jaxpr.constvars if v in needed]
 
-    def __call__(self, parts: Sequence[Array], *arguments: Array, corner: tuple | None = None) -> Array:
-        """Evaluate the function on a tile.
+    def variables(self) -> list[Var]:
+        """Return the variables of the parts."""
+        return _at_places(self.closed, self.places)
+
+    def __call__(self, parts: Sequence[Array], *arguments: Array) -> Array:
+        """Evaluate the function on a tile in ordinary JAX; `on_tiles` does it in kernels.
 
         Args:
           parts: the parts on this tile, in shapes that broadcast to their own.
           arguments: `(i, j)` or `(s, i, j)`, in the shapes of the tile.
-          corner: in a kernel, the first positions of the tile. Then distances that become float32 are computed in it,
-            which takes fewer operations per pair than integers do. Distances below 2^24 are exact in both.
         """
         known = {}
-        variables = _at_places(self.closed, self.places)
-        for variable, part, value in zip(variables, self.parts, parts, strict=True):
+        for variable, part, value in zip(self.variables(), self.parts, parts, strict=True):
             known[variable] = jnp.broadcast_to(value, part.shape).astype(part.dtype)
-        if corner is not None:
-            return _evaluate_in_kernel(self.closed, self.score is not None, arguments, known, corner)
         (result,) = evaluate(self.closed, arguments, known, self.closed.jaxpr.outvars)
         return result
 
@@ -221,7 +231,7 @@ def _inlined(jaxpr: Jaxpr, consts, arguments) -> list:
             calling = inner.jaxpr.replace(eqns=[_called_from(e, equation) for e in inner.jaxpr.eqns])
             results = _inlined(calling, inner.consts, map(read, equation.invars))
         else:
-            results = _evaluate_one(jaxpr, equation, read)
+            results = evaluate_one(jaxpr, equation, read)
         values.update(zip(equation.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
@@ -231,7 +241,7 @@ def _called_from(equation, call):
     return equation.replace(source_info=equation.source_info.replace(traceback=call.source_info.traceback))
 
 
-def _evaluate_one(jaxpr: Jaxpr, equation, read: Callable) -> list:
+def evaluate_one(jaxpr: Jaxpr, equation, read: Callable) -> list:
     """Evaluate one equation of a jaxpr."""
     inputs = dict.fromkeys(v for v in equation.invars if not isinstance(v, Literal))
     single = jaxpr.replace(constvars=[], invars=[*inputs], eqns=[equation], outvars=equation.outvars)
@@ -242,68 +252,13 @@ def evaluate(closed: ClosedJaxpr, arguments: Sequence, known: dict, wanted: Sequ
     """Evaluate some variables of a jaxpr, where the values of others are known, and nothing that they do not need."""
     jaxpr = closed.jaxpr
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *arguments), strict=True)) | known
-    equations, needed = _needed(jaxpr, known, wanted)
+    equations, needed = needed_equations(jaxpr, known, wanted)
     inputs = [v for v in values if v in needed]
     part = jaxpr.replace(constvars=[], invars=inputs, eqns=equations, outvars=list(wanted))
     return jax.core.eval_jaxpr(part, (), *(values[v] for v in inputs))
 
 
-def _evaluate_in_kernel(closed: ClosedJaxpr, has_score: bool, arguments: Sequence, known: dict, corner: tuple) -> Array:
-    """Evaluate a jaxpr; integers that are distances are in float32 as well, where they are converted to it."""
-    jaxpr, described = closed.jaxpr, _describe(closed, has_score)
-    values = dict(zip(jaxpr.invars, arguments, strict=True)) | known
-    positions = jaxpr.invars[-2:]
-    floats = {}
-
-    def read(variable):
-        return variable.val if isinstance(variable, Literal) else values[variable]
-
-    for equation in _needed(jaxpr, known, jaxpr.outvars)[0]:
-        (first, *_), (out, *_) = equation.invars, equation.outvars
-        if not isinstance(first, Literal) and first in floats and equation.params.get("new_dtype") == jnp.float32:
-            values[out] = floats[first]
-            continue
-        if equation.primitive.name in ("pvary", "pcast"):  # of `shard_map`, which a kernel knows nothing of
-            values[out] = read(first)
-            continue
-        values.update(zip(equation.outvars, _evaluate_one(jaxpr, equation, read), strict=True))
-        if described[out].kind != Kind.DISTANCE or not jnp.issubdtype(out.aval.dtype, jnp.integer):
-            continue
-        name, inputs = equation.primitive.name, equation.invars
-        if any(v in positions for v in inputs if not isinstance(v, Literal)):
-            floats[out] = _difference_in_float32(equation, read, positions, corner)
-        elif name in _IN_FLOATS and all(abs(v.val) < 2**23 if isinstance(v, Literal) else v in floats for v in inputs):
-            numbers = [jnp.float32(v.val) if isinstance(v, Literal) else floats[v] for v in inputs]
-            floats[out] = _IN_FLOATS[name](*numbers)
-    return read(jaxpr.outvars[0])
-
-
-_IN_FLOATS = {
-    "add": jnp.add,
-    "sub": jnp.subtract,
-    "max": jnp.maximum,
-    "min": jnp.minimum,
-    "neg": jnp.negative,
-    "abs": jnp.abs,
-}
-
-
-def _difference_in_float32(equation, read: Callable, positions: Sequence, corner: tuple) -> Array:
-    """Return the sum or difference of two values of opposite slope, of which at least one is a position, in float32.
-
-    Positions may be too large for float32 where their difference is not, so they are counted from the tile's corner.
-    """
-    combine, (left, right) = getattr(jax.lax, equation.primitive.name), equation.invars
-    is_first = left in positions
-    position, other = (left, right) if is_first else (right, left)
-    first = corner[positions.index(position)]
-    near = (read(position) - first).astype(jnp.float32)
-    if is_first:
-        return near + combine(first, read(other)).astype(jnp.float32)
-    return combine(combine(read(other), first).astype(jnp.float32), near)
-
-
-def _needed(jaxpr: Jaxpr, known, wanted: Sequence) -> tuple[list, set]:
+def needed_equations(jaxpr: Jaxpr, known, wanted: Sequence) -> tuple[list, set]:
     """Return the equations that compute some variables from known ones, and all variables that these read."""
     needed, equations = {v for v in wanted if not isinstance(v, Literal)}, []
     for equation in reversed(jaxpr.eqns):

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from attn.functional import on_tiles
 from attn.functional.plans import Plan
 
 
@@ -44,29 +45,39 @@ class Tile:
 
     Attributes:
       plan: the plan.
-      corner: positions of the first query and of the first key.
-      i, j: positions, `[r 1]` and `[1 c]`. Those of padding are clipped: a function may not be defined for others.
-      key_positions: those of keys, not clipped.
+      corner: the first positions of rows and of columns, which are queries and keys unless the plan is transposed.
+      i, j: positions of rows `[r 1]` and of columns `[1 c]`. Those of padding are clipped: a function may not be
+        defined for others.
+      is_key: which rows or columns hold keys, where there is padding; else None.
+      side: of the squares on which distances are evaluated (see `on_tiles`), or None.
     """
+
+    side: int | None = None
 
     def __init__(self, plan: Plan, row, column):
         bq, bk, _ = plan.blocks
         self.plan, self.corner = plan, (row * bq, column * bk)
-        i = self.corner[0] + lax.broadcasted_iota(jnp.int32, (bq, 1), 0)
-        self.key_positions = self.corner[1] + lax.broadcasted_iota(jnp.int32, (1, bk), 1)
-        self.i = jnp.minimum(i, plan.T - 1) if plan.T % bq else i
-        self.j = jnp.minimum(self.key_positions, plan.S - 1) if plan.S % bk else self.key_positions
+        rows = self.corner[0] + lax.broadcasted_iota(jnp.int32, (bq, 1), 0)
+        columns = self.corner[1] + lax.broadcasted_iota(jnp.int32, (1, bk), 1)
+        self.i = jnp.minimum(rows, plan.T - 1) if plan.T % bq else rows
+        self.j = jnp.minimum(columns, plan.S - 1) if plan.S % bk else columns
+        keys, S, block = (rows, plan.T, bq) if plan.is_transposed else (columns, plan.S, bk)
+        self.is_key = keys < S if S % block else None
 
-    def read(self, name: str) -> list[Array]:
-        """Return the parts of one of the plan's functions, "score", "mask" or "keep", in shapes that broadcast."""
+    def read(self, name: str) -> Sequence:
+        """Return the parts of one of the plan's functions, "score", "mask" or "keep", as `on_tiles` takes them."""
         raise NotImplementedError
 
     def _evaluate(self, name: str, *arguments: Array) -> Array:
-        return getattr(self.plan, name)(self.read(name), *arguments, self.i, self.j, corner=self.corner)
+        return self._evaluate_with(self.read(name), name, *arguments)
+
+    def _evaluate_with(self, parts: Sequence, name: str, *arguments: Array) -> Array:
+        apart, positions = getattr(self.plan, name), (self.i, self.j)
+        return on_tiles.evaluate(apart, parts, *arguments, *positions, corner=self.corner, side=self.side)
 
     def score(self, raw: Array) -> Array:
         """Return the scores of the products q . k."""
-        return self._evaluate("score", raw)
+        return jnp.broadcast_to(self._evaluate("score", raw), raw.shape)
 
     def score_and_pullback(self, raw: Array, wanted: Sequence[int]) -> tuple[Array, Callable]:
         """Return the scores, and the map from their cotangents to those of the products and of the wanted parts."""
@@ -75,15 +86,15 @@ class Tile:
         def of(raw, *moving):
             replaced = dict(zip(wanted, moving))
             used = [replaced.get(n, x) for n, x in enumerate(parts)]
-            return self.plan.score(used, raw, self.i, self.j, corner=self.corner)
+            return jnp.broadcast_to(self._evaluate_with(used, "score", raw), raw.shape)
 
         return jax.vjp(of, raw, *(parts[n] for n in wanted))
 
-    def only_visible(self, x: Array, hidden: float, *conditions: Array) -> Array:
-        """Return x with another number in pairs that the mask or a condition hides, and in padding of the keys."""
+    def only_visible(self, x: Array, hidden: float) -> Array:
+        """Return x with another number in pairs that the mask hides, and in padding of the keys."""
         plan = self.plan
-        found = [*conditions, *([] if plan.mask is None else [self._evaluate("mask")])]
-        found += [self.key_positions < plan.S] if plan.S % plan.blocks.columns else []
+        found = [] if plan.mask is None else [self._evaluate("mask")]
+        found += [] if self.is_key is None else [self.is_key]
         if not found:
             return x
         return jnp.where(jnp.broadcast_to(functools.reduce(jnp.logical_and, found), x.shape), x, hidden)

@@ -6,6 +6,9 @@ import bundles
 import devices
 import pytest
 
+OURS = "causal", "causal, separate", "ALiBi", "T5's buckets"
+DEVICES = pytest.mark.parametrize("device", ["v5e-1", pytest.param("v6e-1", marks=pytest.mark.nightly)])
+
 
 @pytest.fixture(scope="module")
 def counted():
@@ -16,15 +19,16 @@ def counted():
         if (reason := devices.missing(device)) is not None:
             pytest.skip(reason)
         if device not in found:
-            programs = ["causal", "causal, separate", "ALiBi", "T5's buckets", "splash", "splash, fused"]
+            programs = [*OURS, "splash", "splash, fused"]
             found[device] = {name: each["kernels"] for name, each in bundles.count(device, programs).items()}
         return found[device]
 
     return count
 
 
-def test_tiles_take_about_as_many_bundles_as_those_of_splash_attention(counted):
-    kernels = counted("v5e-1")
+@DEVICES
+def test_tiles_take_about_as_many_bundles_as_those_of_splash_attention(counted, device):
+    kernels = counted(device)
     ours, separate, splash, fused = (
         kernels[name] for name in ("causal", "causal, separate", "splash", "splash, fused")
     )
@@ -35,20 +39,41 @@ def test_tiles_take_about_as_many_bundles_as_those_of_splash_attention(counted):
     assert ours["backward"]["call"] <= 1.15 * fused["backward"]["call"]
 
 
-def test_a_table_by_distance_with_its_gradient_costs_less_than_half_more(counted):
-    kernels = counted("v5e-1")
+@DEVICES
+def test_a_function_of_distances_costs_little(counted, device):
+    kernels = counted(device)
+    # On a v6e, products take so few cycles that all operations on a tile show.
+    limit = {"v5e-1": 1.05, "v6e-1": 1.12}[device]
+    assert kernels["ALiBi"]["forward"]["whole"] <= limit * kernels["causal"]["forward"]["whole"]
+
+
+@DEVICES
+def test_a_table_by_distance_with_its_gradient_costs_less_than_half_more(counted, device):
+    kernels = counted(device)
     whole = {name: sum(each["whole"] for each in kernels[name].values()) for name in ("causal", "T5's buckets")}
     assert whole["T5's buckets"] <= 1.4 * whole["causal"]
 
 
-@pytest.mark.parametrize("device", ["v5e-1", pytest.param("v6e-1", marks=pytest.mark.nightly)])
+@DEVICES
 def test_bundles_are_those_that_were_recorded_or_fewer(counted, device):
     kernels_of = counted(device)
     recorded = json.loads(bundles.RESULTS.read_text())[device]
     for name, kernels in kernels_of.items():
         for kernel, each in kernels.items():
-            assert each["whole"] <= 1.02 * recorded[name]["kernels"][kernel]["whole"], (name, kernel)
-            assert each["partial"] <= 1.02 * recorded[name]["kernels"][kernel]["partial"], (name, kernel)
+            for measure in ("whole", "partial", *(["vmem"] if name in OURS else [])):
+                assert each[measure] <= 1.02 * recorded[name]["kernels"][kernel][measure], (name, kernel, measure)
+
+
+def test_the_memory_of_kernels_is_read_where_the_compiler_says_it():
+    text = """
+  %attn_forward.1 = (bf16[8], f32[2]) custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={},
+    backend_config={"used_scoped_memory_configs":[{"memory_space":"1","offset":"0","size":"1818624"}]}
+  %splash_mha.1 = bf16[8] custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={}
+  %fusion.1 = bf16[8] fusion(%x), backend_config={"used_scoped_memory_configs":[{"memory_space":"1","offset":"0",
+  %attn_backward_both = bf16[8] custom-call(%x), custom_call_target="tpu_custom_call",
+    backend_config={"used_scoped_memory_configs":[{"memory_space":"1","offset":"0","size":"4636672"}]}
+"""
+    assert bundles.vmem(text) == {"attn_forward": 1818624, "attn_backward_both": 4636672}
 
 
 def test_regions_are_counted_without_those_inside():

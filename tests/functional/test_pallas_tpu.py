@@ -1,5 +1,6 @@
 """The kernels for TPUs beyond what all implementations share: what can be inside, the list of tiles, and batches."""
 
+import dataclasses
 import functools
 
 import attention_cases as cases
@@ -15,6 +16,7 @@ import attn
 from attn import masks, per_head, positions, scores
 from attn.functional import pallas_tpu, pallas_tpu_layout
 from attn.functional.attention import _call as checked_call
+from attn.functional.implementations import IMPLEMENTATIONS
 from attn.functional.pallas_tpu_layout import FIRST, LAST, MOST_BLOCKS, NEEDED, WHOLE, steps
 from attn.functional.plans import Blocks, plan_call
 
@@ -117,8 +119,9 @@ def listed(mask, order, flags=(), **options):
     query, key, value = cases.normal((T, 1, 4), (S, 1, 4), (S, 1, 4))
     call = checked_call(query, key, value, mask, None, None)
     plan, _, flags = plan_call(call, BLOCKS, pallas_tpu.INSIDE.__contains__)
-    (code,) = np.asarray(steps(plan, flags, order, **options))[0]
-    rows, columns = code & (MOST_BLOCKS - 1), (code >> 13) & (MOST_BLOCKS - 1)
+    (code,) = np.asarray(steps(plan if order == "rows" else plan.transposed(), flags, **options))[0]
+    main, other = code & (MOST_BLOCKS - 1), (code >> 13) & (MOST_BLOCKS - 1)
+    rows, columns = (main, other) if order == "rows" else (other, main)
     return rows, columns, *((code & flag) != 0 for flag in (FIRST, LAST, NEEDED, WHOLE))
 
 
@@ -211,6 +214,38 @@ def test_one_backward_kernel_gives_what_two_give(mask, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("memory", [0, pallas_tpu._MEMORY_OF_BOTH], ids=["separate kernels", "one kernel"])
+@pytest.mark.parametrize("lengths", [(16, 24), (19, 22)], ids=["whole tiles", "padding"])
+def test_tiles_of_several_vectors_give_what_the_equation_gives(lengths, memory, monkeypatch):
+    """A tile of 8 x 8 has three diagonals of squares of 4 x 4."""
+    implementation = IMPLEMENTATIONS["pallas_tpu"]
+    attend = functools.partial(pallas_tpu.attend, interpret=True, block_size=8, lanes=4)
+    monkeypatch.setitem(IMPLEMENTATIONS, "pallas_tpu", dataclasses.replace(implementation, attend=attend))
+    monkeypatch.setattr(pallas_tpu, "_MEMORY_OF_BOTH", memory)
+    T, S = lengths
+    query, key, value, cotangent = cases.normal((T, 2, 4), (S, 1, 4), (S, 1, 4), (T, 2, 4))
+    by_distance, by_query, by_key, bias = cases.normal((T + S - 1,), (T,), (S,), (T, S), seed=1)
+    captured = by_distance, by_query, by_key, bias, jnp.float32(0.3)
+
+    def total(query, key, value, captured, implementation):
+        by_distance, by_query, by_key, bias, slope = captured
+
+        def score(s, i, j):
+            s = s + by_distance[j - i + T - 1] * by_query[i] + by_key[j] - slope * jnp.abs(i - j)
+            return s + bias[i, j] + jax.nn.softplus(slope * (j - i))
+
+        mask = masks.causal(4) & (lambda i, j: (j - i) % 5 != 1)
+        options = {"mask": mask, "score": score, "implementation": implementation}
+        return jnp.vdot(attn.multi_head_attention(query, key, value, **options), cotangent)
+
+    found, expected = (
+        jax.value_and_grad(total, (0, 1, 2, 3))(query, key, value, captured, name)
+        for name in ("pallas_tpu", "reference")
+    )
+    for each, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(each, other, rtol=2e-4, atol=2e-5)
+
+
 def test_gradients_that_nobody_wants_are_not_computed():
     query, key, value = cases.normal((9, 1, 4), (9, 1, 4), (9, 1, 4))
     table = jnp.ones(32)
@@ -252,7 +287,8 @@ def test_numbers_per_distance_and_their_gradient_are_right_on_every_chip(kind, b
 
     def total(table, attend):
         score = lambda s, i, j: s + table[positions.relative_buckets(j - i)]  # noqa: E731
-        return jnp.vdot(attend(checked_call(query, key, value, masks.causal(), score, None)), cotangent)
+        out = attend(checked_call(query, key, value, masks.causal(), score, None))
+        return jnp.vdot(out, cotangent), out
 
     def by_kernel(call):
         return pallas_tpu.attend(call, interpret=True, block_size=block_size, lanes=4)[0]
@@ -261,6 +297,6 @@ def test_numbers_per_distance_and_their_gradient_are_right_on_every_chip(kind, b
         options = {"mask": call.mask, "score": call.score, "implementation": "reference"}
         return attn.multi_head_attention(call.query, call.key, call.value, **options)
 
-    found, wanted = (jax.value_and_grad(total)(table, attend) for attend in (by_kernel, expected))
-    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
-    np.testing.assert_allclose(found[1], wanted[1], rtol=1e-5, atol=1e-6)
+    (gradient, out), wanted = (jax.grad(total, has_aux=True)(table, attend) for attend in (by_kernel, expected))
+    np.testing.assert_allclose(out, wanted[1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient, wanted[0], rtol=1e-5, atol=1e-6)
