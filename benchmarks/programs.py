@@ -41,12 +41,12 @@ TARGETS = ("v5e-1", "v5e-4", "v5e-8", "v5e-16", "v5p-4", "v6e-4", "h100-1", "h10
 _PAIRS = 2_000  # pairs of the file for configs/pairs.py; only their lengths and letters matter
 
 
-def load(config: str) -> tuple[Config, Generated | Stored]:
-    """Load a config of the folder `configs`, and its data."""
+def load(config: str, changes: dict[str, str] | None = None) -> tuple[Config, Generated | Stored]:
+    """Load a config of the folder `configs`, with changes as on the command line, and its data."""
     with tempfile.TemporaryDirectory() as folder:
-        changes = {}
+        changes = dict(changes or {})
         if config == "pairs":
-            changes = {"data.path": f"{folder}/pairs.tsv"}
+            changes["data.path"] = f"{folder}/pairs.tsv"
             spelling.write(pathlib.Path(changes["data.path"]), _PAIRS, seed=0)
         loaded = load_config(str(ROOT / f"configs/{config}.py"), changes)
         return loaded, training_data.load(loaded)

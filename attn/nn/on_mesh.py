@@ -20,7 +20,7 @@ from attn.functional.implementations import IMPLEMENTATIONS
 from attn.functional.ring import ring_attention
 from attn.mechanisms.mechanism import HeadParam
 from attn.nn.departures import Departures, Sides
-from attn.nn.sharding import axis_of, divided_axes
+from attn.nn.sharding import axes_of_attention, axis_of, divided_axes
 
 
 def attend_on_mesh(query: Float[Array, "T N H"], memory, departures: Departures, *, scale: float, implementation: str):
@@ -64,7 +64,7 @@ def attend_on_mesh(query: Float[Array, "T N H"], memory, departures: Departures,
         of_device,
         in_specs=(of_queries, of_memory, of_head, of_head, PartitionSpec()),
         out_specs=of_queries,
-        axis_names={*axes},
+        axis_names=axes_of_attention(),
         check_vma=False,  # as in training: kernels in Pallas's interpret mode do not pass the check
     )
     return sharded(query, memory, of_heads, departures.heads, arrays)[: lengths[0]]

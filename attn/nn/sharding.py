@@ -49,9 +49,22 @@ def divided_axes() -> dict[str, int]:
     They are those of the mesh that the code is traced for, except axes that are manual, as under `jax.shard_map`: there
     the code is that of one device.
     """
+    return {name: n for name, n in _automatic_axes().items() if name in (MODEL, SEQUENCE) and n > 1}
+
+
+def axes_of_attention() -> set[str]:
+    """Return the mesh axes to make manual around attention: those that divide the model, and those of one device.
+
+    The latter divide nothing, but a kernel for TPUs compiles only where no axis is left to the compiler.
+    """
+    return {name for name, n in _automatic_axes().items() if n == 1 or name in (MODEL, SEQUENCE)}
+
+
+def _automatic_axes() -> dict[str, int]:
+    """Return the numbers of devices along the axes of the mesh that the compiler divides arrays along."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types)
-    return {name: n for name, n, kind in kinds if name in (MODEL, SEQUENCE) and n > 1 and kind == AxisType.Auto}
+    return {name: n for name, n, kind in kinds if kind == AxisType.Auto}
 
 
 def axis_of(name: str) -> str | None:
