@@ -17,6 +17,7 @@ from attn.nn.sharding import DATA, MODEL, SEQUENCE
 from attn.startup import STUCK
 from attn.training.groups import MeshShape
 
+_MOST_CPU_DEVICES = 64  # that are made where a model is divided among more of them than there are cores
 _PATIENCE, _BEFORE_NOTICE = 300, 1  # seconds to wait for other hosts: in all, and before a message says so
 _ADDRESS = ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST")
 _COUNTS = ("JAX_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
@@ -34,7 +35,8 @@ def largest_divisor(number: int, at_most: int) -> int:
 def use_cores(batch_size: int, per_model: int = 1):
     """Let JAX make one CPU device per core, or fewer, so that their number divides the batch size.
 
-    With `per_model` devices for each copy of the model, the number of copies divides it; there is at least one copy.
+    With `per_model` devices for each copy of the model, the number of copies divides it; there is at least one copy, if
+    the devices are not far more than the cores.
 
     On a CPU two devices with half of the batch each are faster than one device with two threads. Once JAX has computed
     something, as in a notebook, the number of its devices is fixed, and this does nothing.
@@ -42,7 +44,7 @@ def use_cores(batch_size: int, per_model: int = 1):
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):
             copies = largest_divisor(batch_size, max(1, cores() // per_model))
-            jax.config.update("jax_num_cpu_devices", copies * per_model)
+            jax.config.update("jax_num_cpu_devices", min(copies * per_model, max(_MOST_CPU_DEVICES, cores())))
 
 
 def is_started() -> bool:

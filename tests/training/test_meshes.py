@@ -182,3 +182,14 @@ def test_the_mesh_may_change_when_a_run_resumes():
     assert may_change("mesh.model")
     assert may_change("mesh.sequence")
     assert digest_of(from_mapping({"mesh": {"model": 2}})) == digest_of(from_mapping({}))
+
+
+@pytest.mark.parametrize("per_model, made", [(1, 4), (2, 4), (6, 6), (10**6, 64)])
+def test_no_more_cpu_devices_are_made_than_a_model_may_be_divided_among(per_model, made, monkeypatch):
+    """On four cores; more than are made is then an error that names their number."""
+    settings = {}
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setattr(meshes, "cores", lambda: 4)
+    monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+    meshes.use_cores(batch_size=8, per_model=per_model)
+    assert settings == {"jax_num_cpu_devices": made}
