@@ -22,7 +22,7 @@ from jaxtyping import Array
 from attn.functional import blockwise, derivatives, dtypes, masks, scores
 from attn.functional.blocks import spread
 from attn.functional.contract import Call, Normalizer, Unsupported, resolve_offsets
-from attn.functional.plans import Blocks, Plan, plan_call
+from attn.functional.plans import Blocks, Plan, Processor, plan_call
 from attn.functional.sharding import is_sharded, vary_alike
 from attn.functional.taken_apart import Kind, TakenApart, Value
 
@@ -35,7 +35,7 @@ class Kernels(NamedTuple):
     Attributes:
       forward: (plan, query, key, value, parts, flags) -> (out, peak, total).
       backward: (plan, query, key, value, parts, flags, peak, dout, delta, wanted) -> gradients, one per wanted input.
-      is_inside: True for the name of a primitive that a kernel can evaluate on a tile.
+      processor: what they can do.
 
     Arrays are query `[b N T H]`, key `[b K S H]`, value `[b K S Hv]`, parts `[b n ...]` (see `taken_apart`) and flags:
     needed and whole tiles, `[b n steps]`, where the plan does not have them; and, `[b n]`, whether the parts of a score
@@ -44,7 +44,7 @@ class Kernels(NamedTuple):
 
     forward: Callable
     backward: Callable
-    is_inside: Callable[[str], bool]
+    processor: Processor
 
 
 def attend(call: Call, blocks: Blocks, kernels: Kernels, known=None) -> tuple[Array, Normalizer]:
@@ -61,7 +61,7 @@ def attend(call: Call, blocks: Blocks, kernels: Kernels, known=None) -> tuple[Ar
       Unsupported: a function of the user's that they cannot evaluate.
     """
     call = vary_alike(resolve_offsets(call._replace(**_without_float16(call))))
-    plan, parts, flags = plan_call(call, blocks, kernels.is_inside)
+    plan, parts, flags = plan_call(call, blocks, kernels.processor)
     # Parts of the score come first; those of mask and dropout are compared, and have no derivative.
     is_moving = [n < len(plan.score.parts) and jnp.issubdtype(x.dtype, jnp.floating) for n, x in enumerate(parts)]
 
@@ -243,7 +243,7 @@ def unsupported_reason(call: Call, blocks: Blocks, kernels: Kernels, supported: 
 
     def planned(*arrays):
         query, key, value = (x if x.ndim == 3 else x[:, None] for x in arrays)
-        return plan_call(call._replace(query=query, key=key, value=value), blocks, kernels.is_inside)[1:]
+        return plan_call(call._replace(query=query, key=key, value=value), blocks, kernels.processor)[1:]
 
     try:
         # Traced apart, so that nothing of it is left in the program of the caller.

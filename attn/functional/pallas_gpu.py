@@ -47,7 +47,7 @@ from attn.functional.pallas_gpu_layout import (
     width_inside,
 )
 from attn.functional.pallas_gpu_parts import add_part, gradient_of_part, result_of_part
-from attn.functional.plans import Blocks, Plan
+from attn.functional.plans import Blocks, Plan, Processor
 from attn.functional.taken_apart import Kind
 from attn.functional.tiles import add_up, count, padded
 
@@ -68,6 +68,7 @@ INSIDE = frozenset(
         *("pvary", "pcast"),
     )
 )
+PROCESSOR = Processor(INSIDE.__contains__)
 
 
 def attend(
@@ -139,7 +140,7 @@ def _blocks(call: Call, block_size: int | None) -> Blocks:
 
 def _kernels(interpret: bool) -> Kernels:
     forward, backward = (functools.partial(each, interpret) for each in (_forward, _backward))
-    return Kernels(forward, backward, INSIDE.__contains__)
+    return Kernels(forward, backward, PROCESSOR)
 
 
 # Forward

@@ -10,7 +10,7 @@ The score is differentiated inside of the kernel, by `jax.vjp`. A kernel visits 
 of queries; for those of keys and values, its tiles are transposed, so that its rows are keys, and p and ds need not be.
 If the gradients of all queries fit into VMEM, one kernel computes both.
 
-Source: Dao 2023 (FlashAttention-2); the layout follows JAX's flash_attention and splash_attention for TPUs.
+Source: Dao 2023 (FlashAttention-2); layout as in JAX's splash_attention for TPUs.
 """
 
 import functools
@@ -23,27 +23,11 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from attn.functional import fused
+from attn.functional import pallas_tpu_layout as layout
 from attn.functional.contract import Call, Normalizer
 from attn.functional.fused import Kernels
-from attn.functional.pallas_tpu_layout import (
-    FIRST,
-    LAST,
-    NEEDED,
-    WHOLE,
-    Operand,
-    Result,
-    Tile,
-    add_part,
-    by_column,
-    by_row,
-    gradient_of_part,
-    has_whole_tiles,
-    of_parts,
-    result_of_part,
-    steps,
-)
-from attn.functional.pallas_tpu_layout import run as run_kernel
-from attn.functional.plans import Blocks, Plan
+from attn.functional.pallas_tpu_layout import FIRST, LAST, NEEDED, WHOLE, Operand, Result, Tile, by_column, by_row
+from attn.functional.plans import Blocks, Plan, Processor
 from attn.functional.taken_apart import Kind
 from attn.functional.tiles import add_up, count
 
@@ -61,6 +45,10 @@ INSIDE = frozenset(
         *("shift_left", "shift_right_logical", "shift_right_arithmetic", "convert_element_type"),
         *("broadcast_in_dim", "stop_gradient", "custom_jvp_call", "pvary", "pcast"),
     )
+)
+# A processor compares no narrow integers.
+PROCESSOR = Processor(
+    INSIDE.__contains__, frozenset(("int8", "uint8", "int16", "uint16", "float16")), layout.MOST_STEPS
 )
 
 
@@ -86,6 +74,8 @@ def unsupported_reason(call: Call, *, supported: Sequence[str] = fused.DTYPES) -
       call: with marks of `attn.per_head`.
       supported: names of dtypes; in an interpreter also float64.
     """
+    if max(call.T, call.S) > (most := layout.MOST_BLOCKS * BLOCK_SIZE):
+        return f"more than {most} queries or keys"
     return fused.unsupported_reason(call, _blocks(call, BLOCK_SIZE, 128), _kernels(False), supported)
 
 
@@ -97,7 +87,7 @@ def _blocks(call: Call, block_size: int, lanes: int) -> Blocks:
 
 def _kernels(interpret) -> Kernels:
     forward, backward = (functools.partial(each, interpret) for each in (_forward, _backward))
-    return Kernels(forward, backward, INSIDE.__contains__)
+    return Kernels(forward, backward, PROCESSOR)
 
 
 # Forward
@@ -109,15 +99,15 @@ def _forward(interpret, plan: Plan, query, key, value, parts, flags) -> list[Arr
 
     def run(query, key, value, *rest):
         operands = [by_row(plan, query), by_column(plan, key), by_column(plan, value)]
-        operands += of_parts(plan, rest[: len(parts)])
-        listed = steps(plan, rest[len(parts) :])
+        operands += layout.of_parts(plan, rest[: len(parts)])
+        listed = layout.steps(plan, rest[len(parts) :])
         rows = count(plan.T, bq) * bq
         results = [
             Result((rows, Hv), (bq, Hv), lambda row, column: (row, 0), value.dtype),
             Result((2, rows), (2, bq), lambda row, column: (0, row), plan.wide),
         ]
         scratch = [pltpu.VMEM(shape, plan.wide) for shape in ((bq, lanes), (bq, lanes), (bq, Hv))]
-        return run_kernel(_forward_kernel, "attn_forward", plan, listed, operands, results, scratch, interpret)
+        return layout.run(_forward_kernel, "attn_forward", plan, listed, operands, results, scratch, interpret)
 
     out, stats = fused.folded(run)(query, key, value, *parts, *flags)
     return [out[:, :, : plan.T], *(stats[:, :, n, : plan.T] for n in range(2))]
@@ -192,7 +182,7 @@ def _backward(interpret, plan: Plan, query, key, value, parts, flags, peak, dout
 def _cut(plan: Plan, n: int, gradient: Array) -> Array:
     """Return the gradient of input n without the padding of blocks, `[B N ...]`."""
     if n >= 3:
-        return gradient_of_part(plan, plan.parts[n - 3].kind, gradient)
+        return layout.gradient_of_part(plan, plan.parts[n - 3].kind, gradient)
     return gradient[:, :, : plan.S if n == 0 and plan.is_transposed else plan.T]
 
 
@@ -222,15 +212,15 @@ def _run_backward(interpret, plan: Plan, order: str, names: list[int], query, ke
     bq, _, lanes = plan.blocks
     of_queries, of_keys = (by_column, by_row) if plan.is_transposed else (by_row, by_column)
     operands = [of_queries(plan, query), of_keys(plan, key), of_keys(plan, value), of_queries(plan, dout, "constant")]
-    operands += [_stats_operand(plan, stats), *of_parts(plan, parts)]
-    listed = steps(plan, flags, every=any(_scope(plan, n) == "tile" for n in names))
+    operands += [_stats_operand(plan, stats), *layout.of_parts(plan, parts)]
+    listed = layout.steps(plan, flags, every=any(_scope(plan, n) == "tile" for n in names))
     widths = [x.shape[-1] for x in (query, key, value)]
     dtypes = [query.dtype, *(x.dtype if plan.group == 1 else plan.wide for x in (key, value))]
     rows, queries = count(plan.T, bq) * bq, operands[0].array.shape[2]
     results, scratch = [], []
     for n in names:
         if n >= 3:
-            results.append(result_of_part(plan, plan.parts[n - 3].kind))
+            results.append(layout.result_of_part(plan, plan.parts[n - 3].kind))
             continue
         if _scope(plan, n) == "head":
             shape = block = queries, widths[n]
@@ -243,7 +233,7 @@ def _run_backward(interpret, plan: Plan, order: str, names: list[int], query, ke
     scratch += [pltpu.VMEM((bq, x.shape[-1]), x.dtype) for x in kept]
     scratch += [] if plan.is_transposed else [pltpu.VMEM((bq, lanes), plan.wide)] * 2
     kernel = functools.partial(_backward_kernel, names)
-    return run_kernel(kernel, f"attn_backward_{order}", plan, listed, operands, results, scratch, interpret)
+    return layout.run(kernel, f"attn_backward_{order}", plan, listed, operands, results, scratch, interpret)
 
 
 def _stats_operand(plan: Plan, stats: Array) -> Operand:
@@ -344,7 +334,7 @@ def _add_gradients(tile: Tile, step, is_whole: bool, operands, kept, sums, outs)
     elif 0 in sums:
         sums[0][...] += _dot(plan, draw, k)
     for out, part, d in zip(outs.values(), of_parts, dparts):
-        add_part(plan, plan.parts[part].kind, step, out, d)
+        layout.add_part(plan, plan.parts[part].kind, step, out, d)
 
 
 # One tile
@@ -352,7 +342,7 @@ def _add_gradients(tile: Tile, step, is_whole: bool, operands, kept, sums, outs)
 
 def _when_needed(plan: Plan, step, update: Callable[[bool], None]):
     """Run `update(is_whole)` if the tile is needed."""
-    has_whole = has_whole_tiles(plan)
+    has_whole = layout.has_whole_tiles(plan)
     is_whole = step.has(WHOLE) if has_whole else False
 
     @pl.when(step.has(NEEDED) & jnp.logical_not(is_whole))

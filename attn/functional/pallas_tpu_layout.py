@@ -25,7 +25,8 @@ from attn.functional.tiles import count, of_head, padded
 # holds a visible pair; one in which all pairs are visible.
 _BITS = 13
 FIRST, LAST, NEEDED, WHOLE = (1 << (2 * _BITS + n) for n in range(4))
-MOST_BLOCKS = 2**_BITS
+MOST_BLOCKS = 2**_BITS  # of queries, or of keys
+MOST_STEPS = 7 << 15  # in the lists of a call: of a MiB of scalar memory, seven eighths
 _WITHOUT_STRIDES = ("TPU v2", "TPU v3", "TPU v4")  # they cannot roll each row by one more than the row before
 
 
@@ -243,8 +244,24 @@ def run(
     scratch: Sequence,
     interpret,
 ) -> Sequence[Array]:
-    """Run `kernel(plan, step, parts, operands, results, scratch)` for every head and step: results `[B N ...]`."""
+    """Run `kernel(plan, step, parts, operands, results, scratch)` for every head and step: results `[B N ...]`.
+
+    Examples whose lists do not fit into scalar memory together take turns.
+    """
     batch = max(len(x) for x in (listed, *(operand.array for operand in operands)))
+    if listed.size > MOST_STEPS and len(listed) > 1:
+        size = max(n for n in range(1, batch) if batch % n == 0 and (n == 1 or listed[:n].size <= MOST_STEPS))
+        arrays = [listed, *(operand.array for operand in operands)]
+        is_batched = [len(x) == batch for x in arrays]
+
+        def in_turn(some):
+            some = iter(some)
+            listed, *rest = [next(some) if each else x for x, each in zip(arrays, is_batched)]
+            turn = [operand._replace(array=x) for operand, x in zip(operands, rest)]
+            return list(run(kernel, name, plan, listed, turn, results, scratch, interpret))
+
+        turns = [x.reshape(-1, size, *x.shape[1:]) for x, each in zip(arrays, is_batched) if each]
+        return [x.reshape(batch, *x.shape[2:]) for x in lax.map(in_turn, turns)]
     num_parts = len(plan.parts)
 
     def body(list_ref, *refs):

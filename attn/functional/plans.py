@@ -8,19 +8,19 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
+from jax.extend.core import Jaxpr, Literal
 from jaxtyping import Array
 
 from attn.functional import blockwise, dtypes, masks, mods, scores, survey
 from attn.functional.blocks import positions_in_blocks
 from attn.functional.contract import Call, Unsupported
-from attn.functional.taken_apart import Kind, TakenApart, Value, evaluate, take_apart
+from attn.functional.taken_apart import Kind, TakenApart, Value, evaluate, evaluate_one, take_apart
 
 
 class Blocks(NamedTuple):
@@ -29,6 +29,20 @@ class Blocks(NamedTuple):
     rows: int
     columns: int
     lanes: int = 128
+
+
+class Processor(NamedTuple):
+    """What kernels of one kind of processor can do.
+
+    Attributes:
+      is_inside: True for the name of a primitive that they can evaluate on a tile.
+      narrow: names of dtypes that they cannot evaluate on a tile.
+      most_steps: of the lists of tiles of all heads; None for any number.
+    """
+
+    is_inside: Callable[[str], bool]
+    narrow: frozenset[str] = frozenset()
+    most_steps: int | None = None
 
 
 class Tiles(NamedTuple):
@@ -116,7 +130,7 @@ class Plan:
         return parts[: counts[0]], parts[counts[0] : counts[1]], parts[counts[1] :]
 
 
-def plan_call(call: Call, blocks: Blocks, is_inside: Callable[[str], bool]) -> tuple[Plan, list[Array], list[Array]]:
+def plan_call(call: Call, blocks: Blocks, processor: Processor) -> tuple[Plan, list[Array], list[Array]]:
     """Take the functions of a call apart, and find its tiles.
 
     Returns:
@@ -148,7 +162,7 @@ def plan_call(call: Call, blocks: Blocks, is_inside: Callable[[str], bool]) -> t
         apart = [
             None
             if each is None
-            else _take_apart(name, each, blocks, T * S, is_inside, example if name == "score" else None)
+            else _take_apart(name, each, blocks, T * S, processor, example if name == "score" else None)
             for name, each in functions.items()
         ]
         tiles, dynamic = find_tiles(mask, T, S, blocks)
@@ -166,6 +180,9 @@ def plan_call(call: Call, blocks: Blocks, is_inside: Callable[[str], bool]) -> t
 
     queries, keys = jnp.moveaxis(call.query, 1, 0), jnp.repeat(jnp.moveaxis(call.key, 1, 0), N // K, axis=0)
     parts, dynamic = _for_each_head(of_one, (marked, jnp.arange(N), queries, keys))
+    steps = len(plans[0].tiles.rows) * max((x.shape[1] for x in dynamic), default=1)
+    if processor.most_steps is not None and steps > processor.most_steps:
+        raise Unsupported(f"{steps} tiles in the lists of all heads, of at most {processor.most_steps}")
     return plans[0], parts, dynamic
 
 
@@ -173,7 +190,7 @@ def plan_call(call: Call, blocks: Blocks, is_inside: Callable[[str], bool]) -> t
 _COSTLY = frozenset(("rem", "sin", "cos", "pow", "log", "log1p", "erf"))
 
 
-def _take_apart(name: str, function: Callable, blocks: Blocks, pairs: int, is_inside, example) -> TakenApart:
+def _take_apart(name: str, function: Callable, blocks: Blocks, pairs: int, processor: Processor, example) -> TakenApart:
     """Take a function apart for a kernel: outside is what the kernel cannot evaluate, and every captured number.
 
     Raises:
@@ -183,7 +200,7 @@ def _take_apart(name: str, function: Callable, blocks: Blocks, pairs: int, is_in
     def is_part(value: Value) -> bool:
         if value.kind == Kind.CONSTANT:
             return math.prod(value.shape) == 1
-        is_evaluated = all(map(is_inside, value.primitives))
+        is_evaluated = all(map(processor.is_inside, value.primitives))
         if value.kind == Kind.SCORE or len(value.shape) != 2:
             return False
         if value.kind == Kind.PAIR:  # one number per pair is memory of T x S, unless the function has that much already
@@ -192,8 +209,12 @@ def _take_apart(name: str, function: Callable, blocks: Blocks, pairs: int, is_in
 
     apart = take_apart(function, blocks.rows, blocks.columns, example, is_part)
     for equation in apart.equations() + [e for e in apart.closed.jaxpr.eqns if e.effects]:
-        if not is_inside(equation.primitive.name):
-            raise Unsupported(f"primitive {equation.primitive.name!r} in the {name}{_place(equation)}")
+        for primitive in _primitives(apart.closed.jaxpr, equation):
+            if not processor.is_inside(primitive):
+                raise Unsupported(f"primitive {primitive!r} in the {name}{_place(equation)}")
+        for v in (*equation.invars, *equation.outvars):
+            if v.aval.dtype.name in processor.narrow:
+                raise Unsupported(f"dtype {v.aval.dtype.name} in the {name}{_place(equation)}")
         # JAX would trace the rule in the kernel, where no value varies, and find that its result does not fit.
         if equation.primitive.name == "custom_jvp_call" and any(v.aval.mat.varying for v in equation.outvars):
             rule = f"a function with a derivative rule of its own, as jax.nn.relu, in the {name}{_place(equation)}"
@@ -201,6 +222,38 @@ def _take_apart(name: str, function: Callable, blocks: Blocks, pairs: int, is_in
     if shapes := apart.captured():
         raise Unsupported(f"an array of shape {shapes[0]} in the {name}, other than read at i, at j or at j - i")
     return apart
+
+
+def _primitives(jaxpr: Jaxpr, equation) -> Iterator[str]:
+    """Iterate over the primitives of an equation; of a function with a derivative of its own, over those of both."""
+    yield equation.primitive.name
+    if equation.primitive.name != "custom_jvp_call" or any(v.aval.mat.varying for v in equation.outvars):
+        return
+    inputs = list(dict.fromkeys(v for v in equation.invars if not isinstance(v, Literal)))
+    floats = [v for v in inputs if jnp.issubdtype(v.aval.dtype, jnp.floating)]
+
+    def with_derivative(*arrays):
+        values = dict(zip(inputs, arrays))
+
+        def of_floats(*moving):
+            read = (values | dict(zip(floats, moving))).get
+            return evaluate_one(jaxpr, equation, read)
+
+        moving = [values[v] for v in floats]
+        return jax.jvp(of_floats, moving, moving)
+
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inputs]
+    for closed in (equation.params["call_jaxpr"], jax.make_jaxpr(with_derivative)(*shapes)):
+        yield from _inner_primitives(closed.jaxpr)
+
+
+def _inner_primitives(jaxpr: Jaxpr) -> Iterator[str]:
+    for equation in jaxpr.eqns:
+        inner = [x.jaxpr for x in equation.params.values() if hasattr(x, "jaxpr")]
+        if not inner:
+            yield equation.primitive.name
+        for each in inner:
+            yield from _inner_primitives(each)
 
 
 # Primitives whose result is finite where their inputs are, unless these are extreme, and NaN where one of them is.

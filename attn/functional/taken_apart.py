@@ -26,8 +26,6 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 from jaxtyping import Array, Shaped
 
-from attn.functional import dtypes
-
 
 class Kind(enum.Enum):
     """The positions and arrays that a value depends on."""
@@ -123,7 +121,7 @@ class TakenApart:
     def _evaluate_at(self, rows, columns, places) -> list[Array] | None:
         """Evaluate some of the function's values on a tile of another shape."""
         closed = trace(self.function, len(rows), len(columns), self.score)
-        if _primitives(closed) != _primitives(self.closed):
+        if _equations(closed) != _equations(self.closed):
             return None
         arguments = [rows[:, None], columns[None, :]]
         if self.score is not None:  # no part depends on s
@@ -133,7 +131,7 @@ class TakenApart:
     def at(self, r: int, c: int) -> "TakenApart | None":
         """Return the same parts of the same function on tiles of another shape; None where its equations differ."""
         closed = trace(self.function, r, c, self.score)
-        if _primitives(closed) != _primitives(self.closed):
+        if _equations(closed) != _equations(self.closed):
             return None
         variables = _at_places(closed, self.places)
         parts = (dataclasses.replace(part, shape=v.aval.shape) for part, v in zip(self.parts, variables))
@@ -268,12 +266,18 @@ def needed_equations(jaxpr: Jaxpr, known, wanted: Sequence) -> tuple[list, set]:
     return equations, needed
 
 
-def _primitives(closed: ClosedJaxpr) -> list[str]:
-    return [equation.primitive.name for equation in closed.jaxpr.eqns]
+def _equations(closed: ClosedJaxpr) -> list[tuple]:
+    """Return what is the same on every tile: the primitives, and the numbers that are written in their equations."""
+
+    def numbers(equation):
+        return [np.asarray(v.val).tolist() for v in equation.invars if isinstance(v, Literal)]
+
+    return [(equation.primitive.name, repr(numbers(equation))) for equation in closed.jaxpr.eqns]
 
 
-# Primitives that keep n * i + constant as it is. Conversions are exact to integers and floats of 32 bits and more.
+# Primitives that keep n * i + constant as it is, if their results have one of these dtypes: others wrap, or round.
 _KEEP_SLOPE = frozenset(("broadcast_in_dim", "reshape", "squeeze", "copy", "convert_element_type"))
+_EXACT = (np.dtype("int32"), np.dtype("int64"), np.dtype("float32"), np.dtype("float64"))
 
 
 def _describe(closed: ClosedJaxpr, has_score: bool) -> dict[Var, Value]:
@@ -295,7 +299,7 @@ def _describe(closed: ClosedJaxpr, has_score: bool) -> dict[Var, Value]:
         primitives = {equation.primitive.name}.union(*(each.primitives for each in inputs if each.kind == kind))
         reads = max((each.reads for each in inputs), default=0)
         for v in equation.outvars:
-            exact_slope = 0 if dtypes.is_half(v.aval) else slope
+            exact_slope = slope if v.aval.dtype in _EXACT else 0
             values[v] = Value(kind, v.aval.shape, v.aval.dtype, frozenset(primitives), reads, exact_slope)
     return values
 

@@ -30,7 +30,7 @@ lowers_without_plugin = pytest.mark.skipif(jaxlib.version.__version_info__ > (0,
 
 def listed_tiles(mask, T: int, S: int, blocks: Blocks, order: str) -> pallas_gpu_layout.Lists:
     query, key = jnp.zeros((T, 1, 8)), jnp.zeros((S, 1, 8))
-    plan, _, flags = fused.plan_call(Call(query, key, key, mask, None, 1.0), blocks, pallas_gpu.INSIDE.__contains__)
+    plan, _, flags = fused.plan_call(Call(query, key, key, mask, None, 1.0), blocks, pallas_gpu.PROCESSOR)
     return pallas_gpu_layout.lists(plan, flags, order)
 
 

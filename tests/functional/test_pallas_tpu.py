@@ -16,11 +16,13 @@ import attn
 from attn import masks, per_head, positions, scores
 from attn.functional import pallas_tpu, pallas_tpu_layout
 from attn.functional.attention import _call as checked_call
+from attn.functional.contract import Call
 from attn.functional.implementations import IMPLEMENTATIONS
 from attn.functional.pallas_tpu_layout import FIRST, LAST, MOST_BLOCKS, NEEDED, WHOLE, steps
 from attn.functional.plans import Blocks, plan_call
 
 attend = functools.partial(attn.multi_head_attention, implementation="pallas_tpu")
+NAMES = "pallas_tpu", "reference"
 
 # What can be inside
 
@@ -93,19 +95,51 @@ def test_what_can_be_inside_lowers_for_a_tpu_and_so_does_its_derivative(name):
         call.trace(X).lower(lowering_platforms=("tpu",))
 
 
+@jax.custom_jvp
+def with_a_body(s):
+    return jnp.expm1(s)
+
+
+with_a_body.defjvps(lambda t, result, s: t * (result + 1))
+
+
+@jax.custom_jvp
+def with_a_rule(s):
+    return jnp.tanh(s)
+
+
+with_a_rule.defjvps(lambda t, result, s: t * jnp.sort(s, axis=1))
+BYTES = jnp.arange(40, dtype=jnp.int8)
+
+
 @pytest.mark.parametrize(
     "score, reason",
     [
         (lambda s, i, j: jnp.sort(s, axis=1), r"primitive 'sort' in the score, .*test_pallas_tpu.py:\d+"),
         (lambda s, i, j: jnp.expm1(s), r"primitive 'expm1' in the score, .*test_pallas_tpu.py:\d+"),
         (lambda s, i, j: s + jnp.arange(32.0)[i + j], r"primitive '\w+' in the score, .*test_pallas_tpu.py:\d+"),
+        (lambda s, i, j: with_a_body(s), r"primitive 'expm1' in the score, .*test_pallas_tpu.py:\d+"),
+        (lambda s, i, j: with_a_rule(s), r"primitive 'sort' in the score, .*test_pallas_tpu.py:\d+"),
+        (lambda s, i, j: s + (BYTES[i] > BYTES[j]), r"dtype int8 in the score, .*test_pallas_tpu.py:\d+"),
     ],
-    ids=["sort", "expm1", "a table at i + j"],
+    ids=["sort", "expm1", "a table at i + j", "a body", "a rule", "bytes"],
 )
 def test_what_a_kernel_cannot_do_it_says_with_primitive_and_line(score, reason):
     arrays = cases.normal((40, 1, 4), (40, 1, 4), (40, 1, 4))
     with pytest.raises(attn.Unsupported, match=f"'pallas_tpu' does not support {reason}.*these do: blockwise"):
         attend(*arrays, score=score)
+
+
+def test_lists_that_do_not_fit_into_scalar_memory_are_refused():
+    def reason(T, N, mask):
+        x = jax.ShapeDtypeStruct((T, N, 4), "bfloat16")
+        return pallas_tpu.unsupported_reason(Call(x, x, x, mask, None, 1.0, None))
+
+    assert reason(2**19, 1, masks.causal()) == "524800 tiles in the lists of all heads, of at most 229376"
+    assert reason(2**19, 1, masks.sliding_window(1000, 0)) is None
+    lengths = per_head(masks.padding(jnp.arange(32)))
+    assert reason(2**16, 32, lengths) == "524288 tiles in the lists of all heads, of at most 229376"
+    assert reason(2**22 + 1, 1, masks.sliding_window(1000, 0)) == "more than 4194304 queries or keys"
 
 
 # The list of tiles
@@ -118,7 +152,7 @@ def listed(mask, order, flags=(), **options):
     """Return (rows, columns, and the flags of each step), for one head."""
     query, key, value = cases.normal((T, 1, 4), (S, 1, 4), (S, 1, 4))
     call = checked_call(query, key, value, mask, None, None)
-    plan, _, flags = plan_call(call, BLOCKS, pallas_tpu.INSIDE.__contains__)
+    plan, _, flags = plan_call(call, BLOCKS, pallas_tpu.PROCESSOR)
     (code,) = np.asarray(steps(plan if order == "rows" else plan.transposed(), flags, **options))[0]
     main, other = code & (MOST_BLOCKS - 1), (code >> 13) & (MOST_BLOCKS - 1)
     rows, columns = (main, other) if order == "rows" else (other, main)
@@ -185,6 +219,26 @@ def test_one_list_per_example_of_a_batch_and_no_loop_over_the_batch():
         one = gradient("reference", query[n], key[n], value[n], length)
         for ours, theirs in zip(found, one, strict=True):
             np.testing.assert_allclose(ours[n], theirs, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("most, turns", [(40, 1), (20, 2), (8, 4)])
+def test_examples_whose_lists_do_not_fit_together_take_turns(most, turns, monkeypatch):
+    """Nine tiles per example."""
+    monkeypatch.setattr(pallas_tpu_layout, "MOST_STEPS", most)
+    query, key, value = cases.normal((4, 9, 2, 4), (9, 2, 4), (4, 9, 2, 4))
+    lengths = jnp.array([9, 2, 5, 0])
+
+    def gradient(implementation, query, value, length):
+        mask = masks.padding(length)
+        call = functools.partial(attn.multi_head_attention, mask=mask, implementation=implementation)
+        return jax.grad(lambda *a: jnp.sum(jnp.sin(call(*a))), (0, 1, 2))(query, key, value)
+
+    batched = jax.vmap(functools.partial(gradient, "pallas_tpu"))
+    around = [outer for e, outer in equations(batched, query, value, lengths) if e.primitive.name == "pallas_call"]
+    loops = [[o.params["length"] for o in outer if o.primitive.name == "scan"] for outer in around]
+    assert loops == [[turns] if turns > 1 else []] * len(around) and around
+    found, wanted = (jax.jit(jax.vmap(functools.partial(gradient, name)))(query, value, lengths) for name in NAMES)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), found, wanted)
 
 
 # Both ways to the gradients

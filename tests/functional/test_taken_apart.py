@@ -45,6 +45,18 @@ FUNCTIONS = {
         lambda s, i, j: s + (j.astype("bfloat16") - i.astype("bfloat16")),
         {Kind.PAIR},
     ),
+    "a distance of bools": (
+        lambda s, i, j: s + TABLE[(i > 5).astype("int32") - (j > 5).astype("int32") + 1],
+        {Kind.PAIR},
+    ),
+    "a distance of bools by conversion": (
+        lambda s, i, j: s + TABLE[i.astype(bool).astype("int32") - j.astype(bool).astype("int32") + 1],
+        {Kind.PAIR},
+    ),
+    "a distance of bytes, which wrap": (
+        lambda s, i, j: s + ((i + 250).astype("uint8").astype("float32") - (j + 250).astype("uint8").astype("float32")),
+        {Kind.PAIR},
+    ),
     "dense": (lambda s, i, j: scores.dense(BIAS)(s, i, j), {Kind.PAIR}),
     "a constant": (lambda s, i, j: s * jnp.sqrt(TABLE[3] ** 2), {Kind.CONSTANT}),
     "softcap": (lambda s, i, j: scores.softcap(TABLE[0])(s, i, j), {Kind.CONSTANT}),
@@ -106,7 +118,11 @@ def test_a_function_that_reads_the_shape_of_its_tile_has_no_values_of_its_parts(
     def function(s, i, j):
         return s + (TABLE[j - i] if s.shape == TILE else jnp.sin(TABLE[j - i]))
 
-    assert take_apart(function, *TILE, jnp.float32(0), lambda v: v.kind == Kind.DISTANCE).values(T, S) is None
+    def by_number(s, i, j):
+        return s * 3 / s.shape[0] + TABLE[j - i]
+
+    for each in (function, by_number):
+        assert take_apart(each, *TILE, jnp.float32(0), lambda v: v.kind == Kind.DISTANCE).values(T, S) is None
 
 
 @pytest.mark.parametrize("T, S", [(1, 1), (1, 7), (7, 1), (2, 2)])
