@@ -318,6 +318,8 @@ def check(arguments: argparse.Namespace) -> int:
         raise RunError(f"--output: {message}")
     if output is not None and not output.parent.is_dir():
         raise RunError(f"--output: the folder {output.parent} does not exist")
+    if output is not None and output.is_dir():
+        raise RunError(f"--output: {output} is a folder, must be a file")
     try:
         jax.devices("cpu")
     except RuntimeError:

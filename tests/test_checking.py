@@ -3,12 +3,14 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from attn import checking, cli
-from attn.functional import checked, reference
+from attn.functional import checked, pallas_gpu, pallas_tpu, reference
+from attn.functional.contract import Call
 from attn.functional.implementations import IMPLEMENTATIONS, Implementation
 
 
@@ -62,6 +64,35 @@ def test_a_nan_is_an_error_whatever_the_other_results_are(few, monkeypatch):
     assert checking.describe(found) == "WRONG, dkey inf"
 
 
+def test_what_fails_is_reported_and_the_rest_is_checked(few, monkeypatch, capsys):
+    def attend(call):
+        if call.score is not None:
+            raise ValueError("no tile\nof this")
+        return reference.attend(call)
+
+    monkeypatch.setitem(IMPLEMENTATIONS, "broken", Implementation(attend))
+    monkeypatch.setattr(checking, "implementations", lambda: ["reference", "broken"])
+    assert cli.main(["check", "--lengths", "8"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("FAILED: ValueError: no tile\n") == 2 and "wrong: broken" in printed
+    assert "broken       NaN and infinity in hidden keys reach nothing: yes" in printed
+
+
+def test_on_each_processor_kernels_get_several_tiles_with_and_without_padding():
+    for platform, blocks in (
+        ("tpu", lambda call: pallas_tpu._blocks(call, pallas_tpu.BLOCK_SIZE, 128)),
+        ("gpu", lambda call: pallas_gpu._blocks(call, None)),
+    ):
+        has_padding = set()
+        for T, S in checking.SIZES[platform]:
+            shapes = ((T, 4, 64), (S, 2, 64), (S, 2, 32))
+            call = Call(*(jax.ShapeDtypeStruct(shape, "bfloat16") for shape in shapes), None, None, 1.0, None)
+            rows, columns, _ = blocks(call)
+            has_padding.add(bool(T % rows or S % columns))
+            several = rows < T and columns < S
+        assert has_padding == {True, False} and several
+
+
 def _with_exact_reference(results):
     return lambda name, case, dtype, *rest: results("exact" if dtype == "float64" else name, case, dtype, *rest)
 
@@ -74,7 +105,10 @@ def test_the_report_is_printed_and_written(few, tmp_path, capsys):
     results = json.loads(path.read_text())
     assert results["preferred"] == [] and results["seconds"] == {"8": {"reference": {"forward": 1.0, "backward": 2.0}}}
     values = results["values"]["reference"]
-    assert values["causal, float32"]["right"] and max(values["causal, float32"]["errors"].values()) < 1e-5
+    assert (
+        values["causal, float32, 200 x 333"]["right"]
+        and max(values["causal, float32, 200 x 333"]["errors"].values()) < 1e-5
+    )
     assert all(each["right"] for each in values.values()) and len(values) == 2 * 2 + 3
 
 
@@ -82,6 +116,12 @@ def test_a_folder_that_does_not_exist_is_said_before_anything_is_computed(tmp_pa
     monkeypatch.setattr(checking, "run", None)
     assert cli.main(["check", "--output", str(tmp_path / "none" / "x.json")]) == 2
     assert capsys.readouterr().err == f"error: --output: the folder {tmp_path / 'none'} does not exist\n"
+
+
+def test_a_folder_is_no_file_to_write_and_said_so_before_anything_is_computed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checking, "run", None)
+    assert cli.main(["check", "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: --output: {tmp_path} is a folder, must be a file\n"
 
 
 def test_a_kernel_is_preferred_where_it_is_right_and_faster_everywhere():
