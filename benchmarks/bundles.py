@@ -28,6 +28,8 @@ import subprocess
 import sys
 import tempfile
 
+import devices
+
 T, HEADS, WIDTH, BLOCK = 4096, 8, 128, 512
 ROWS = T // BLOCK
 WHOLE, PARTIAL = ROWS * (ROWS - 1) // 2, ROWS  # tiles of a causal mask
@@ -184,7 +186,6 @@ _KERNELS = {
 
 def _count_in_this_process(device: str, folder: pathlib.Path, only: list[str] | None) -> dict:
     """Compile the programs, and count what libtpu writes into the folder."""
-    import devices
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
@@ -232,14 +233,20 @@ def count(device: str, only: list[str] | None = None) -> dict:
 def main():
     """Count on every device, print a table, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", nargs="+", default=["v5e-1", "v6e-1"], help="Names of devices.py.")
-    parser.add_argument("--only", nargs="+", help="Count only these programs.")
+    chips = [name for name, target in devices.DEVICES.items() if target.platform == "tpu" and name.endswith("-1")]
+    names = list(_programs())
+    parser.add_argument("--devices", nargs="+", default=["v5e-1", "v6e-1"], choices=chips, help="TPUs to count for.")
+    parser.add_argument(
+        "--only", nargs="+", choices=names, metavar="PROGRAM", help=f"Count only some of: {', '.join(names)}."
+    )
     parser.add_argument("--output", type=pathlib.Path, default=RESULTS, help="Write the counts to this JSON file.")
     parser.add_argument("--child", type=pathlib.Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child is not None:
         print(json.dumps(_count_in_this_process(arguments.devices[0], arguments.child, arguments.only)))
         return
+    if (reason := devices.missing(arguments.devices[0])) is not None:
+        parser.error(reason)
     found = {device: count(device, arguments.only) for device in arguments.devices}
     for device, programs in found.items():
         for name, program in programs.items():

@@ -6,6 +6,7 @@ The messages are those of results/programs.json. Bandwidths and speeds are the p
 here was measured. The times are what these figures allow at best; the latency of each message comes on top.
 """
 
+import argparse
 import json
 import pathlib
 from typing import NamedTuple
@@ -72,6 +73,7 @@ def tokens_to_hide(kind: str) -> float:
 
 def main():
     """Print the tables."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print("| devices | all-reduces | bytes | sent per chip | microseconds at least | messages in a row |")
     print(*by_devices(), sep="\n")
     print("\n| parameters | bytes | v5e-256, ms | v6e-256, ms |")

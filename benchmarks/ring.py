@@ -1,17 +1,18 @@
 """Measure the memory of ring attention from its compiled program, beside a loop that JAX differentiates.
 
     python benchmarks/ring.py
-    python benchmarks/ring.py --topology v5e:2x2 v5e:4x4 v5e:8x8
+    python benchmarks/ring.py --topology v5e:2x2 v5e:4x4 v5e:8x8 --output benchmarks/results/ring.json
 
 Compiles causal attention of a bfloat16 sequence, 8 heads of 128, and its gradient: without --topology for 8 devices of
 this machine's CPU, otherwise for the TPUs of each topology, which needs libtpu and no TPU. Nothing is run. The loop
 combines the parts, in consecutive order, from `multi_head_attention` by logsumexps, and is checkpointed.
 
-Prints, and writes to benchmarks/results/ring.json, per program: the temporary memory per device, and where the
+Prints, and writes to the file of --output, per program: the temporary memory per device, and where the
 communication stands: a loop between the start and the end of a message is computed while the message is on its way.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import pathlib
@@ -19,8 +20,11 @@ import re
 import time
 from unittest import mock
 
+from command_line import output_file, positive
+
 ROOT = pathlib.Path(__file__).parent.parent
 AXIS, HEADS, WIDTH = "sequence", 8, 128
+PROGRAMS = [f"{name}{of}" for of in ("", ", gradient") for name in ("balanced", "consecutive", "loop")]
 # A topology is described without a TPU or its metadata; other processes may do the same.
 OFFLINE = {
     "JAX_PLATFORMS": "cpu",
@@ -36,15 +40,19 @@ def main():
     """Compile, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", nargs="+", default=[None], help="Names of TPU topologies, such as v5e:4x4.")
-    parser.add_argument("--rows", type=int, default=4_096, help="Rows of the sequence per device (%(default)s).")
-    parser.add_argument("--only", nargs="+", help="Names of the programs to compile; all unless given.")
-    output = ROOT / "benchmarks/results/ring.json"
-    parser.add_argument("--output", type=pathlib.Path, default=output, help="File of the results (%(default)s).")
+    parser.add_argument("--rows", type=positive, default=4_096, help="Rows of the sequence per device (%(default)s).")
+    parser.add_argument(
+        "--only", nargs="+", choices=PROGRAMS, metavar="PROGRAM", help=f"Only some of: {'; '.join(PROGRAMS)}."
+    )
+    parser.add_argument("--output", type=output_file, help="JSON file of the results; none is written unless given.")
     arguments = parser.parse_args()
+    if arguments.topology != [None] and importlib.util.find_spec("libtpu") is None:
+        parser.error("compiling for TPUs needs libtpu: see requirements-accelerators.txt")
     os.environ.update(OFFLINE)  # before JAX starts
     rows = [row for each in arguments.topology for row in measure(each, arguments.rows, arguments.only)]
-    arguments.output.write_text(json.dumps(rows, indent=2) + "\n")
-    print(f"wrote {arguments.output}")
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps(rows, indent=2) + "\n")
+        print(f"wrote {arguments.output}")
 
 
 def measure(topology: str | None, rows_per_device: int, only: list[str] | None) -> list[dict]:

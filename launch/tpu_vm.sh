@@ -51,6 +51,14 @@ case "$ACCELERATOR_TYPE" in # the version; all chips, and those of a whole host
   v4-*) version=tpu-ubuntu2204-base chips=$((number / 2)) host=4 ;;
   *) fail "ACCELERATOR_TYPE: got $ACCELERATOR_TYPE, must be v5litepod-N, v6e-N, v5p-N or v4-N" ;;
 esac
+if [[ $ACCELERATOR_TYPE == v5litepod-* || $ACCELERATOR_TYPE == v6e-* ]]; then
+  sizes='^(1|4|8|16|32|64|128|256)$' words="1, 4, 8, 16, 32, 64, 128 or 256, the number of chips"
+else
+  sizes='^[1-9][0-9]{0,4}$' words="a multiple of 8, the number of cores"
+fi
+if ! [[ $number =~ $sizes ]] || ((host == 4 && number % 8)); then
+  fail "ACCELERATOR_TYPE: got $ACCELERATOR_TYPE, must end with $words"
+fi
 RUNTIME_VERSION=${RUNTIME_VERSION:-$version}
 if [[ $check == true ]] && ((chips > host)); then
   fail "--check: $ACCELERATOR_TYPE has several hosts; it needs one, of up to $host chips"

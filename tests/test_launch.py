@@ -78,6 +78,8 @@ def test_a_check_comes_before_training_and_its_results_are_fetched(repository):
         (["--dryrun"], {"PROJECT": "p", "ZONE": "z"}, "--dryrun"),
         (["--dry_run"], GIVEN | {"ACCELERATOR_TYPE": "tpu-8"}, "got tpu-8, must be v5litepod-N, v6e-N, v5p-N or v4-N"),
         (["--dry_run"], GIVEN | {"ACCELERATOR_TYPE": "v5p"}, "got v5p, must end with a number"),
+        (["--dry_run"], GIVEN | {"ACCELERATOR_TYPE": "v6e-3"}, "got v6e-3, must end with 1, 4, 8, 16"),
+        (["--dry_run"], GIVEN | {"ACCELERATOR_TYPE": "v5p-4"}, "got v5p-4, must end with a multiple of 8"),
         (["--check"], GIVEN | {"ACCELERATOR_TYPE": "v5litepod-16"}, "v5litepod-16 has several hosts"),
     ],
 )
