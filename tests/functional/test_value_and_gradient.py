@@ -59,3 +59,39 @@ def test_value_and_gradient_with_dropout_agree_with_the_oracle(implementation, d
     head = oracle.Head(*arrays, scale=scale, keep=keep)
     found = suite.errors(case, head, got, gradients, cotangents)
     assert max(found.values()) <= suite.BOUND, found
+
+
+@pytest.mark.served
+@pytest.mark.some(3)
+@pytest.mark.parametrize("score", [name for name in cases.SCORES if name != "none"])
+def test_gradients_to_what_a_score_captures_are_differences_of_the_oracle(implementation, score):
+    case = cases.Case((5, 7, 3, 2), "prefix", score, "float64")
+    with jax.enable_x64(True):
+        arrays, mask_values, score_values, scale, (g, gl) = suite.draw_head(case, 0, 1.0)
+        floats = [n for n, x in enumerate(score_values) if np.asarray(x).dtype.kind == "f"]
+
+        def total(moving):
+            values = [moving[floats.index(n)] if n in floats else x for n, x in enumerate(score_values)]
+            mask, function = cases.MASKS[case.mask].ours(mask_values), cases.SCORES[score].ours(values)
+            options = {"mask": mask, "score": function, "scale": scale, "return_logsumexp": True}
+            out, logsumexp = attn.attention(*arrays, **options, implementation=implementation)
+            return jnp.vdot(out, g) + jnp.vdot(jnp.where(logsumexp == -jnp.inf, 0, logsumexp), gl)
+
+        gradients = jax.jit(jax.grad(total))([jnp.asarray(score_values[n]) for n in floats])
+
+    def exact_total(values):
+        out, logsumexp = oracle.forward(suite.oracle_head(case, arrays, mask_values, values, scale))
+        return (out * np.asarray(g)).sum() + (np.where(logsumexp == -np.inf, 0, logsumexp) * np.asarray(gl)).sum()
+
+    step = 1e-6
+    for n, found in zip(floats, gradients, strict=True):
+        expected = np.zeros(np.shape(score_values[n]))
+        for at in np.ndindex(expected.shape):
+            ends = []
+            for sign in (1, -1):
+                moved = np.array(score_values[n])
+                moved[at] += sign * step
+                ends.append(exact_total([moved if m == n else x for m, x in enumerate(score_values)]))
+            expected[at] = (ends[0] - ends[1]) / (2 * step)
+        assert np.any(expected)
+        np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-8)
