@@ -5,6 +5,7 @@ blocks of all operands follow from it, so blocks that no tile needs are not even
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -248,20 +249,29 @@ def run(
 
     Examples whose lists do not fit into scalar memory together take turns.
     """
+
+    def once(listed, *arrays):
+        given = [operand._replace(array=x) for operand, x in zip(operands, arrays, strict=True)]
+        return list(_run_once(kernel, name, plan, listed, given, results, scratch, interpret))
+
+    arrays = [listed, *(operand.array for operand in operands)]
+    if listed.size <= MOST_STEPS or len(listed) == 1:
+        return once(*arrays)
+    batch, steps = len(listed), math.prod(listed.shape[1:])
+    size = max(n for n in range(1, batch) if batch % n == 0 and (n == 1 or n * steps <= MOST_STEPS))
+    is_batched = [len(x) == batch for x in arrays]
+
+    def in_turn(some):
+        some = iter(some)
+        return once(*(next(some) if each else x for x, each in zip(arrays, is_batched)))
+
+    turns = [x.reshape(-1, size, *x.shape[1:]) for x, each in zip(arrays, is_batched) if each]
+    return [x.reshape(batch, *x.shape[2:]) for x in lax.map(in_turn, turns)]
+
+
+def _run_once(kernel, name: str, plan: Plan, listed, operands, results, scratch, interpret) -> Sequence[Array]:
+    """Run a kernel; see `run`."""
     batch = max(len(x) for x in (listed, *(operand.array for operand in operands)))
-    if listed.size > MOST_STEPS and len(listed) > 1:
-        size = max(n for n in range(1, batch) if batch % n == 0 and (n == 1 or listed[:n].size <= MOST_STEPS))
-        arrays = [listed, *(operand.array for operand in operands)]
-        is_batched = [len(x) == batch for x in arrays]
-
-        def in_turn(some):
-            some = iter(some)
-            listed, *rest = [next(some) if each else x for x, each in zip(arrays, is_batched)]
-            turn = [operand._replace(array=x) for operand, x in zip(operands, rest)]
-            return list(run(kernel, name, plan, listed, turn, results, scratch, interpret))
-
-        turns = [x.reshape(-1, size, *x.shape[1:]) for x, each in zip(arrays, is_batched) if each]
-        return [x.reshape(batch, *x.shape[2:]) for x in lax.map(in_turn, turns)]
     num_parts = len(plan.parts)
 
     def body(list_ref, *refs):

@@ -121,6 +121,38 @@ def test_the_recipe_does_what_it_says(title, implementation, monkeypatch):
             np.testing.assert_allclose(names[name][:, n], expected(names, n), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.served
+@pytest.mark.some(1)
+@pytest.mark.parametrize("title", [title for title in EXPECTED if title != "Ring attention"])  # it draws its own arrays
+def test_the_recipe_has_the_derivative_of_what_it_says(title, implementation, monkeypatch):
+    """Along a random direction of queries, keys and values, against differences of the NumPy form."""
+    of_many = functools.partial(attn.multi_head_attention, implementation=implementation)
+    monkeypatch.setattr(attn, "multi_head_attention", of_many)
+    setting = {}
+    exec(compile(SETTING, "docs/attention.md", "exec"), setting)
+    names, rng = ("query", "key", "value"), np.random.default_rng(5)
+    arrays, directions = [setting[name] for name in names], rng.normal(size=(3, T, N, H))
+
+    def run(arrays) -> dict:
+        inner = setting | dict(zip(names, arrays))
+        exec(compile(RECIPES[title], "docs/attention.md", "exec"), inner)
+        return inner
+
+    results = run(arrays)
+    weights = {name: rng.normal(size=results[name].shape) for name in EXPECTED[title]}
+    gradients = jax.grad(lambda arrays: sum(jnp.vdot(run(arrays)[name], w) for name, w in weights.items()))(arrays)
+
+    def exact(step: float) -> float:
+        moved = results | {name: np.asarray(x, float) + step * d for name, x, d in zip(names, arrays, directions)}
+        heads = [(name, n) for name in weights for n in range(N)]
+        return sum((EXPECTED[title][name](moved, n) * weights[name][:, n]).sum() for name, n in heads)
+
+    expected = (exact(1e-5) - exact(-1e-5)) / 2e-5
+    found = sum(np.vdot(np.asarray(x, float), d) for x, d in zip(gradients, directions))
+    size = np.sqrt(sum((np.asarray(x, float) ** 2).sum() for x in gradients))
+    assert abs(found - expected) < 1e-5 * size
+
+
 def test_the_drop_in_runs_as_shown():
     names = {}
     exec(compile(SETTING + RECIPES["Drop-ins"], "docs/attention.md", "exec"), names)
