@@ -316,10 +316,8 @@ def check(arguments: argparse.Namespace) -> int:
     output = None if arguments.output is None else pathlib.Path(arguments.output)
     if output is not None and (message := error_message(str, str(output), LOCAL_PATH)):
         raise RunError(f"--output: {message}")
-    if output is not None and not output.parent.is_dir():
-        raise RunError(f"--output: the folder {output.parent} does not exist")
-    if output is not None and output.is_dir():
-        raise RunError(f"--output: {output} is a folder, must be a file")
+    if output is not None:
+        report.check_writable(output)
     try:
         jax.devices("cpu")
     except RuntimeError:

@@ -245,8 +245,8 @@ def main():
     if arguments.child is not None:
         print(json.dumps(_count_in_this_process(arguments.devices[0], arguments.child, arguments.only)))
         return
-    if (reason := devices.missing(arguments.devices[0])) is not None:
-        parser.error(reason)
+    if absent := devices.absent(arguments.devices):
+        parser.error("; ".join(absent))
     found = {device: count(device, arguments.only) for device in arguments.devices}
     for device, programs in found.items():
         for name, program in programs.items():

@@ -18,6 +18,7 @@ import math
 import os
 import pathlib
 import re
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -113,6 +114,11 @@ def missing(name: str) -> str | None:
         packages = {"jax_cuda13_plugin": "jax-cuda13-plugin", "nvidia.cu13": "nvidia-cuda-nvcc"}
     absent = [package for module, package in packages.items() if not _is_installed(module)]
     return f"compiling for {name} needs {' and '.join(absent)}: see requirements-accelerators.txt" if absent else None
+
+
+def absent(names: Iterable[str]) -> list[str]:
+    """Return a line for everything that must be installed to compile for some devices."""
+    return sorted({reason for name in names if (reason := missing(name)) is not None})
 
 
 def _is_installed(module: str) -> bool:

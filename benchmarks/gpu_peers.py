@@ -28,7 +28,7 @@ from attention_job import Job, LeftOut, draw, error_line, say
 from attention_timing import take_turns, warm_up
 
 from attn import checking
-from attn.functional import Unsupported, pallas_gpu
+from attn.functional import pallas_gpu
 from attn.functional.cpu import cores
 from attn.functional.implementations import IMPLEMENTATIONS
 
@@ -105,25 +105,13 @@ def check(order: Order, write: Callable):
     def outcome(each):
         if time.time() > order.stop:
             return None
-        try:
-            return _semantics(each[0]) if each[1] == SEMANTICS else checking.outcome(*each)
-        except Exception as error:  # a kernel that does not compile is a result as well
-            return {"served": True, "right": False, "failed": error_line(error)}
+        return checking.semantics_outcome(each[0]) if each[1] == SEMANTICS else checking.outcome(*each)
 
     with ThreadPoolExecutor(cores()) as pool:
         for each, found in zip(order.checks, pool.map(outcome, order.checks)):
             if found is not None:
                 say(f"{', '.join(each)}: {'right' if found['right'] else 'WRONG'}")
                 write({"implementation": each[0], "case": each[1], "dtype": each[2], **found})
-
-
-def _semantics(name: str) -> dict:
-    """Return whether an implementation keeps what is guaranteed of hidden keys, as an outcome."""
-    try:
-        found = checking.semantics(name)
-    except Unsupported as error:
-        return {"served": False, "right": True, "reason": str(error)}
-    return {"served": True, "right": all(found.values()), "guarantees": found}
 
 
 def cells(order: Order, write: Callable):

@@ -115,8 +115,8 @@ def main() -> int:
     parser.add_argument("--programs", nargs="+", help="Names of programs, such as advance. Default: all.")
     parser.add_argument("--output", type=pathlib.Path, default=RESULTS, help="JSON file to add the results to.")
     arguments = parser.parse_args()
-    if absent := {reason for name in arguments.devices if (reason := devices.missing(name)) is not None}:
-        print(*sorted(absent), sep="\n", file=sys.stderr)
+    if absent := devices.absent(arguments.devices):
+        print(*absent, sep="\n", file=sys.stderr)
         return 2
     devices.for_no_device()
     results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"programs": {}}

@@ -107,8 +107,8 @@ def main() -> int:
     parser.add_argument("--devices", nargs="+", default=GPUS, choices=GPUS, help="GPUs to compile for.")
     parser.add_argument("--output", type=pathlib.Path, default=RESULTS, help="Add the counts to this JSON file.")
     arguments = parser.parse_args()
-    if absent := {reason for name in arguments.devices if (reason := devices.missing(name)) is not None}:
-        print(*sorted(absent), sep="\n", file=sys.stderr)
+    if absent := devices.absent(arguments.devices):
+        print(*absent, sep="\n", file=sys.stderr)
         return 2
     devices.for_no_device()
     found = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}

@@ -115,13 +115,15 @@ def test_the_report_is_printed_and_written(few, tmp_path, capsys):
 def test_a_folder_that_does_not_exist_is_said_before_anything_is_computed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(checking, "run", None)
     assert cli.main(["check", "--output", str(tmp_path / "none" / "x.json")]) == 2
-    assert capsys.readouterr().err == f"error: --output: the folder {tmp_path / 'none'} does not exist\n"
+    assert capsys.readouterr().err == (
+        f"error: --output={tmp_path / 'none' / 'x.json'}: folder {tmp_path / 'none'} does not exist\n"
+    )
 
 
 def test_a_folder_is_no_file_to_write_and_said_so_before_anything_is_computed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(checking, "run", None)
     assert cli.main(["check", "--output", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"error: --output: {tmp_path} is a folder, must be a file\n"
+    assert capsys.readouterr().err == f"error: --output={tmp_path}: is a folder, must be a file\n"
 
 
 def test_a_kernel_is_preferred_where_it_is_right_and_faster_everywhere():

@@ -32,7 +32,7 @@ class Blocks(NamedTuple):
 
 
 class Processor(NamedTuple):
-    """What kernels of one kind of processor can do.
+    """The abilities of kernels on one kind of processor.
 
     Attributes:
       is_inside: True for the name of a primitive that they can evaluate on a tile.

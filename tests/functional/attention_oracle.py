@@ -122,3 +122,16 @@ def error(got, expected, magnitude: float, head: Head, dtype) -> float:
     largest = np.max(np.abs(np.where(finite, got - np.where(finite, expected, 0), 0)), initial=0.0)
     magnitude = max(float(magnitude), float(info.smallest_normal))
     return float(largest / magnitude / (float(info.eps) / 2) / (1 + largest_score(head)))
+
+
+def finite_differences(objective: Callable, arrays: list, index: int, step: float = 1e-6) -> np.ndarray:
+    """The gradient of a number `objective(*arrays)` to one of the arrays, by central differences."""
+    result = np.zeros(np.shape(arrays[index]))
+    for place in np.ndindex(result.shape):
+        sides = []
+        for sign in (1, -1):
+            moved = np.array(arrays[index])
+            moved[place] += sign * step
+            sides.append(objective(*arrays[:index], moved, *arrays[index + 1 :]))
+        result[place] = (sides[0] - sides[1]) / (2 * step)
+    return result

@@ -1,6 +1,7 @@
 """Scores: each against its formula, chaining, leaves that learn, and bad arguments."""
 
 import attention_cases as cases
+import attention_oracle as oracle
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,20 +136,8 @@ def test_gradients_through_the_leaves_of_a_score(implementation, strict, name):
 
     for index, gradient in enumerate(jax.jit(jax.grad(objective, argnums=tuple(range(len(leaves)))))(*leaves)):
         assert np.any(gradient)
-        expected = finite_differences(objective, leaves, index)
+        expected = oracle.finite_differences(objective, leaves, index)
         np.testing.assert_allclose(gradient, expected, rtol=1e-7, atol=1e-8)
-
-
-def finite_differences(objective, leaves, index, step=1e-6):
-    result = np.zeros(np.shape(leaves[index]))
-    for place in np.ndindex(result.shape):
-        sides = []
-        for sign in (1, -1):
-            moved = np.array(leaves[index])
-            moved[place] += sign * step
-            sides.append(objective(*leaves[:index], jnp.asarray(moved), *leaves[index + 1 :]))
-        result[place] = (sides[0] - sides[1]) / (2 * step)
-    return result
 
 
 def test_gradients_through_what_a_closure_captured(implementation, strict):
@@ -161,7 +150,7 @@ def test_gradients_through_what_a_closure_captured(implementation, strict):
 
     leaves = [jnp.float64(0.7), jnp.array(BIAS[0], float)]
     for index, gradient in enumerate(jax.grad(objective, argnums=(0, 1))(*leaves)):
-        np.testing.assert_allclose(gradient, finite_differences(objective, leaves, index), rtol=1e-7, atol=1e-8)
+        np.testing.assert_allclose(gradient, oracle.finite_differences(objective, leaves, index), rtol=1e-7, atol=1e-8)
 
 
 NEW_VALUES = {
