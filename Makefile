@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Arguments of the command, for example: `make train ARGS="--config=configs/copy.py --config.training.seed=1"`.
 ARGS ?=
 
-.PHONY: train test nightly smoke models accelerators lint lock notebooks clean
+.PHONY: train test nightly smoke models accelerators lint lock notebooks viewer clean
 
 train: $(VENV)/installed
 	$(BIN)/python train.py $(ARGS)
@@ -74,6 +74,10 @@ lock:
 # Write the .ipynb of each notebook from its script, which is the one to edit.
 notebooks: $(VENV)/installed
 	$(BIN)/jupytext --update --to ipynb notebooks/*.py
+
+# Build the attention viewer's script and style, which are committed, from viewer/; needs Node 20.19 or newer.
+viewer:
+	cd viewer && npm ci && npm run check && npm test && npm run build
 
 clean:
 	rm -rf $(VENV) $(ACCELERATORS)
