@@ -6,7 +6,11 @@ import { join } from "node:path";
 export function hashFolder(folder) {
   const hash = createHash("sha256");
   for (const path of listFiles(folder, "").sort()) {
-    hash.update(path).update("\0").update(readFileSync(join(folder, path))).update("\0");
+    hash
+      .update(path)
+      .update("\0")
+      .update(readFileSync(join(folder, path)))
+      .update("\0");
   }
   return hash.digest("hex");
 }

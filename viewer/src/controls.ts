@@ -3,7 +3,15 @@ import type { App, Part } from "./app";
 import { make, makeSelect, setOptions } from "./dom";
 import { hideChange } from "./map";
 import {
-  type Comparison, hasMass, mappingOf, RANGES, type RangeOf, rangeOf, type Show, shows, type View,
+  type Comparison,
+  hasMass,
+  mappingOf,
+  RANGES,
+  type RangeOf,
+  rangeOf,
+  type Show,
+  shows,
+  type View,
 } from "./state";
 import type { Mapping } from "./raster";
 
@@ -25,10 +33,18 @@ export class KindTabs implements Part {
   constructor(app: App) {
     this.#app = app;
     this.#tabs = app.data.payload.kinds.map(({ title }, kind) =>
-      make("button", {
-        type: "button", role: "tab", id: `attn-tab-${kind}`, "aria-controls": "attn-panel",
-        click: () => app.update({ kind }), keydown: (event: KeyboardEvent) => this.#press(event),
-      }, title),
+      make(
+        "button",
+        {
+          type: "button",
+          role: "tab",
+          id: `attn-tab-${kind}`,
+          "aria-controls": "attn-panel",
+          click: () => app.update({ kind }),
+          keydown: (event: KeyboardEvent) => this.#press(event),
+        },
+        title,
+      ),
     );
     this.element.append(...this.#tabs);
     this.element.hidden = this.#tabs.length === 1;
@@ -65,7 +81,11 @@ export class FrameSlider implements Part {
     this.#app = app;
     const { frames } = app.data.payload;
     this.#slider = make("input", {
-      type: "range", min: 0, max: frames.length - 1, step: 1, "aria-label": "Frame",
+      type: "range",
+      min: 0,
+      max: frames.length - 1,
+      step: 1,
+      "aria-label": "Frame",
       input: () => app.update({ frame: Number(this.#slider.value) }),
     });
     this.element = make("label", { class: "field wide" }, this.#slider, this.#text);
@@ -85,7 +105,12 @@ export class FrameSlider implements Part {
 /** What is shown, its colours, and what it is compared with. */
 export class Toolbar implements Part {
   readonly element: HTMLElement;
-  readonly #selects: { show: HTMLSelectElement; range: HTMLSelectElement; mapping: HTMLSelectElement; compare: HTMLSelectElement };
+  readonly #selects: {
+    show: HTMLSelectElement;
+    range: HTMLSelectElement;
+    mapping: HTMLSelectElement;
+    compare: HTMLSelectElement;
+  };
   readonly #fields: Record<"show" | "compare", HTMLElement>;
 
   readonly #app: App;
@@ -106,11 +131,20 @@ export class Toolbar implements Part {
     const { view, data } = this.#app;
     const { runs } = data.payload;
     const allowed = shows(view, data.payload);
-    setOptions(this.#selects.show, allowed.map((show) => [show, SHOW_TEXT[show]]), view.show);
+    setOptions(
+      this.#selects.show,
+      allowed.map((show) => [show, SHOW_TEXT[show]]),
+      view.show,
+    );
     this.#fields.show.hidden = allowed.length === 1;
     const signed = !["weights", "mask"].includes(this.#app.shown.kind.quantity) || view.compare === "difference";
-    const texts: Record<RangeOf, string> = { unit: signed ? "−1 to 1" : "0 to 1", head: "per head", common: "common" };
-    setOptions(this.#selects.range, RANGES.map((range) => [range, texts[range]]), rangeOf(view, data.payload));
+    const unit = signed ? "−1 to 1" : "0 to 1";
+    const texts: Record<RangeOf, string> = { unit, head: "per head", common: "common" };
+    setOptions(
+      this.#selects.range,
+      RANGES.map((range) => [range, texts[range]]),
+      rangeOf(view, data.payload),
+    );
     setOptions(this.#selects.mapping, Object.entries(MAPPING_TEXT), mappingOf(view, data.payload));
     this.#fields.compare.hidden = runs.length < 2;
     if (runs.length < 2) return;
@@ -139,7 +173,10 @@ export class HiddenParts implements Part {
     this.#app = app;
     this.#rows = this.#makeField("hiddenRows");
     this.#columns = this.#makeField("hiddenColumns");
-    this.#renormalise = make("input", { type: "checkbox", change: () => app.update({ renormalise: this.#renormalise.checked }) });
+    this.#renormalise = make("input", {
+      type: "checkbox",
+      change: () => app.update({ renormalise: this.#renormalise.checked }),
+    });
     this.#renormaliseField = make("label", { class: "field" }, this.#renormalise, make("span", {}, "renormalise rows"));
     const first = make("button", { type: "button", click: () => app.update(hideChange(app, null, 0)) }, "First column");
     const reset = make("button", { type: "button", click: () => this.#reset() }, "Show all");
@@ -173,7 +210,9 @@ export class HiddenParts implements Part {
   #makeField(key: "hiddenRows" | "hiddenColumns"): HTMLInputElement {
     const change = () => {
       const { view } = this.#app;
-      this.#app.update({ [key]: view[key].map((old, kind) => (kind === view.kind ? field.value : old)) } as Partial<View>);
+      this.#app.update({
+        [key]: view[key].map((old, kind) => (kind === view.kind ? field.value : old)),
+      } as Partial<View>);
     };
     const field = make("input", { type: "text", placeholder: "0, 5-7", spellcheck: "false", change });
     return field;

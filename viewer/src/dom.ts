@@ -25,10 +25,12 @@ export function makeSelect(label: string, change: (value: string) => void): [HTM
 
 /** Set the options of a select, `[value, text]` each, if they differ from those that it has, and the chosen one. */
 export function setOptions(select: HTMLSelectElement, options: [string, string][], value: string): void {
-  const same = select.options.length === options.length && options.every(([v, text], i) => {
-    const option = select.options[i];
-    return option.value === v && option.textContent === text;
-  });
+  const same =
+    select.options.length === options.length &&
+    options.every(([v, text], i) => {
+      const option = select.options[i];
+      return option.value === v && option.textContent === text;
+    });
   if (!same) select.replaceChildren(...options.map(([v, text]) => make("option", { value: v }, text)));
   select.value = value;
 }

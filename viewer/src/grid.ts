@@ -5,7 +5,15 @@ import { type GridLayout, gridLayout, gridStep, labelStep, type Rect } from "./l
 import { formatNumber } from "./names";
 import { thumbnail } from "./raster";
 import {
-  groupOf, type HeadPlace, mappingOf, measureOf, orderedHeads, orderMeasure, orders, rangeOf, type View,
+  groupOf,
+  type HeadPlace,
+  mappingOf,
+  measureOf,
+  orderedHeads,
+  orderMeasure,
+  orders,
+  rangeOf,
+  type View,
 } from "./state";
 
 /** Milliseconds of a frame that making thumbnails may take. */
@@ -35,7 +43,13 @@ export class Grid implements Part {
     this.#app = app;
     [this.#orderField, this.#order] = makeSelect("Sort by", (order) => app.update({ order }));
     const heading = make("div", { class: "heading" }, make("h2", {}, "Heads"), this.#orderField);
-    this.element = make("section", { class: "overview", "aria-label": "Overview of heads" }, heading, this.#box, this.#tip);
+    this.element = make(
+      "section",
+      { class: "overview", "aria-label": "Overview of heads" },
+      heading,
+      this.#box,
+      this.#tip,
+    );
     this.#canvas.addEventListener("pointermove", (event) => this.#hover(this.#find(event)));
     this.#canvas.addEventListener("pointerleave", () => this.#hover(-1));
     this.#canvas.addEventListener("click", (event) => this.#choose(this.#find(event)));
@@ -51,8 +65,17 @@ export class Grid implements Part {
     this.#setOrders(view);
     const width = this.#box.clientWidth;
     const imagesKey = JSON.stringify([
-      view.kind, view.frame, view.compare, rangeOf(view, data.payload), mappingOf(view, data.payload),
-      view.hiddenRows, view.hiddenColumns, view.renormalise, this.#app.theme.dark, width, pixelRatio(),
+      view.kind,
+      view.frame,
+      view.compare,
+      rangeOf(view, data.payload),
+      mappingOf(view, data.payload),
+      view.hiddenRows,
+      view.hiddenColumns,
+      view.renormalise,
+      this.#app.theme.dark,
+      width,
+      pixelRatio(),
     ]);
     const key = JSON.stringify([imagesKey, data.complete, view.order, view.layer, view.head, view.show]);
     if (key === this.#key) return;
@@ -71,7 +94,12 @@ export class Grid implements Part {
     const i = this.#layout.heads.findIndex((head) => head.layer === place.layer && head.head === place.head);
     const rect = this.#layout.rect(i);
     const box = this.#canvas.getBoundingClientRect();
-    return new DOMRect(box.x + rect.x - this.#box.scrollLeft, box.y + rect.y - this.#box.scrollTop, rect.width, rect.height);
+    return new DOMRect(
+      box.x + rect.x - this.#box.scrollLeft,
+      box.y + rect.y - this.#box.scrollTop,
+      rect.width,
+      rect.height,
+    );
   }
 
   #setOrders(view: View): void {
@@ -97,7 +125,10 @@ export class Grid implements Part {
     context.font = FONT;
     const left = Math.min(Math.max(...kind.layers.map((layer) => context.measureText(layer.name).width)), 90) + 10;
     const flow = view.order !== "place";
-    this.#layout = gridLayout({ kind, heads, aspect: rows / columns / pair, flow, width: this.#width }, Math.ceil(left));
+    this.#layout = gridLayout(
+      { kind, heads, aspect: rows / columns / pair, flow, width: this.#width },
+      Math.ceil(left),
+    );
     this.#spacer.style.width = this.#layout.width + "px";
     this.#spacer.style.height = this.#layout.height + "px";
   }
@@ -109,7 +140,8 @@ export class Grid implements Part {
     const { left, top } = this.#layout;
     if (rect.x < box.scrollLeft + left) box.scrollLeft = rect.x - left;
     if (rect.y < box.scrollTop + top) box.scrollTop = rect.y - top;
-    if (rect.x + rect.width > box.scrollLeft + box.clientWidth) box.scrollLeft = rect.x + rect.width - box.clientWidth + 8;
+    if (rect.x + rect.width > box.scrollLeft + box.clientWidth)
+      box.scrollLeft = rect.x + rect.width - box.clientWidth + 8;
     if (rect.y + rect.height > box.scrollTop + box.clientHeight) {
       box.scrollTop = rect.y + rect.height - box.clientHeight + 8;
     }
@@ -156,7 +188,10 @@ export class Grid implements Part {
     const { scene, view, theme } = this.#app;
     const { sources } = this.#app.shown;
     const ratio = pixelRatio();
-    const width = Math.max(1, Math.floor((this.#layout.thumb.width * ratio - (sources.length - 1) * ratio) / sources.length));
+    const width = Math.max(
+      1,
+      Math.floor((this.#layout.thumb.width * ratio - (sources.length - 1) * ratio) / sources.length),
+    );
     const height = Math.max(1, Math.round(this.#layout.thumb.height * ratio));
     return sources.map((source) => {
       const sheet = scene.head(view, source, place);

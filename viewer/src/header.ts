@@ -24,8 +24,21 @@ export class Header implements Part {
     const { title, note } = app.data.payload;
     const [field, theme] = makeSelect("Theme", (value) => app.update({ theme: value as View["theme"] }));
     this.#theme = theme;
-    setOptions(theme, [["auto", "automatic"], ["light", "light"], ["dark", "dark"]], "auto");
-    const text = make("div", {}, make("h1", { dir: "auto" }, title || "Attention"), make("p", { class: "muted" }, note));
+    setOptions(
+      theme,
+      [
+        ["auto", "automatic"],
+        ["light", "light"],
+        ["dark", "dark"],
+      ],
+      "auto",
+    );
+    const text = make(
+      "div",
+      {},
+      make("h1", { dir: "auto" }, title || "Attention"),
+      make("p", { class: "muted" }, note),
+    );
     this.element = make("header", {}, text, field);
   }
 

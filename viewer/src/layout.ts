@@ -10,7 +10,7 @@ export interface Rect {
   height: number;
 }
 
-/** The large map: labels to the left and above stay in view while the cells scroll. `width` and `height` are of it all. */
+/** The large map: labels to the left and above stay in view while the cells scroll. `width`, `height`: of all. */
 export interface MapLayout {
   left: number;
   top: number;
@@ -22,7 +22,8 @@ export interface MapLayout {
   height: number;
 }
 
-const LARGEST_FIT = 44;
+/** Side of the largest cells that are not zoomed. */
+export const LARGEST_FIT = 44;
 const LARGEST_CELL = 128;
 const ZOOM_STEP = 1.3;
 const MARGIN = 10;

@@ -17,7 +17,7 @@ export class Legend implements Part {
 
   constructor(app: App) {
     this.#app = app;
-}
+  }
 
   /** Follow the view. */
   render(): void {
@@ -32,7 +32,8 @@ export class Legend implements Part {
     const above = most > scale.most * (1 + 1e-6) ? "≥ " : "";
     const ends = [text(valueAt(0, scale), scale, scale.signed ? above && "≤ " : ""), text(scale.most, scale, above)];
     const items: Node[] = [make("span", {}, ends[0]), this.#canvas, make("span", {}, ends[1])];
-    if (scales.length > 1 && scales[1].most !== scale.most) items.push(make("span", {}, `(right: ${formatNumber(scales[1].most)})`));
+    if (scales.length > 1 && scales[1].most !== scale.most)
+      items.push(make("span", {}, `(right: ${formatNumber(scales[1].most)})`));
     if (scale.mapping !== "linear") items.push(make("span", { class: "muted" }, mappingText(scale)));
     const { palette } = theme;
     const specials: [string, boolean, number][] = [

@@ -89,7 +89,9 @@ class Viewer implements App {
   #listen(): void {
     const redraw = () => this.#schedule();
     addEventListener("resize", redraw);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.update({ theme: this.view.theme }));
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
+      this.update({ theme: this.view.theme }),
+    );
     addEventListener("hashchange", () => this.update(fromHash(readHash(), this.#initial)));
     // The width changes without the window where a scroll bar comes or goes, or an iframe becomes visible.
     new ResizeObserver(redraw).observe(this.#body);
@@ -138,7 +140,9 @@ async function start(): Promise<void> {
     const text = document.getElementById("attn-data")!.textContent!;
     await show(root, withReadableTexts(JSON.parse(text) as Payload));
   } catch (error) {
-    root.replaceChildren(make("p", { class: "error", role: "alert" }, `The attention viewer cannot show this page: ${error}`));
+    root.replaceChildren(
+      make("p", { class: "error", role: "alert" }, `The attention viewer cannot show this page: ${error}`),
+    );
   }
 }
 

@@ -43,7 +43,8 @@ export class HeadMap implements Part {
     if (!source) return;
     const { runs } = data.payload;
     this.#caption.hidden = runs.length < 2;
-    this.#caption.textContent = source === "difference" ? `${runs[1]} − ${runs[0]}` : runs[source === "first" ? 0 : 1];
+    const run = runs[source === "first" ? 0 : 1];
+    this.#caption.textContent = source === "difference" ? `${runs[1]} − ${runs[0]}` : run;
     const room = this.#room();
     const labels = this.#labels();
     const context = this.#canvas.getContext("2d")!;
@@ -74,7 +75,12 @@ export class HeadMap implements Part {
   /** Return what is painted, without a part being scrolled away: for a saved picture. */
   wholePicture(): Picture {
     const layout = this.#layout;
-    return { ...this.#picture(), cross: null, scroll: { x: 0, y: 0 }, room: { width: layout.width, height: layout.height } };
+    return {
+      ...this.#picture(),
+      cross: null,
+      scroll: { x: 0, y: 0 },
+      room: { width: layout.width, height: layout.height },
+    };
   }
 
   #room(): { width: number; height: number } {
@@ -202,21 +208,38 @@ export function keyChange(app: App, key: string, control = false): Partial<View>
   const column = (step: number) => ({ column: stepCell(shown.columns, view.column, step) });
   if (control) return key === "Home" ? row(-Infinity) : key === "End" ? row(Infinity) : null;
   switch (key) {
-    case "ArrowUp": return row(-1);
-    case "ArrowDown": return row(1);
-    case "PageUp": return row(-PAGE);
-    case "PageDown": return row(PAGE);
-    case "ArrowLeft": return column(-1);
-    case "ArrowRight": return column(1);
-    case "Home": return column(-Infinity);
-    case "End": return column(Infinity);
-    case "Enter": case " ": return { pinned: !view.pinned };
-    case "+": case "=": return { zoom: Math.min(view.zoom + 1, 20) };
-    case "-": return { zoom: Math.max(view.zoom - 1, 0) };
-    case "0": return { zoom: 0 };
-    case "h": return hideChange(app, null, view.column);
-    case "H": return hideChange(app, view.row, null);
-    default: return null;
+    case "ArrowUp":
+      return row(-1);
+    case "ArrowDown":
+      return row(1);
+    case "PageUp":
+      return row(-PAGE);
+    case "PageDown":
+      return row(PAGE);
+    case "ArrowLeft":
+      return column(-1);
+    case "ArrowRight":
+      return column(1);
+    case "Home":
+      return column(-Infinity);
+    case "End":
+      return column(Infinity);
+    case "Enter":
+    case " ":
+      return { pinned: !view.pinned };
+    case "+":
+    case "=":
+      return { zoom: Math.min(view.zoom + 1, 20) };
+    case "-":
+      return { zoom: Math.max(view.zoom - 1, 0) };
+    case "0":
+      return { zoom: 0 };
+    case "h":
+      return hideChange(app, null, view.column);
+    case "H":
+      return hideChange(app, view.row, null);
+    default:
+      return null;
   }
 }
 

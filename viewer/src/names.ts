@@ -2,10 +2,16 @@
 import type { Axis } from "./payload";
 
 const NAMED: Record<string, string> = { " ": "␣", "\n": "⏎", "\t": "⇥" };
-// Controls, other spaces, characters without width, marks that change the direction of what follows, half surrogates.
-// A zero-width joiner stays: it holds emoji together.
-const HIDDEN =
-  /[\0-\x20\x7f-\xa0\xad\u034f\u061c\u115f\u1160\u1680\u180e\u2000-\u200c\u200e\u200f\u2028-\u202f\u205f-\u206f\u3000\u3164\ufeff\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+// A zero-width joiner is not among them: it holds emoji together.
+const HIDDEN = new RegExp(
+  [
+    "[\\0-\\x20\\x7f-\\xa0\\xad\\u034f\\u115f\\u1160\\u3164\\ufff9-\\ufffb]", // controls, blanks
+    "[\\u1680\\u180e\\u2000-\\u200c\\u2028\\u2029\\u202f\\u205f-\\u2065\\u3000\\ufeff]", // spaces, without width too
+    "[\\u061c\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u206f]", // what turns the direction of the rest
+    "[\\ud800-\\udbff](?![\\udc00-\\udfff])|(?<![\\ud800-\\udbff])[\\udc00-\\udfff]", // half of a character
+  ].join("|"),
+  "g",
+);
 
 /** Return a token as text in which every character shows, cut to about `most` of them; "∅" if it is empty. */
 export function visible(token: string, most = 200): string {
@@ -33,9 +39,9 @@ export function cellName(axis: Axis, cell: number, block: number, size: number, 
   const first = cell * block;
   const last = Math.min(first + block, size) - 1;
   if (!axis.names) return first === last ? String(first) : `${first}–${last}`;
-  if (first === last) return visible(axis.names[first], most);
-  const half = Math.max(4, most >> 1);
-  return `${visible(axis.names[first], half)} … ${visible(axis.names[last], half)}`;
+  // Layers may have more positions than there are names.
+  const name = (i: number, length: number) => visible(axis.names![i] ?? String(i), length);
+  return first === last ? name(first, most) : `${name(first, most >> 1)} … ${name(last, most >> 1)}`;
 }
 
 /** Return the label of a stored cell on an axis: its name, or the first of its numbers. */
@@ -62,7 +68,10 @@ export function formatNumber(value: number): string {
 
 /** Return a file name of letters, digits, dots and dashes. */
 export function fileName(parts: string[], ending: string): string {
-  const name = parts.join("-").normalize("NFKD").replace(/[^A-Za-z0-9.]+/g, "-");
+  const name = parts
+    .join("-")
+    .normalize("NFKD")
+    .replace(/[^A-Za-z0-9.]+/g, "-");
   return (name.replace(/^[-.]+|[-.]+$/g, "").slice(0, 80) || "attention") + ending;
 }
 

@@ -1,7 +1,7 @@
 /** Painting a map with its axes: for the page, and for a saved picture. */
 import type { Theme } from "./app";
 import { fitText, FONT } from "./dom";
-import { labelStep, type MapLayout } from "./layout";
+import { LARGEST_FIT, labelStep, type MapLayout } from "./layout";
 import { raster, type Region, type Scale } from "./raster";
 import type { Sheet } from "./sheet";
 
@@ -49,7 +49,8 @@ export function measureLabels(
   };
   const left = TITLE + Math.min(Math.max(widest(rows), 22), WIDEST, room.width * 0.3);
   const columnWidth = widest(columns);
-  const turned = columnWidth > Math.max((room.width - left) / columns.count, 30);
+  const cell = Math.min((room.width - left) / columns.count, LARGEST_FIT);
+  const turned = columnWidth > Math.max(cell, 30);
   const top = TITLE + (turned ? Math.min(columnWidth, WIDEST, room.height * 0.4) : LINE + 3);
   return { left: Math.ceil(left), top: Math.ceil(top), turned };
 }

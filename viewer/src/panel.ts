@@ -65,15 +65,17 @@ export class Panel implements Part {
 
   /** Follow the view. */
   render(): void {
-    const { view } = this.#app;
-    const { kind, layer } = this.#app.shown;
+    const { view, data } = this.#app;
+    const { kind, layer, sources } = this.#app.shown;
     const texts = {
       head: `${layer.name}, head ${view.head}`,
       mean: `${layer.name}, mean of ${layer.heads} heads`,
       max: `${layer.name}, maximum of ${layer.heads} heads`,
       rollout: `Rollout up to ${layer.name}`,
     };
-    this.#heading.textContent = texts[view.show];
+    // Tokens and picture are of one run.
+    const run = view.tab !== "map" && sources.length > 1 ? ` (${data.payload.runs[0]})` : "";
+    this.#heading.textContent = texts[view.show] + run;
     for (const tab of TABS) this.#tabs[tab].setAttribute("aria-pressed", String(tab === view.tab));
     this.#tabs.picture.hidden = !kind.picture;
     this.#zoom.hidden = view.tab !== "map";

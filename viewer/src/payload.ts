@@ -33,7 +33,7 @@ export interface Axis {
   names: string[] | null;
 }
 
-/** Heads of one layer: `rows` x `columns` are true sizes, `shape` the stored one, `block` the true cells per stored cell. */
+/** Heads of one layer: `rows`, `columns` are true sizes, `shape` is stored; a stored cell is a `block` of true ones. */
 export interface Layer {
   name: string;
   heads: number;
@@ -90,7 +90,11 @@ export function withReadableTexts(payload: Payload): Payload {
     note: readable(payload.note),
     runs: payload.runs.map(readable),
     frames: payload.frames.map(readable),
-    measures: payload.measures.map((measure) => ({ ...measure, name: readable(measure.name), unit: readable(measure.unit) })),
+    measures: payload.measures.map((measure) => ({
+      ...measure,
+      name: readable(measure.name),
+      unit: readable(measure.unit),
+    })),
     kinds: payload.kinds.map((kind) => ({
       ...kind,
       title: readable(kind.title),

@@ -25,7 +25,12 @@ export class PictureView implements Part {
     this.#opacity.addEventListener("input", () => app.update({ opacity: Number(this.#opacity.value) }));
     const rowField = make("label", { class: "field wide" }, make("span", {}, "Row"), this.#row, this.#rowText);
     const opacityField = make("label", { class: "field" }, make("span", {}, "Overlay"), this.#opacity);
-    this.element = make("div", { class: "picture" }, make("div", { class: "toolbar" }, rowField, opacityField), this.#box);
+    this.element = make(
+      "div",
+      { class: "picture" },
+      make("div", { class: "toolbar" }, rowField, opacityField),
+      this.#box,
+    );
     this.#canvas.addEventListener("pointermove", (event) => event.pointerType !== "touch" && this.#point(event, false));
     this.#canvas.addEventListener("click", (event) => this.#point(event, true));
     this.#canvas.addEventListener("keydown", (event) => this.#press(event));
@@ -44,7 +49,10 @@ export class PictureView implements Part {
     this.#row.setAttribute("aria-valuetext", this.#rowText.textContent);
     this.#opacity.value = String(view.opacity);
     this.#draw();
-    this.#canvas.setAttribute("aria-label", `Weights of row ${this.#rowText.textContent} over the picture; arrow keys move`);
+    this.#canvas.setAttribute(
+      "aria-label",
+      `Weights of row ${this.#rowText.textContent} over the picture; arrow keys move`,
+    );
   }
 
   #load(url: string): void {
@@ -67,7 +75,8 @@ export class PictureView implements Part {
     this.#size = { width, height: (width * picture.height) / picture.width };
     const context = prepareCanvas(this.#canvas, this.#size.width, this.#size.height);
     context.imageSmoothingEnabled = picture.width > width;
-    if (this.#image?.complete && this.#image.naturalWidth) context.drawImage(this.#image, 0, 0, width, this.#size.height);
+    if (this.#image?.complete && this.#image.naturalWidth)
+      context.drawImage(this.#image, 0, 0, width, this.#size.height);
     const sheet = scene.shown(view, sources[0]);
     const scale = scene.scale(view, sources[0], sheet);
     context.globalAlpha = view.opacity;

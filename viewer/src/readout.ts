@@ -53,7 +53,9 @@ export class Readout implements Part {
       const [top] = data.largest(place, first, first + layer.block[0]);
       if (!top) return [];
       const row = describeCell(kind.rows, top.row, 1, layer.rows);
-      return [`row ${row} → column ${describeCell(kind.columns, top.column, 1, layer.columns)}: ${formatNumber(top.value)}`];
+      return [
+        `row ${row} → column ${describeCell(kind.columns, top.column, 1, layer.columns)}: ${formatNumber(top.value)}`,
+      ];
     });
     return texts.length ? `Exact largest: ${texts.join("; ")}` : "";
   }
@@ -76,10 +78,11 @@ export class Readout implements Part {
     const { kind, layer, row, columns, sources } = this.#app.shown;
     const sheets = sources.map((source) => scene.shown(view, source));
     const { runs } = data.payload;
-    const names = sources.map((s) => (s === "difference" ? "difference" : runs.length < 2 ? "value" : runs[s === "first" ? 0 : 1]));
+    const names = sources.map((s) =>
+      s === "difference" ? "difference" : runs.length < 2 ? "value" : runs[s === "first" ? 0 : 1],
+    );
     this.#caption.textContent =
-      `Row ${cellText(this.#app, "rows", view.row)}: ` +
-      `its ${Math.min(IN_TABLE, columns.length)} largest columns`;
+      `Row ${cellText(this.#app, "rows", view.row)}: ` + `its ${Math.min(IN_TABLE, columns.length)} largest columns`;
     this.#head.replaceChildren(...["column", "name", ...names].map((text) => make("th", { scope: "col" }, text)));
     const lines = largestColumns(sheets[0], row, IN_TABLE, sources[0] === "difference").map((column) => {
       const stored = columns[column];

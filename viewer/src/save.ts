@@ -53,7 +53,9 @@ export function makeSvg(picture: Picture): SVGElement {
   }
   group.append(label(`${labels.columns} →`, { x: layout.left, y: 10, "font-weight": 600 }));
   const turned = `rotate(-90 10 ${layout.top})`;
-  group.append(label(`← ${labels.rows}`, { x: 10, y: layout.top, transform: turned, "text-anchor": "end", "font-weight": 600 }));
+  group.append(
+    label(`← ${labels.rows}`, { x: 10, y: layout.top, transform: turned, "text-anchor": "end", "font-weight": 600 }),
+  );
   return svg;
 }
 

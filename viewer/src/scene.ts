@@ -41,8 +41,7 @@ export class Scene {
   #surveys = new WeakMap<Sheet, Survey>();
   readonly #commons = new Map<string, Pick<Survey, "low" | "high">>();
 
-  constructor(readonly data: Data) {
-}
+  constructor(readonly data: Data) {}
 
   /** Return the bytes of sheets that must have arrived to show a view. */
   needs(view: View): number {
@@ -59,7 +58,14 @@ export class Scene {
 
   /** Return what the view shows as one large map: the head, or an aggregate of its layer; without hidden parts. */
   shown(view: View, source: Source): Sheet {
-    const key = JSON.stringify([view.show, source, view.frame, view.kind, view.layer, view.show === "head" && view.head]);
+    const key = JSON.stringify([
+      view.show,
+      source,
+      view.frame,
+      view.kind,
+      view.layer,
+      view.show === "head" && view.head,
+    ]);
     return this.#keep(key + this.#hiddenKey(view), () =>
       this.#combine(view, source, (run) => this.#hide(view, view.layer, this.whole(view, run))),
     );
@@ -67,7 +73,9 @@ export class Scene {
 
   /** Return one head as the overview shows it. */
   head(view: View, source: Source, place: HeadPlace): Sheet {
-    return this.#combine(view, source, (run) => this.#hide(view, place.layer, this.data.sheet(placeOf(view, run, place))));
+    return this.#combine(view, source, (run) =>
+      this.#hide(view, place.layer, this.data.sheet(placeOf(view, run, place))),
+    );
   }
 
   /** Return the sums of the hidden columns of each shown row; null if nothing is hidden or rows have no mass. */
@@ -157,7 +165,9 @@ export class Scene {
   }
 
   #differenceRange(view: View, place: HeadPlace): [number, number] {
-    const { low, high } = survey(this.#combine(view, "difference", (run) => this.data.sheet(placeOf(view, run, place))));
+    const { low, high } = survey(
+      this.#combine(view, "difference", (run) => this.data.sheet(placeOf(view, run, place))),
+    );
     return [low, high];
   }
 

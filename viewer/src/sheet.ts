@@ -50,7 +50,7 @@ export function survey(sheet: Sheet): Survey {
   return found;
 }
 
-/** Return the mean or the maximum over heads. A cell is masked if it is so in all heads; elsewhere masked counts as 0. */
+/** Return the mean or the maximum over heads. Masked is 0, but a cell that is masked in all heads stays so. */
 export function overHeads(heads: Sheet[], how: "mean" | "max"): Sheet {
   const result = zeros(heads[0].rows, heads[0].columns);
   for (let i = 0; i < result.values.length; i++) {

@@ -13,7 +13,7 @@ export type RangeOf = (typeof RANGES)[number];
 export type Comparison = (typeof COMPARISONS)[number];
 export type Tab = (typeof TABS)[number];
 
-/** All choices. Cells (`row`, `column`) are numbers of stored rows and columns; `null` stands for the default of a kind. */
+/** All choices. `row` and `column` are numbers of stored rows and columns; `null` stands for the default of a kind. */
 export interface View {
   kind: number;
   layer: number;
@@ -74,7 +74,7 @@ export function initialView(payload: Payload): View {
     pinned: false,
     side: "rows",
     zoom: 0,
-    opacity: 0.7,
+    opacity: 0.55,
   };
 }
 
@@ -83,7 +83,13 @@ export function settle(view: View, payload: Payload): View {
   const kind = clamp(view.kind, payload.kinds.length);
   const layer = clamp(view.layer, payload.kinds[kind].layers.length);
   const { heads } = payload.kinds[kind].layers[layer];
-  const settled = { ...view, kind, layer, head: clamp(view.head, heads), frame: clamp(view.frame, payload.frames.length) };
+  const settled = {
+    ...view,
+    kind,
+    layer,
+    head: clamp(view.head, heads),
+    frame: clamp(view.frame, payload.frames.length),
+  };
   if (!shows(settled, payload).includes(view.show)) settled.show = "head";
   if (view.tab === "picture" && !payload.kinds[kind].picture) settled.tab = "map";
   if (payload.runs.length < 2) settled.compare = "first";
@@ -148,13 +154,14 @@ export function kept(view: View, payload: Payload, layer = view.layer): { rows: 
 /** Return the cells, of `block` true positions each, in which no position is hidden; all if none would be left. */
 export function keptCells(hidden: string, cells: number, block: number, size: number): Int32Array {
   const hide = new Uint8Array(cells);
-  for (const [from, to] of parseRanges(hidden, size)) hide.fill(1, Math.floor(from / block), Math.floor(to / block) + 1);
+  for (const [from, to] of parseRanges(hidden, size))
+    hide.fill(1, Math.floor(from / block), Math.floor(to / block) + 1);
   const all = Int32Array.from({ length: cells }, (_, i) => i);
   const left = all.filter((i) => !hide[i]);
   return left.length ? left : all;
 }
 
-/** Return the ranges, ends included, that a text such as "0, 5-7" names below `size`; what is not a number is left out. */
+/** Return the ranges, ends included, that a text such as "0, 5-7" names below `size`; other words are left out. */
 export function parseRanges(text: string, size: number): [number, number][] {
   const ranges: [number, number][] = [];
   for (const part of text.split(/[\s,;]+/)) {
@@ -184,11 +191,11 @@ export function toggleRange(text: string, from: number, to: number, size: number
   return parts.join(", ");
 }
 
-/** Return the orders that heads can have: by place, and for each measure known of the kind, highest and lowest first. */
+/** Return the orders that heads can have: by place, and by each measure known of the kind, highest or lowest first. */
 export function orders(view: View, payload: Payload): string[] {
   const known = payload.measures.flatMap((measure, i) => {
-    const values = measure.values.flatMap((run) => run[view.frame]?.[view.kind] ?? []);
-    return values.some((value) => value !== null) ? [`${i} down`, `${i} up`] : [];
+    const isKnown = measure.values.some((run) => run[view.frame]?.[view.kind]?.some((value) => value !== null));
+    return isKnown ? [`${i} down`, `${i} up`] : [];
   });
   return ["place", ...known];
 }
@@ -224,7 +231,7 @@ export function orderMeasure(view: View): number | null {
   return view.order === "place" ? null : Number.parseInt(view.order, 10);
 }
 
-/** Return the key/value head that a query head reads, and the number of query heads that read it; null without groups. */
+/** Return the key/value head that a query head reads, and how many query heads read it; null without groups. */
 export function groupOf(kind: Kind, layer: number, head: number): { group: number; size: number } | null {
   const size = kind.groups ? kind.layers[layer].heads / kind.groups : 0;
   return size > 1 && Number.isInteger(size) ? { group: Math.floor(head / size), size } : null;

@@ -15,6 +15,7 @@ const LINES_OF_ONE = 32;
 const LEAST = 0.02;
 const CHIP = 30;
 const BETWEEN = 160;
+const BETWEEN_NARROW = 64;
 
 /** One side's window: `[first, first + count)` of the shown cells. */
 interface Window {
@@ -29,6 +30,7 @@ export class Tokens implements Part {
   readonly #canvas = make("canvas", { "aria-hidden": "true" });
   readonly #lists: Record<Side, HTMLElement>;
   readonly #titles = { rows: make("h3"), columns: make("h3") };
+  readonly #head = make("div", { class: "token-titles" }, this.#titles.rows, this.#titles.columns);
   #key = "";
   #windows: Record<Side, Window> = { rows: { first: 0, count: 0 }, columns: { first: 0, count: 0 } };
 
@@ -37,9 +39,8 @@ export class Tokens implements Part {
   constructor(app: App) {
     this.#app = app;
     this.#lists = { rows: this.#makeList("rows"), columns: this.#makeList("columns") };
-    const titles = make("div", { class: "token-titles" }, this.#titles.rows, this.#titles.columns);
     const body = make("div", { class: "token-body" }, this.#lists.rows, this.#canvas, this.#lists.columns);
-    this.element = make("div", { class: "tokens" }, this.#note, titles, body);
+    this.element = make("div", { class: "tokens" }, this.#note, this.#head, body);
   }
 
   /** Follow the view. */
@@ -78,7 +79,14 @@ export class Tokens implements Part {
   }
 
   #press(side: Side, event: KeyboardEvent): void {
-    const steps: Record<string, number> = { ArrowUp: -1, ArrowDown: 1, Home: -Infinity, End: Infinity, PageUp: -10, PageDown: 10 };
+    const steps: Record<string, number> = {
+      ArrowUp: -1,
+      ArrowDown: 1,
+      Home: -Infinity,
+      End: Infinity,
+      PageUp: -10,
+      PageDown: 10,
+    };
     const other = event.key === "ArrowRight" ? "columns" : event.key === "ArrowLeft" ? "rows" : null;
     if (!(event.key in steps) && !other) return;
     event.preventDefault();
@@ -100,8 +108,10 @@ export class Tokens implements Part {
     this.#windows[side] = window;
     const chips = Array.from(cells.subarray(window.first, window.first + window.count), (cell) => {
       const text = make("bdi", { dir: "auto" }, cellName(axis, cell, block, layer[side], 40));
-      const label = cellText(this.#app, side, cell) + (axis.names?.[cell * block] === "" ? " (empty)" : "");
-      return make("button", { class: "chip", type: "button", "data-cell": cell, title: label, "aria-label": label }, text);
+      const title = cellText(this.#app, side, cell);
+      const chip = make("button", { class: "chip", type: "button", "data-cell": cell, title }, text);
+      if (axis.names?.[cell * block] === "") chip.ariaLabel = "∅ (empty)";
+      return chip;
     });
     this.#lists[side].replaceChildren(...chips);
     this.#lists[side].setAttribute("aria-label", axis.label);
@@ -124,8 +134,9 @@ export class Tokens implements Part {
     const scale = scene.scale(view, source, sheet);
     const { rows, columns } = this.#windows;
     const height = Math.max(rows.count, columns.count) * CHIP;
-    const context = prepareCanvas(this.#canvas, this.#canvas.parentElement!.clientWidth < 420 ? 64 : BETWEEN, height);
-    const width = this.#canvas.clientWidth;
+    const width = this.element.clientWidth < 420 ? BETWEEN_NARROW : BETWEEN;
+    this.#head.style.gap = width + "px";
+    const context = prepareCanvas(this.#canvas, width, height);
     const line = (row: number, column: number, strong: boolean) => {
       const [from, to] = [row - rows.first, column - columns.first];
       if (from < 0 || to < 0 || from >= rows.count || to >= columns.count) return;
@@ -145,7 +156,8 @@ export class Tokens implements Part {
     for (let row = rows.first; row < rows.first + rows.count; row++) {
       for (const column of largestColumns(sheet, row, LINES_PER_ROW, signed)) line(row, column, false);
     }
-    if (view.side === "rows") for (const c of largestColumns(sheet, at.rows, LINES_OF_ONE, signed)) line(at.rows, c, true);
+    if (view.side === "rows")
+      for (const c of largestColumns(sheet, at.rows, LINES_OF_ONE, signed)) line(at.rows, c, true);
     else for (const r of largestRows(sheet, at.columns, LINES_OF_ONE, signed)) line(r, at.columns, true);
     context.globalAlpha = 1;
     this.#shade(sheet, at, (i, parity) => colourOf(sheet, i, parity, scale, this.#app.theme.palette));

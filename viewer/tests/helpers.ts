@@ -31,8 +31,14 @@ export function makeLayer(heads: number, rows: number, columns: number, block: [
 export function makeKind(layers: Layer[], change: Partial<Kind> = {}): Kind {
   const axis = { label: "query", names: null };
   const base: Kind = {
-    name: "attention", title: "Attention", rows: axis, columns: { ...axis, label: "key" }, layers,
-    groups: null, quantity: "weights", picture: null,
+    name: "attention",
+    title: "Attention",
+    rows: axis,
+    columns: { ...axis, label: "key" },
+    layers,
+    groups: null,
+    quantity: "weights",
+    picture: null,
   };
   return { ...base, ...change };
 }
@@ -40,8 +46,17 @@ export function makeKind(layers: Layer[], change: Partial<Kind> = {}): Kind {
 /** Return a payload without numbers. */
 export function makePayload(kinds: Kind[], change: Partial<Payload> = {}): Payload {
   const base: Payload = {
-    version: 1, title: "", note: "", encoding: "float32", runs: ["one"], frames: ["now"], kinds,
-    measures: [], values: "", ranges: "", top: null,
+    version: 1,
+    title: "",
+    note: "",
+    encoding: "float32",
+    runs: ["one"],
+    frames: ["now"],
+    kinds,
+    measures: [],
+    values: "",
+    ranges: "",
+    top: null,
   };
   return { ...base, ...change };
 }

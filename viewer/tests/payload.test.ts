@@ -17,7 +17,12 @@ describe("sheets of float32", () => {
     const kinds = [makeKind([makeLayer(2, 1, 2), makeLayer(1, 2, 1)]), makeKind([makeLayer(3, 1, 1)])];
     const numbers = Float32Array.from({ length: 2 * 3 * 9 }, (_, i) => i);
     const ranges = Float32Array.from({ length: 2 * 3 * 6 * 2 }, (_, i) => -i);
-    const change = { runs: ["a", "b"], frames: ["1", "2", "3"], values: await pack(numbers.buffer), ranges: await pack(ranges.buffer) };
+    const change = {
+      runs: ["a", "b"],
+      frames: ["1", "2", "3"],
+      values: await pack(numbers.buffer),
+      ranges: await pack(ranges.buffer),
+    };
     const data = await load(makePayload(kinds, change));
     expect([...data.sheet(at(0, 0, 1)).values]).toEqual([2, 3]);
     expect([...data.sheet(at(0, 1, 0, 1)).values]).toEqual([13, 14]);
@@ -29,7 +34,9 @@ describe("sheets of float32", () => {
   it("tell a masked cell from NaN and keep infinities", async () => {
     const bits = Uint32Array.of(MASKED, 0x7fc00000, 0x7f800000, 0xff800000, 0x3f000000);
     const values = await pack(bits.buffer);
-    const data = await load(makePayload([makeKind([makeLayer(1, 1, 5)])], { values, ranges: await pack(new ArrayBuffer(8)) }));
+    const data = await load(
+      makePayload([makeKind([makeLayer(1, 1, 5)])], { values, ranges: await pack(new ArrayBuffer(8)) }),
+    );
     const sheet = data.sheet(at(0, 0, 0));
     expect([...sheet.bits]).toEqual([...bits]);
     expect([...sheet.values]).toEqual([NaN, NaN, Infinity, -Infinity, 0.5]);
@@ -79,12 +86,15 @@ describe("the largest of true rows", () => {
     const index = Uint32Array.of(0, 0, 0, 0, 0, 0, 5, 1, 4, 0xffffffff, 2, 3);
     const value = Float32Array.of(0, 0, 0, 0, 0, 0, 0.5, 0.25, 0.75, 0, 0.125, 0.0625);
     const change = {
-      values: await pack(new ArrayBuffer(2 * 2 * 3 * 4)), ranges: await pack(new ArrayBuffer(16)),
+      values: await pack(new ArrayBuffer(2 * 2 * 3 * 4)),
+      ranges: await pack(new ArrayBuffer(16)),
       top: { k: 2, index: await pack(index.buffer), value: await pack(value.buffer) },
     };
     const data = await load(makePayload([makeKind([makeLayer(2, 3, 6, [2, 2])])], change));
     expect(data.largest(at(0, 0, 1), 0, 2)).toEqual([
-      { row: 1, column: 4, value: 0.75 }, { row: 0, column: 5, value: 0.5 }, { row: 0, column: 1, value: 0.25 },
+      { row: 1, column: 4, value: 0.75 },
+      { row: 0, column: 5, value: 0.5 },
+      { row: 0, column: 1, value: 0.25 },
     ]);
     expect(data.largest(at(0, 0, 1), 2, 4).map(({ row }) => row)).toEqual([2, 2]);
   });

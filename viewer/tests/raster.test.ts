@@ -9,7 +9,8 @@ const words = (bytes: Uint8ClampedArray<ArrayBuffer>): Packed[] => [...new Uint3
 
 describe("positions among the colours", () => {
   it("are linear, roots or logarithms of the share of the largest", () => {
-    const at = (mapping: Scale["mapping"]) => [0, 0.0001, 0.01, 0.25, 1, 7, -1].map((value) => position(value, { ...unit, mapping }));
+    const at = (mapping: Scale["mapping"]) =>
+      [0, 0.0001, 0.01, 0.25, 1, 7, -1].map((value) => position(value, { ...unit, mapping }));
     expect(at("linear")).toEqual([0, 0.0001, 0.01, 0.25, 1, 1, 0]);
     expect(at("root")).toEqual([0, 0.01, 0.1, 0.5, 1, 1, 0]);
     const expected = [0, 0, 0.5, 1 + Math.log10(0.25) / 4, 1, 1, 0];
@@ -21,25 +22,44 @@ describe("positions among the colours", () => {
   });
   it("are inverted", () => {
     for (const mapping of ["linear", "root", "log"] as const) {
-      for (const value of [0.002, 0.3, 1]) expect(valueAt(position(value, { ...unit, mapping }), { ...unit, mapping })).toBeCloseTo(value, 12);
-      for (const value of [-1.5, 0.4]) expect(valueAt(position(value, { ...signed, mapping }), { ...signed, mapping })).toBeCloseTo(value, 12);
+      for (const value of [0.002, 0.3, 1])
+        expect(valueAt(position(value, { ...unit, mapping }), { ...unit, mapping })).toBeCloseTo(value, 12);
+      for (const value of [-1.5, 0.4])
+        expect(valueAt(position(value, { ...signed, mapping }), { ...signed, mapping })).toBeCloseTo(value, 12);
     }
   });
   it("are all of zero where nothing is larger", () => expect(position(0, { ...unit, most: 0 })).toBe(0));
 });
 
-describe.each([["light", LIGHT_PALETTE], ["dark", DARK_PALETTE]])("pixels on a %s surface", (_, palette) => {
+describe.each([
+  ["light", LIGHT_PALETTE],
+  ["dark", DARK_PALETTE],
+])("pixels on a %s surface", (_, palette) => {
   it("are those of the tables, and each special cell has its own colour", () => {
-    const sheet = sheetOf([[0, 1, 0.5, NaN], [HIDE, HIDE, Infinity, -Infinity]]);
+    const sheet = sheetOf([
+      [0, 1, 0.5, NaN],
+      [HIDE, HIDE, Infinity, -Infinity],
+    ]);
     const { sequential, masked, nan, positive, negative } = palette;
     const whole = { row: 0, column: 0, rows: 2, columns: 4 };
     expect(words(raster(sheet, whole, unit, palette))).toEqual([
-      sequential[0], sequential[255], sequential[128], nan, masked[1], masked[0], positive, negative,
+      sequential[0],
+      sequential[255],
+      sequential[128],
+      nan,
+      masked[1],
+      masked[0],
+      positive,
+      negative,
     ]);
     expect(new Set([sequential[0], sequential[255], nan, ...masked, positive, negative]).size).toBe(7);
   });
   it("of a part are those of the whole", () => {
-    const sheet = sheetOf([[0, 0.1, HIDE], [0.2, HIDE, 0.4], [0.5, 0.6, HIDE]]);
+    const sheet = sheetOf([
+      [0, 0.1, HIDE],
+      [0.2, HIDE, 0.4],
+      [0.5, 0.6, HIDE],
+    ]);
     const whole = words(raster(sheet, { row: 0, column: 0, rows: 3, columns: 3 }, unit, palette));
     const part = words(raster(sheet, { row: 1, column: 1, rows: 2, columns: 2 }, unit, palette));
     expect(part).toEqual([whole[4], whole[5], whole[7], whole[8]]);
@@ -47,10 +67,15 @@ describe.each([["light", LIGHT_PALETTE], ["dark", DARK_PALETTE]])("pixels on a %
   it("of negative numbers diverge from zero", () => {
     const sheet = sheetOf([[-2, 2, 0]]);
     const { diverging } = palette;
-    expect(words(raster(sheet, { row: 0, column: 0, rows: 1, columns: 3 }, signed, palette))).toEqual([diverging[0], diverging[255], diverging[128]]);
+    expect(words(raster(sheet, { row: 0, column: 0, rows: 1, columns: 3 }, signed, palette))).toEqual([
+      diverging[0],
+      diverging[255],
+      diverging[128],
+    ]);
   });
   it("have a luminance that only rises or only falls from zero on", () => {
-    const rises = (table: Packed[]) => table.every((colour, i) => i === 0 || luminance(colour) >= luminance(table[i - 1]));
+    const rises = (table: Packed[]) =>
+      table.every((colour, i) => i === 0 || luminance(colour) >= luminance(table[i - 1]));
     const away = palette === DARK_PALETTE ? 1 : -1;
     const ordered = (table: Packed[]) => rises(away > 0 ? table : [...table].reverse());
     expect(ordered([...palette.sequential])).toBe(true);
@@ -62,11 +87,17 @@ describe.each([["light", LIGHT_PALETTE], ["dark", DARK_PALETTE]])("pixels on a %
 });
 
 describe("thumbnails", () => {
-  const colours = (sheet: ReturnType<typeof sheetOf>, width: number, height: number) => words(thumbnail(sheet, width, height, unit, LIGHT_PALETTE));
+  const colours = (sheet: ReturnType<typeof sheetOf>, width: number, height: number) =>
+    words(thumbnail(sheet, width, height, unit, LIGHT_PALETTE));
   const colour = (sheet: ReturnType<typeof sheetOf>, i: number) => colourOf(sheet, i, 0, unit, LIGHT_PALETTE);
 
   it("show the largest of the cells of a pixel, so that a thin diagonal stays", () => {
-    const sheet = sheetOf([[0.9, 0, 0, 0], [0, 0.8, 0, 0.1], [0, 0, 0.7, 0], [0, 0, 0, 0.6]]);
+    const sheet = sheetOf([
+      [0.9, 0, 0, 0],
+      [0, 0.8, 0, 0.1],
+      [0, 0, 0.7, 0],
+      [0, 0, 0, 0.6],
+    ]);
     expect(colours(sheet, 2, 2)).toEqual([colour(sheet, 0), colour(sheet, 7), colour(sheet, 4), colour(sheet, 10)]);
   });
   it("show NaN before any number, and masked only where all cells are", () => {

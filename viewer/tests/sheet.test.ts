@@ -1,5 +1,15 @@
 import { describe, expect, it } from "vitest";
-import { difference, hiddenMass, largestColumns, largestRows, MASKED, overHeads, rolloutStep, select, survey } from "../src/sheet";
+import {
+  difference,
+  hiddenMass,
+  largestColumns,
+  largestRows,
+  MASKED,
+  overHeads,
+  rolloutStep,
+  select,
+  survey,
+} from "../src/sheet";
 import { HIDE, sheetOf } from "./helpers";
 
 const all = (n: number) => Int32Array.from({ length: n }, (_, i) => i);
@@ -47,10 +57,22 @@ describe("aggregates", () => {
   });
 
   it("roll out as products of the mean and the identity in equal parts", () => {
-    const first = rolloutStep(null, sheetOf([[1, HIDE], [0.5, 0.5]]));
+    const first = rolloutStep(
+      null,
+      sheetOf([
+        [1, HIDE],
+        [0.5, 0.5],
+      ]),
+    );
     expect([...first.values]).toEqual([1, 0, 0.25, 0.75]);
     // [[1, 0], [0.5, 0.5]] times the above, as the second mean is [[1, 0], [1, 0]].
-    const second = rolloutStep(first, sheetOf([[1, 0], [1, 0]]));
+    const second = rolloutStep(
+      first,
+      sheetOf([
+        [1, 0],
+        [1, 0],
+      ]),
+    );
     expect([...second.values]).toEqual([1, 0, 0.625, 0.375]);
   });
 
@@ -66,12 +88,21 @@ describe("a survey", () => {
   it("has the range of the finite and the other cells that occur", () => {
     const found = survey(sheetOf([[-2, 3, HIDE, Infinity]]));
     expect(found).toEqual({ low: -2, high: 3, masked: true, nan: false, positive: true, negative: false });
-    expect(survey(sheetOf([[NaN, -Infinity]]))).toMatchObject({ low: 0, high: 0, nan: true, negative: true, masked: false });
+    expect(survey(sheetOf([[NaN, -Infinity]]))).toMatchObject({
+      low: 0,
+      high: 0,
+      nan: true,
+      negative: true,
+      masked: false,
+    });
   });
 });
 
 describe("the largest", () => {
-  const sheet = sheetOf([[0.1, NaN, 0.4, -0.5, 0.4, HIDE], [1, 0, 2, 0, 0, 0]]);
+  const sheet = sheetOf([
+    [0.1, NaN, 0.4, -0.5, 0.4, HIDE],
+    [1, 0, 2, 0, 0, 0],
+  ]);
   it("of a row are ordered, the earlier of equals first, without NaN and masked", () => {
     expect(largestColumns(sheet, 0, 3)).toEqual([2, 4, 0]);
     expect(largestColumns(sheet, 0, 9)).toEqual([2, 4, 0, 3]);
