@@ -74,10 +74,6 @@ $(VENV)/browser: $(VENV)/installed requirements-browser.txt
 	@touch $@
 BROWSER = (command -v chromium || command -v chromium-browser || command -v google-chrome) > /dev/null
 
-# Build the script and the style of the viewer's page from viewer/src; needs Node. Users need no Node: they are committed.
-viewer:
-	cd viewer && npm ci --no-audit --no-fund && npm run check && npm test && npm run build
-
 # Write requirements files for Python 3.11 and newer, without the URL of a package index; needs `uv`.
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
@@ -92,6 +88,10 @@ lock:
 # Write the .ipynb of each notebook from its script, which is the one to edit.
 notebooks: $(VENV)/installed
 	$(BIN)/jupytext --update --to ipynb notebooks/*.py
+
+# Build the attention viewer's script and style, which are committed, from viewer/; needs Node 20.19 or newer.
+viewer:
+	cd viewer && npm ci && npm run check && npm test && npm run build
 
 clean:
 	rm -rf $(VENV) $(ACCELERATORS)
