@@ -33,15 +33,15 @@ def document(payload: dict, title: str, kinds: list[Kind]) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     picture = f"data:image/png;base64,{base64.b64encode(mosaic(kinds[0])).decode()}"
-    name = html.escape(_printable(title) or "Attention")
+    name, shown = html.escape(_printable(title) or "Attention"), html.escape(kinds[0].title)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{name}</title><style>{style}</style></head>\n"
         '<body><main id="attn-viewer"><noscript>'
-        f"<h1>{name}</h1><p>Without JavaScript only this picture is shown: {html.escape(kinds[0].title)}, one row of "
-        f'heads per layer, dark is large.</p><img alt="{html.escape(kinds[0].title)} of all heads" src="{picture}">'
+        f"<h1>{name}</h1><p>Without JavaScript only this picture is shown: {shown}, one row of heads per layer, dark "
+        f'is large.</p><img alt="{shown} of all heads" width="640" src="{picture}">'
         "</noscript></main>\n"
         f'<script type="application/json" id="attn-data">{as_json(payload)}</script>\n'
         f"<script>{script}</script></body></html>\n"
