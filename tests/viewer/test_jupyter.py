@@ -91,6 +91,7 @@ def titles(page, count):
 
 
 def run_all(page):
+    page.get_by_text("| Idle").wait_for()  # what runs before the kernel is ready is forgotten
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
 
@@ -99,7 +100,7 @@ def test_views_show_themselves_in_jupyterlab_and_again_after_another_run(lab, pa
     page.goto(f"{lab}/lab/tree/fresh.ipynb")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
     run_all(page)
-    page.locator(".jp-OutputArea iframe").nth(1).wait_for(state="attached", timeout=120_000)
+    page.locator(".jp-OutputArea iframe").nth(1).wait_for(state="attached")
     assert titles(page, 2) == ["first", "second"]
     run_all(page)
     page.wait_for_timeout(2_000)
