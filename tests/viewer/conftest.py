@@ -1,33 +1,20 @@
 """A real browser for the tests of pages: it may load nothing, and must report no error."""
 
 import pathlib
-import shutil
 
+import browsing
 import pytest
-
-READY = "html[data-ready=true]"  # once the first picture is drawn
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-# Quiet and offline: the browser itself asks for nothing either.
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
 
 @pytest.fixture(scope="session")
 def browser():
     """The browser, for all tests of a worker."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: `make test` installs it")
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser: install one of {', '.join(BROWSERS)}")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=list(FLAGS))
+    if reason := browsing.missing():
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = browsing.launch(driver)
         yield browser
         browser.close()
 
@@ -88,7 +75,7 @@ def opened(browser, tmp_path):
         contexts.append(context)
         pages.append(Opened(context, path.as_uri() + fragment))
         if ready:
-            pages[-1].page.wait_for_selector(READY, state="attached")
+            pages[-1].page.wait_for_selector(browsing.READY, state="attached")
         return pages[-1]
 
     yield open_page
