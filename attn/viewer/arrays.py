@@ -46,8 +46,8 @@ def as_layers(weights, batch: int | None, name: str) -> list[np.ndarray]:
     if all(_is_sequence(each) for each in weights):
         if all(np.ndim(each) == 4 for step in weights for each in step if each is not None):
             return _layers_of_steps(weights, batch, name)
-        weights = [_stacked_heads(heads, f"{name}, layer {number}") for number, heads in enumerate(weights, start=1)]
-    return [_layer(each, batch, f"{name}, layer {number}") for number, each in enumerate(weights, start=1)]
+        weights = [_stacked_heads(heads, f"{name}, layer {number}") for number, heads in enumerate(weights)]
+    return [_layer(each, batch, f"{name}, layer {number}") for number, each in enumerate(weights)]
 
 
 def as_array(x, name: str) -> np.ndarray:
@@ -105,7 +105,7 @@ def _nested(weights, name: str):
 
 def _stacked_heads(heads, name: str) -> np.ndarray:
     """Return the heads `[T S]` of a layer, given one by one, as `[N T S]`."""
-    arrays = [as_array(head, f"{name}, head {number}") for number, head in enumerate(heads, start=1)]
+    arrays = [as_array(head, f"{name}, head {number}") for number, head in enumerate(heads)]
     shapes = {array.shape for array in arrays}
     if len(shapes) != 1 or len(*shapes) != 2:
         raise ValueError(f"{name}: got heads of shapes {', '.join(map(_shape, shapes))}, must be of one shape [T S]")
@@ -153,9 +153,9 @@ def _layers_of_steps(steps, batch: int | None, name: str) -> list[np.ndarray]:
         raise ValueError(f"{name}: the steps have {', '.join(map(str, sorted(counts)))} layers, must have equally many")
     layers = []
     for number in range(counts.pop()):
-        parts = [_layer(step[number], batch, f"{name}, step {t}, layer {number + 1}") for t, step in enumerate(steps)]
+        parts = [_layer(step[number], batch, f"{name}, step {t}, layer {number}") for t, step in enumerate(steps)]
         if len({len(part) for part in parts}) != 1:
-            raise ValueError(f"{name}, layer {number + 1}: the steps differ in the number of heads")
+            raise ValueError(f"{name}, layer {number}: the steps differ in the number of heads")
         columns = max(part.shape[-1] for part in parts)
         padded = [np.pad(p, ((0, 0), (0, 0), (0, columns - p.shape[-1])), constant_values=MASKED) for p in parts]
         layers.append(np.concatenate(padded, axis=1))

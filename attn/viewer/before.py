@@ -1,12 +1,14 @@
 """Masks, scores and weights of the attention functions as maps, before or without a model."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from attn.viewer.arrays import MASKED
 from attn.viewer.kinds import Axis, Kind, as_names
 
-_MOST_CELLS = 64_000_000  # of one map that is computed whole
+_MOST_CELLS = 64_000_000  # of maps that are computed whole
+_CELLS_AT_ONCE = 16_000_000  # of those of which only the largest of each row are kept
 
 
 def kinds_of_functions(mask, score, query, key, scale, shape, rows, columns) -> list[Kind]:
@@ -53,8 +55,8 @@ def kinds_of_functions(mask, score, query, key, scale, shape, rows, columns) -> 
         from attn.functional import pooled_attention_weights
 
         weights = np.asarray(pooled_attention_weights(query, key, **options), np.float32)
-        axes = dict(rows=Axis("query"), columns=Axis("key"))
-        return [Kind("attention", "attention", [weights], **axes, pooled_from=(T, S))]
+        largest = _largest_of_rows(query, key, options)
+        return [Kind("attention", "attention", [weights], *axes, pooled_from=(T, S), largest=[largest])]
     scores, visible = map(np.asarray, before_softmax.scores_and_visibility(query, key, **options))
     computed = {
         "scores": lambda: np.where(visible, scores.astype(np.float32), MASKED),
@@ -70,6 +72,23 @@ def kinds_of_functions(mask, score, query, key, scale, shape, rows, columns) -> 
         Kind(name, titles[name], [computed[name]()], **common, groups=groups, quantity=quantities.get(name, name))
         for name in maps
     ]
+
+
+def _largest_of_rows(query, key, options) -> tuple[np.ndarray, np.ndarray]:
+    """Return the column and the value `[N T 1]` of the largest weight of each row, a few rows at a time."""
+    from attn.functional import multi_head_attention_weights
+
+    T, S, N = query.shape[0], key.shape[0], query.shape[1]
+    at_once = max(1, _CELLS_AT_ONCE // (N * S))
+
+    def of_rows(rows):
+        weights = multi_head_attention_weights(query, key, rows=rows, **options)  # [N R S]
+        return weights.argmax(axis=-1), weights.max(axis=-1)
+
+    rows = jnp.minimum(jnp.arange(-(-T // at_once) * at_once), T - 1).reshape(-1, at_once)
+    index, value = jax.jit(lambda rows: jax.lax.map(of_rows, rows))(rows)  # [T/R N R]
+    index, value = (np.moveaxis(np.asarray(x), 1, 0).reshape(N, -1, 1)[:, :T] for x in (index, value))
+    return np.where(value > 0, index, 0xFFFFFFFF).astype("<u4"), value.astype("<f4")
 
 
 def _sizes(shape, names) -> tuple[int, int]:

@@ -66,6 +66,7 @@ class Kind:
       quantity: "weights", "scores", "mask" or "values".
       picture: of the columns.
       pooled_from: (T, S) of the maps that these were pooled from; None if they are whole.
+      largest: of maps that were pooled, the columns and values `[N T k]` of the exact largest weights per row, by layer.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Kind:
     quantity: str = "weights"
     picture: Picture | None = None
     pooled_from: tuple[int, int] | None = None
+    largest: Sequence[tuple[np.ndarray, np.ndarray]] | None = None
 
     def num_heads(self) -> int:
         """Return the number of heads of all layers."""
@@ -147,7 +149,7 @@ def _axis(axis: str, names, layers: Sequence[np.ndarray], kind: str, otherwise: 
     if names is None:
         return otherwise or Axis(label)
     names = as_names(axis, names)
-    for number, layer in enumerate(layers, start=1):
+    for number, layer in enumerate(layers):
         size = layer.shape[1 if axis == "rows" else 2]
         if size != len(names):
             where = kind if len({each.shape for each in layers}) == 1 else f"{kind}, layer {number}"

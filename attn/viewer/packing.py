@@ -28,7 +28,7 @@ class Packing:
     Attributes:
       encoding: "float32" or "levels".
       blocks: for each kind, for each layer, the rows and columns of a block that becomes one cell.
-      tops: number of exact largest values per row, 0 if nothing is pooled.
+      tops: number of exact largest values per row, 0 for none.
     """
 
     encoding: str
@@ -50,15 +50,18 @@ def planned(kinds: Sequence[Kind], repeats: int, budget: int, exact: bool) -> Pa
       exact: keep all values as float32, no matter how many.
     """
     layers = [layer for kind in kinds for layer in kind.layers]
+    known = min((kind.largest[0][0].shape[-1] for kind in kinds if kind.largest), default=0)
     cells = repeats * sum(layer.size for layer in layers)
     whole = tuple(tuple((1, 1) for _ in kind.layers) for kind in kinds)
     if exact or 4 * cells <= min(budget, _EXACT):
-        return Packing("float32", whole, 0)
+        return Packing("float32", whole, known)
     if cells <= budget:
-        return Packing("levels", whole, 0)
+        return Packing("levels", whole, known)
     rows = repeats * sum(layer.shape[0] * layer.shape[1] for layer in layers)
     tops = min(_MOST_TOPS, budget // 2 // (rows * _TOP_BYTES))
     tops = max(tops, int(rows * _TOP_BYTES <= 0.7 * budget))
+    if any(kind.pooled_from for kind in kinds):
+        tops = known  # the others are lost
     sheets = repeats * sum(len(layer) for layer in layers)
     most = max(1, (budget - tops * rows * _TOP_BYTES) // sheets)
     blocks = tuple(tuple(block_sizes(*layer.shape[1:], most) for layer in kind.layers) for kind in kinds)
@@ -83,14 +86,15 @@ def packed(runs: Sequence[Sequence[Sequence[Kind]]], packing: Packing) -> dict:
       packing: how.
     """
     values, ranges, indices, tops = bytearray(), [], [], []
-    for layer, block, quantity in _layers(runs, packing):
-        cells = layer if block == (1, 1) else pooled(layer, block, quantity)
+    for kind, number, block in _layers(runs, packing):
+        layer = kind.layers[number]
+        cells = layer if block == (1, 1) else pooled(layer, block, kind.quantity)
         for sheet in cells:
             low, high = _range(sheet)
             ranges.append((low, high))
             values += sheet.tobytes() if packing.encoding == "float32" else levels(sheet, low, high).tobytes()
         if packing.tops:
-            index, top = largest(layer, packing.tops)
+            index, top = kind.largest[number] if kind.largest else largest(layer, packing.tops)
             indices.append(index.ravel())
             tops.append(top.ravel())
     top = None
@@ -100,12 +104,12 @@ def packed(runs: Sequence[Sequence[Sequence[Kind]]], packing: Packing) -> dict:
     return {"values": _text(bytes(values)), "ranges": _text(np.array(ranges, "<f4").tobytes()), "top": top}
 
 
-def _layers(runs, packing: Packing) -> Iterator[tuple[np.ndarray, tuple[int, int], str]]:
+def _layers(runs, packing: Packing) -> Iterator[tuple[Kind, int, tuple[int, int]]]:
     for frames in runs:
         for kinds in frames:
             for kind, blocks in zip(kinds, packing.blocks, strict=True):
-                for layer, block in zip(kind.layers, blocks, strict=True):
-                    yield layer, block, kind.quantity
+                for number, block in enumerate(blocks):
+                    yield kind, number, block
 
 
 def pooled(layer: np.ndarray, block: tuple[int, int], quantity: str) -> np.ndarray:
@@ -196,7 +200,8 @@ def note(kinds: Sequence[Kind], packing: Packing) -> str:
     pooled_before = [kind for kind in kinds if kind.pooled_from is not None]
     if pooled_before:
         T, S = pooled_before[0].pooled_from
-        words += f" The maps were pooled before, from {T:,} x {S:,}."
+        words += f" The maps were pooled from {T:,} x {S:,}"
+        words += "; the largest weight of each row is exact." if packing.tops else "."
     return words
 
 

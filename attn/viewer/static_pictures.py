@@ -17,7 +17,7 @@ _MASKED, _NAN = "0.85", "#c2185b"
 
 
 def draw(kinds: Sequence[Kind], title: str) -> Figure:
-    """Draw every layer and head, one row per layer of each kind.
+    """Draw every layer and head, one row per layer of each kind; both are counted from 0.
 
     Of weights dark is 1 and white is 0; other quantities have a scale per head, blue below 0 and orange above it.
     Masked cells are grey, NaN is magenta. Over a picture, the weights of the query that is not a patch are drawn, such
@@ -48,7 +48,7 @@ def draw(kinds: Sequence[Kind], title: str) -> Figure:
 
 def _draw_layer(row: Iterable[Axes], kind: Kind, number: int):
     heads = kind.layers[number]
-    name = kind.title if kind.quantity != "weights" else f"{kind.title}\nlayer {number + 1}"
+    name = kind.title if kind.quantity != "weights" else f"{kind.title}\nlayer {number}"
     for head, (ax, weights) in enumerate(zip(row, heads)):
         _draw_map(ax, weights, kind)
         _set_title(ax, name, head, len(heads))
@@ -107,7 +107,7 @@ def _short(name: str) -> str:
 
 
 def _set_title(ax: Axes, name: str, head: int, num_heads: int):
-    ax.set_title(f"{name}, head {head + 1}" if num_heads > 1 else name, fontsize=7, parse_math=False)
+    ax.set_title(f"{name}, head {head}" if num_heads > 1 else name, fontsize=7, parse_math=False)
 
 
 def _overlay(kind: Kind, number: int) -> tuple[str, np.ndarray, Picture]:
@@ -119,7 +119,7 @@ def _overlay(kind: Kind, number: int) -> tuple[str, np.ndarray, Picture]:
         query, who = heads[:, 0 if picture.first else -1], "class token"
     else:
         query, who = heads.mean(axis=1), "mean over queries"
-    return f"{who} over the picture\nlayer {number + 1}", query[:, patches].reshape(-1, rows, columns), picture
+    return f"{who} over the picture\nlayer {number}", query[:, patches].reshape(-1, rows, columns), picture
 
 
 def _draw_overlay(ax: Axes, picture: Picture, weights: np.ndarray):
@@ -146,8 +146,8 @@ def _draw_mosaics(kinds: Sequence[Kind], title: str) -> Figure:
         side = _THUMBNAIL + 1
         every = -(-max(len(kind.layers), kind.num_heads() // len(kind.layers)) // 32)
         heads, layers = range(0, grid.shape[1] // side, every), range(0, len(kind.layers), every)
-        ax.set_xticks([head * side + side // 2 for head in heads], [head + 1 for head in heads], fontsize=6)
-        ax.set_yticks([layer * side + side // 2 for layer in layers], [layer + 1 for layer in layers], fontsize=6)
+        ax.set_xticks([head * side + side // 2 for head in heads], [*heads], fontsize=6)
+        ax.set_yticks([layer * side + side // 2 for layer in layers], [*layers], fontsize=6)
         ax.set(xlabel="head", ylabel="layer")
         ax.set_title(f"{kind.title}, each map relative to its largest", fontsize=8, parse_math=False)
     figure.suptitle(title, fontsize=9, parse_math=False)

@@ -282,7 +282,7 @@ def _described(kind: Kind, blocks: Sequence[tuple[int, int]]) -> dict:
         "title": kind.title,
         "rows": dataclasses.asdict(kind.rows),
         "columns": dataclasses.asdict(kind.columns),
-        "layers": [_layer(kind, number, *each) for number, each in enumerate(zip(kind.layers, blocks), start=1)],
+        "layers": [_layer(kind, number, *each) for number, each in enumerate(zip(kind.layers, blocks))],
         "groups": kind.groups,
         "quantity": kind.quantity,
         "picture": page.picture_of(kind.picture),

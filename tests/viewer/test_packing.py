@@ -117,7 +117,7 @@ def test_the_largest_leave_out_what_is_masked_or_not_a_number():
 
 def test_a_page_of_heads_that_are_pooled_already_says_so():
     payload = payload_of(attn.view(softmax(8, 16, 16), pooled_from=(1_000, 1_010)).html())
-    assert "pooled before, from 1,000 x 1,010" in payload["note"]
+    assert "pooled from 1,000 x 1,010" in payload["note"]
     layer = payload["kinds"][0]["layers"][0]
     assert (layer["rows"], layer["columns"], layer["block"], layer["shape"]) == (1_000, 1_010, [63, 64], [16, 16])
 
