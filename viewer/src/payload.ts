@@ -161,6 +161,10 @@ export class Data {
   #waiting: { bytes: number; resolve: () => void }[] = [];
 
   constructor(readonly payload: Payload) {
+    const layers = payload.kinds.flatMap((kind) => kind.layers);
+    if (!layers.length || layers.some(({ heads, shape }) => !heads || !shape[0] || !shape[1])) {
+      throw new Error("a layer has no heads, rows or columns, so there is nothing to show");
+    }
     this.#offsets = payload.kinds.map((kind) => kind.layers.map((layer) => this.#advance(layer)));
     this.#ranges = new Float32Array(this.#frames * this.#frame.sheets * 2);
     this.size = this.#frames * this.#frame.cells * this.#width;

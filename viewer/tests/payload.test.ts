@@ -50,6 +50,12 @@ describe("sheets of float32", () => {
   });
 });
 
+it("is refused without heads, rows or columns", () => {
+  for (const kinds of [[], [makeKind([])], [makeKind([makeLayer(1, 0, 3)])], [makeKind([makeLayer(0, 3, 3)])]]) {
+    expect(() => new Data(makePayload(kinds))).toThrow("nothing to show");
+  }
+});
+
 describe("sheets of levels", () => {
   it("are squares of the level if nothing is below zero", () => {
     const table = levelTable(0, 0.5);
