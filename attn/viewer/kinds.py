@@ -66,7 +66,7 @@ class Kind:
       quantity: "weights", "scores", "mask" or "values".
       picture: of the columns.
       pooled_from: (T, S) of the maps that these were pooled from; None if they are whole.
-      largest: of maps that were pooled, the columns and values `[N T k]` of the exact largest weights per row, by layer.
+      largest: of pooled maps, by layer, the columns and values `[N T k]` of the exact largest weights per row.
     """
 
     name: str

@@ -274,7 +274,7 @@ def test_hostile_texts_run_nothing_and_are_shown_as_text(opened, name):
     assert len(chips) == 3 and all(text.strip() for text in chips)  # also where the token is empty
     plain = token[:20]
     if plain.isprintable() and plain.isascii() and plain.strip() == plain and plain:
-        assert plain in chips[0].replace("␣", " ")
+        assert plain in chips[0]
     for hidden in ("\u202e", "\x00", "\u2028"):
         assert hidden not in chips[0]
 

@@ -35,9 +35,12 @@ export function setOptions(select: HTMLSelectElement, options: [string, string][
   select.value = value;
 }
 
+/** Browsers refuse canvases with longer sides. */
+const LARGEST_SIDE = 16384;
+
 /** Give a canvas a size in CSS pixels, sharp on the device, and return its context, cleared, in CSS pixels. */
 export function prepareCanvas(canvas: HTMLCanvasElement, width: number, height: number): CanvasRenderingContext2D {
-  const ratio = pixelRatio();
+  const ratio = Math.min(pixelRatio(), LARGEST_SIDE / Math.max(width, height));
   const [deviceWidth, deviceHeight] = [Math.round(width * ratio), Math.round(height * ratio)];
   if (canvas.width !== deviceWidth || canvas.height !== deviceHeight) {
     canvas.width = deviceWidth;

@@ -193,10 +193,10 @@ export class Grid implements Part {
       Math.floor((this.#layout.thumb.width * ratio - (sources.length - 1) * ratio) / sources.length),
     );
     const height = Math.max(1, Math.round(this.#layout.thumb.height * ratio));
-    return sources.map((source) => {
-      const sheet = scene.head(view, source, place);
-      const pixels = thumbnail(sheet, width, height, scene.scale(view, source, sheet), theme.palette);
-      return new ImageData(pixels, width, height);
+    const sheets = sources.map((source) => scene.head(view, source, place));
+    const scale = scene.scale(view, sheets);
+    return sheets.map((sheet) => {
+      return new ImageData(thumbnail(sheet, width, height, scale, theme.palette), width, height);
     });
   }
 

@@ -2,7 +2,8 @@
 import type { App, Part } from "./app";
 import { make, prepareCanvas } from "./dom";
 import { formatNumber } from "./names";
-import { css } from "./palette";
+import { css, type Palette } from "./palette";
+import type { Survey } from "./sheet";
 import { DECADES, type Scale, valueAt } from "./raster";
 
 const WIDTH = 200;
@@ -22,36 +23,15 @@ export class Legend implements Part {
   /** Follow the view. */
   render(): void {
     const { view, shown, scene, theme } = this.#app;
-    const sheets = shown.sources.map((source) => ({ source, sheet: scene.shown(view, source) }));
-    const surveys = sheets.map(({ sheet }) => scene.survey(sheet));
-    // Side by side, each map may have its own range; the legend is of the first, and says so.
-    const scales = sheets.map(({ source, sheet }) => scene.scale(view, source, sheet));
-    const [scale] = scales;
+    const surveys = shown.sources.map((source) => scene.survey(scene.shown(view, source)));
+    const scale = scene.shownScale(view, shown.sources);
     this.#draw(scale);
     const most = Math.max(...surveys.map(({ low, high }) => Math.max(high, scale.signed ? -low : high)));
     const above = most > scale.most * (1 + 1e-6) ? "≥ " : "";
     const ends = [text(valueAt(0, scale), scale, scale.signed ? above && "≤ " : ""), text(scale.most, scale, above)];
     const items: Node[] = [make("span", {}, ends[0]), this.#canvas, make("span", {}, ends[1])];
-    if (scales.length > 1 && scales[1].most !== scale.most)
-      items.push(make("span", {}, `(right: ${formatNumber(scales[1].most)})`));
     if (scale.mapping !== "linear") items.push(make("span", { class: "muted" }, mappingText(scale)));
-    const { palette } = theme;
-    const specials: [string, boolean, number][] = [
-      ["masked", surveys.some((s) => s.masked), palette.masked[0]],
-      ["NaN", surveys.some((s) => s.nan), palette.nan],
-      ["+∞", surveys.some((s) => s.positive), palette.positive],
-      ["−∞", surveys.some((s) => s.negative), palette.negative],
-    ];
-    for (const [name, occurs, colour] of specials) {
-      if (!occurs) continue;
-      const sample = make("span", { class: "sample", "aria-hidden": "true" });
-      sample.style.background = css(colour);
-      if (name === "masked") {
-        const [a, b] = palette.masked.map(css);
-        sample.style.background = `repeating-conic-gradient(${a} 0 25%, ${b} 0 50%) 0 0 / 6px 6px`;
-      }
-      items.push(make("span", { class: "special" }, sample, name));
-    }
+    items.push(...makeSpecials(surveys, theme.palette));
     this.element.replaceChildren(...items);
     this.#canvas.setAttribute("aria-label", `Colours from ${ends[0]} to ${ends[1]}`);
   }
@@ -65,6 +45,25 @@ export class Legend implements Part {
       context.fillRect(x, 0, 1, HEIGHT);
     }
   }
+}
+
+/** Return a sample and a name of each colour that stands for no number, if it occurs. */
+function makeSpecials(surveys: Survey[], palette: Palette): HTMLElement[] {
+  const [even, odd] = palette.masked.map(css);
+  const colours = {
+    masked: ["masked", `repeating-conic-gradient(${even} 0 25%, ${odd} 0 50%) 0 0 / 6px 6px`],
+    nan: ["NaN", css(palette.nan)],
+    positive: ["+∞", css(palette.positive)],
+    negative: ["−∞", css(palette.negative)],
+  } as const;
+  return (["masked", "nan", "positive", "negative"] as const)
+    .filter((special) => surveys.some((found) => found[special]))
+    .map((special) => {
+      const [name, background] = colours[special];
+      const sample = make("span", { class: "sample", "aria-hidden": "true" });
+      sample.style.background = background;
+      return make("span", { class: "special" }, sample, name);
+    });
 }
 
 function text(value: number, scale: Scale, above: string): string {

@@ -101,11 +101,9 @@ export class HeadMap implements Part {
 
   #picture(): Picture {
     const { view, shown, scene, theme } = this.#app;
-    const source = shown.sources[this.#index];
-    const sheet = scene.shown(view, source);
     return {
-      sheet,
-      scale: scene.scale(view, source, sheet),
+      sheet: scene.shown(view, shown.sources[this.#index]),
+      scale: scene.shownScale(view, shown.sources),
       theme,
       layout: this.#layout,
       labels: this.#labels(),

@@ -17,7 +17,10 @@ const HIDDEN = new RegExp(
 export function visible(token: string, most = 200): string {
   if (token === "") return "∅";
   // Twice as many units: a character may have two, and a cut one must lie beyond the ellipsis.
-  const text = token.slice(0, 2 * most + 2).replace(HIDDEN, (unit) => NAMED[unit] ?? escape(unit));
+  const text = token.slice(0, 2 * most + 2).replace(HIDDEN, (unit: string, at: number, whole: string) => {
+    const betweenWords = unit === " " && /^\S \S$/.test(whole.slice(at - 1, at + 2));
+    return betweenWords ? unit : (NAMED[unit] ?? escape(unit));
+  });
   // A combining mark needs something to stand on.
   return elide(/^\p{M}/u.test(text) ? "◌" + text : text, most);
 }

@@ -105,17 +105,16 @@ export function withReadableTexts(payload: Payload): Payload {
   };
 }
 
-/** Bytes of gzip inflated at a time: small enough that the first sheet is there long before the last. */
+/** Characters of base64 read at a time, a multiple of 4: so few that the first sheet is there long before the last. */
 const SLICE = 1 << 18;
 
 /** Inflate a base64 text of gzip into `target`, and tell how many bytes have arrived after each part. */
 export async function inflate(base64: string, target: Uint8Array, arrived: (bytes: number) => void): Promise<void> {
-  const bytes = fromBase64(base64);
   let at = 0;
   const source = new ReadableStream<BufferSource>({
     pull(controller) {
-      if (at >= bytes.length) return controller.close();
-      controller.enqueue(bytes.subarray(at, at + SLICE));
+      if (at >= base64.length) return controller.close();
+      controller.enqueue(fromBase64(base64.slice(at, at + SLICE)));
       at += SLICE;
     },
   });
@@ -161,6 +160,10 @@ export class Data {
   #waiting: { bytes: number; resolve: () => void }[] = [];
 
   constructor(readonly payload: Payload) {
+    const layers = payload.kinds.flatMap((kind) => kind.layers);
+    if (!layers.length || layers.some(({ heads, shape }) => !heads || !shape[0] || !shape[1])) {
+      throw new Error("a layer has no heads, rows or columns, so there is nothing to show");
+    }
     this.#offsets = payload.kinds.map((kind) => kind.layers.map((layer) => this.#advance(layer)));
     this.#ranges = new Float32Array(this.#frames * this.#frame.sheets * 2);
     this.size = this.#frames * this.#frame.cells * this.#width;

@@ -78,7 +78,7 @@ export class PictureView implements Part {
     if (this.#image?.complete && this.#image.naturalWidth)
       context.drawImage(this.#image, 0, 0, width, this.#size.height);
     const sheet = scene.shown(view, sources[0]);
-    const scale = scene.scale(view, sources[0], sheet);
+    const scale = scene.shownScale(view, sources);
     context.globalAlpha = view.opacity;
     for (let patch = 0; patch < picture.grid[0] * picture.grid[1]; patch++) {
       const column = columns.indexOf(Math.floor((picture.first + patch) / block[1]));

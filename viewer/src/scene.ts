@@ -92,15 +92,26 @@ export class Scene {
     return found;
   }
 
-  /** Return how the numbers of a sheet become colours. */
-  scale(view: View, source: Source, sheet: Sheet): Scale {
+  /** Return how the numbers of the large maps become colours. */
+  shownScale(view: View, sources: Source[]): Scale {
+    return this.scale(
+      view,
+      sources.map((source) => this.shown(view, source)),
+    );
+  }
+
+  /** Return how numbers become colours in sheets that are side by side: alike, so that they can be compared. */
+  scale(view: View, sheets: Sheet[]): Scale {
     const mapping = mappingOf(view, this.data.payload);
-    const own = ownScale(this.survey(sheet), mapping);
-    if (source === "difference") own.signed = true;
+    const isDifference = view.compare === "difference";
+    const found = sheets.map((sheet) => this.survey(sheet));
+    const low = Math.min(...found.map((each) => each.low));
+    const own = ownScale({ low, high: Math.max(...found.map((each) => each.high)) }, mapping);
+    own.signed ||= isDifference;
     const range = rangeOf(view, this.data.payload);
     if (range === "head") return own;
     if (range === "unit") return { ...own, most: 1 };
-    const common = ownScale(this.#common(view, source), mapping);
+    const common = ownScale(this.#common(view, isDifference), mapping);
     return { ...common, signed: common.signed || own.signed };
   }
 
@@ -140,24 +151,23 @@ export class Scene {
   }
 
   /** Range over all heads of the kind and frame, nothing hidden; of both runs, so that they can be compared. */
-  #common(view: View, source: Source): Pick<Survey, "low" | "high"> {
-    const key = JSON.stringify([source === "difference", view.frame, view.kind]);
+  #common(view: View, isDifference: boolean): Pick<Survey, "low" | "high"> {
+    const key = JSON.stringify([isDifference, view.frame, view.kind]);
     let found = this.#commons.get(key);
     if (!found) {
       found = { low: 0, high: 0 };
       kindOf(view, this.data.payload).layers.forEach((layer, i) => {
-        for (let head = 0; head < layer.heads; head++) this.#extend(found!, view, source, { layer: i, head });
+        for (let head = 0; head < layer.heads; head++) this.#extend(found!, view, isDifference, { layer: i, head });
       });
       this.#commons.set(key, found);
     }
     return found;
   }
 
-  #extend(range: Pick<Survey, "low" | "high">, view: View, source: Source, place: HeadPlace): void {
-    const ranges =
-      source === "difference"
-        ? [this.#differenceRange(view, place)]
-        : this.data.payload.runs.map((_, run) => this.data.range(placeOf(view, run, place)));
+  #extend(range: Pick<Survey, "low" | "high">, view: View, isDifference: boolean, place: HeadPlace): void {
+    const ranges = isDifference
+      ? [this.#differenceRange(view, place)]
+      : this.data.payload.runs.map((_, run) => this.data.range(placeOf(view, run, place)));
     for (const [low, high] of ranges) {
       range.low = Math.min(range.low, low);
       range.high = Math.max(range.high, high);

@@ -128,50 +128,42 @@ export class Tokens implements Part {
   }
 
   #paint(at: Record<Side, number>): void {
-    const { view, scene } = this.#app;
-    const [source] = this.#app.shown.sources;
-    const sheet = scene.shown(view, source);
-    const scale = scene.scale(view, source, sheet);
+    const { view, scene, theme } = this.#app;
+    const { sources } = this.#app.shown;
+    const sheet = scene.shown(view, sources[0]);
+    const scale = scene.shownScale(view, sources);
     const { rows, columns } = this.#windows;
-    const height = Math.max(rows.count, columns.count) * CHIP;
     const width = this.element.clientWidth < 420 ? BETWEEN_NARROW : BETWEEN;
     this.#head.style.gap = width + "px";
-    const context = prepareCanvas(this.#canvas, width, height);
+    const context = prepareCanvas(this.#canvas, width, Math.max(rows.count, columns.count) * CHIP);
     const line = (row: number, column: number, strong: boolean) => {
-      const [from, to] = [row - rows.first, column - columns.first];
-      if (from < 0 || to < 0 || from >= rows.count || to >= columns.count) return;
       const value = sheet.values[row * sheet.columns + column];
-      if (value - value !== 0) return;
-      const size = Math.abs(position(value, scale) - (scale.signed ? 0.5 : 0)) * (scale.signed ? 2 : 1);
-      if (size < LEAST) return;
-      context.strokeStyle = strong ? this.#app.theme.accent : this.#app.theme.muted;
-      context.globalAlpha = strong ? 0.25 + 0.75 * size : 0.12 + 0.5 * size;
-      context.lineWidth = 0.75 + (strong ? 4 : 2) * size;
-      context.beginPath();
-      context.moveTo(0, (from + 0.5) * CHIP);
-      context.bezierCurveTo(width / 2, (from + 0.5) * CHIP, width / 2, (to + 0.5) * CHIP, width, (to + 0.5) * CHIP);
-      context.stroke();
+      const isInView = (at: number, { first, count }: Window) => at >= first && at < first + count;
+      if (!isInView(row, rows) || !isInView(column, columns) || !Number.isFinite(value)) return;
+      const strength = scale.signed ? Math.abs(2 * position(value, scale) - 1) : position(value, scale);
+      context.strokeStyle = strong ? theme.accent : theme.muted;
+      drawLink(context, [row - rows.first, column - columns.first], width, strength, strong);
     };
-    const signed = source === "difference" || scale.signed;
     for (let row = rows.first; row < rows.first + rows.count; row++) {
-      for (const column of largestColumns(sheet, row, LINES_PER_ROW, signed)) line(row, column, false);
+      for (const column of largestColumns(sheet, row, LINES_PER_ROW, scale.signed)) line(row, column, false);
     }
-    if (view.side === "rows")
-      for (const c of largestColumns(sheet, at.rows, LINES_OF_ONE, signed)) line(at.rows, c, true);
-    else for (const r of largestRows(sheet, at.columns, LINES_OF_ONE, signed)) line(r, at.columns, true);
-    context.globalAlpha = 1;
-    this.#shade(sheet, at, (i, parity) => colourOf(sheet, i, parity, scale, this.#app.theme.palette));
+    if (view.side === "rows") {
+      for (const column of largestColumns(sheet, at.rows, LINES_OF_ONE, scale.signed)) line(at.rows, column, true);
+    } else {
+      for (const row of largestRows(sheet, at.columns, LINES_OF_ONE, scale.signed)) line(row, at.columns, true);
+    }
+    this.#shade(sheet, at, (i) => colourOf(sheet, i, 0, scale, theme.palette));
   }
 
   /** Colour the tokens of the other side by their weight, and mark the chosen one. */
-  #shade(sheet: Sheet, at: Record<Side, number>, colour: (i: number, parity: number) => number): void {
+  #shade(sheet: Sheet, at: Record<Side, number>, colour: (i: number) => number): void {
     const { side } = this.#app.view;
     for (const list of ["rows", "columns"] as const) {
       const { first } = this.#windows[list];
       Array.from(this.#lists[list].children as HTMLCollectionOf<HTMLElement>).forEach((chip, k) => {
         const chosen = first + k === at[list];
         const i = list === "rows" ? (first + k) * sheet.columns + at.columns : at.rows * sheet.columns + first + k;
-        const background = list === side ? null : colour(i, 0);
+        const background = list === side ? null : colour(i);
         chip.style.background = background === null ? "" : css(background);
         chip.style.color = background === null ? "" : inkOn(background);
         chip.classList.toggle("chosen", chosen && list === side);
@@ -182,6 +174,25 @@ export class Tokens implements Part {
   }
 }
 
+/** Draw a line from the token at `from` on the left to that at `to` on the right, the thicker the stronger. */
+function drawLink(
+  context: CanvasRenderingContext2D,
+  [from, to]: [number, number],
+  width: number,
+  strength: number,
+  strong: boolean,
+): void {
+  if (strength < LEAST) return;
+  const [start, end] = [(from + 0.5) * CHIP, (to + 0.5) * CHIP];
+  context.globalAlpha = strong ? 0.25 + 0.75 * strength : 0.12 + 0.5 * strength;
+  context.lineWidth = 0.75 + (strong ? 4 : 2) * strength;
+  context.beginPath();
+  context.moveTo(0, start);
+  context.bezierCurveTo(width / 2, start, width / 2, end, width, end);
+  context.stroke();
+}
+
+/** Return the window to show: the old one while the token `at` is in it, else one around it. */
 function windowAround(old: Window, at: number, count: number, same: boolean): Window {
   if (count <= MOST) return { first: 0, count };
   if (same && at >= old.first && at < old.first + old.count) return old;

@@ -18,7 +18,8 @@ export function sheetOf(rows: (number | typeof HIDE)[][]): Sheet {
 /** Return base64 of gzip. */
 export async function pack(bytes: ArrayBuffer | Uint8Array<ArrayBuffer>): Promise<string> {
   const stream = new Blob([bytes]).stream().pipeThrough(new CompressionStream("gzip"));
-  return btoa(String.fromCharCode(...new Uint8Array(await new Response(stream).arrayBuffer())));
+  const packed = new Uint8Array(await new Response(stream).arrayBuffer());
+  return btoa(Array.from(packed, (byte) => String.fromCharCode(byte)).join(""));
 }
 
 /** Return a layer; `block` is 1 x 1 unless given. */

@@ -42,12 +42,35 @@ describe("sheets of float32", () => {
     expect([...sheet.values]).toEqual([NaN, NaN, Infinity, -Infinity, 0.5]);
   });
 
+  it("arrive in parts, the first before the last", async () => {
+    const bytes = new Uint8Array(800_000);
+    for (let i = 0, x = 1; i < bytes.length; i++) bytes[i] = (x = (x * 48271) % 2147483647) & 127;
+    const values = await pack(bytes);
+    // Several of the slices that are read at a time.
+    expect(values.length).toBeGreaterThan(800_000);
+    const ranges = await pack(new ArrayBuffer(2 * 8));
+    const data = new Data(makePayload([makeKind([makeLayer(2, 100, 1000)])], { values, ranges }));
+    const loading = data.load();
+    await data.until(data.end(at(0, 0, 0)));
+    expect(data.complete).toBe(false);
+    expect(data.sheet(at(0, 0, 0)).bits).toEqual(new Uint32Array(bytes.buffer, 0, 100_000));
+    await loading;
+    expect(data.complete).toBe(true);
+    expect(data.sheet(at(0, 0, 1)).bits).toEqual(new Uint32Array(bytes.buffer, 400_000, 100_000));
+  });
+
   it("may neither be missing nor too many", async () => {
     for (const length of [8, 16]) {
       const change = { values: await pack(new ArrayBuffer(length)), ranges: await pack(new ArrayBuffer(8)) };
       await expect(load(makePayload([makeKind([makeLayer(1, 1, 3)])], change))).rejects.toThrow("its layers need 12");
     }
   });
+});
+
+it("is refused without heads, rows or columns", () => {
+  for (const kinds of [[], [makeKind([])], [makeKind([makeLayer(1, 0, 3)])], [makeKind([makeLayer(0, 3, 3)])]]) {
+    expect(() => new Data(makePayload(kinds))).toThrow("nothing to show");
+  }
 });
 
 describe("sheets of levels", () => {
