@@ -267,7 +267,7 @@ def test_hostile_texts_run_nothing_and_are_shown_as_text(opened, name):
     token = hostile.TOKENS[name]
     page = opened(attn.view(np.eye(3), rows=[token] * 3, columns=["a", token, "b"], title=token))
     page.page.get_by_role("button", name="Tokens", exact=True).click()
-    page.page.wait_for_timeout(50)
+    page.page.locator(".chips.rows .chip").nth(2).wait_for()
     assert page.page.evaluate("typeof attacked") == "undefined"
     assert page.page.locator("script").count() == 2 and page.page.locator("main img, main s, main style").count() == 0
     chips = page.page.locator(".chips.rows .chip").all_inner_texts()
