@@ -49,7 +49,8 @@ export function measureLabels(
   };
   const left = TITLE + Math.min(Math.max(widest(rows), 22), WIDEST, room.width * 0.3);
   const columnWidth = widest(columns);
-  const cell = Math.min((room.width - left) / columns.count, LARGEST_FIT);
+  // Cells are square where a map fits, so its height bounds the width of a column as well.
+  const cell = Math.min((room.width - left) / columns.count, (room.height - TITLE - LINE) / rows.count, LARGEST_FIT);
   const turned = columnWidth > Math.max(cell, 30);
   const top = TITLE + (turned ? Math.min(columnWidth, WIDEST, room.height * 0.4) : LINE + 3);
   return { left: Math.ceil(left), top: Math.ceil(top), turned };

@@ -75,8 +75,11 @@ export class PictureView implements Part {
     this.#size = { width, height: (width * picture.height) / picture.width };
     const context = prepareCanvas(this.#canvas, this.#size.width, this.#size.height);
     context.imageSmoothingEnabled = picture.width > width;
-    if (this.#image?.complete && this.#image.naturalWidth)
+    if (this.#image?.complete && this.#image.naturalWidth) {
+      context.filter = "grayscale(1)"; // so that all colour is that of weights
       context.drawImage(this.#image, 0, 0, width, this.#size.height);
+      context.filter = "none";
+    }
     const sheet = scene.shown(view, sources[0]);
     const scale = scene.shownScale(view, sources);
     context.globalAlpha = view.opacity;
