@@ -239,3 +239,11 @@ def test_measures_by_which_heads_are_sorted():
     np.testing.assert_allclose(values["diagonal"], [1 / n, 1, 1 / n, 1], atol=1e-6)
     np.testing.assert_allclose(values["anti-diagonal"], [1 / n, 1 / n, 1, 1 / (n - 1)], atol=1e-6)
     assert values["effect"] == [1, 2, 3, 4]
+
+
+def test_the_example_of_the_page_about_the_viewer_runs(tmp_path, monkeypatch):
+    text = (ROOT / "docs/viewer.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "viewer.md", "exec"), {})
+    assert (tmp_path / "page.html").stat().st_size > 60_000
