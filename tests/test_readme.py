@@ -161,7 +161,7 @@ def test_data_sets_are_built_as_shown(shell, tmp_path):
         assert len(list(tmp_path.glob(f"tfds/attn_reverse/{config}/1.0.0/*.array_record*"))) == 4
 
 
-IN_PROCESS = {"ask": "attn.load", "change": "masks", "foundation": "attn.pretrained"}
+IN_PROCESS = {"ask": "attn.load", "view": "attn.view", "change": "masks", "foundation": "attn.pretrained"}
 
 
 @pytest.mark.parametrize("name", IN_PROCESS)
