@@ -63,14 +63,16 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-# Install what tests of pages and notebooks need: JupyterLab, and a browser with the package that drives it. Where that
-# is not possible, these tests are skipped, and say so.
+# Install what tests of pages and notebooks need: JupyterLab, a browser, the package that drives it, and axe, which checks
+# accessibility. Where that is not possible, these tests are skipped, and say so.
 $(VENV)/browser: $(VENV)/installed requirements-browser.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-browser.txt \
 	  || echo "the packages of requirements-browser.txt cannot be installed: tests in a browser are skipped"
 	@$(BROWSER) || { test "$$(id -u)" = 0 && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core > /dev/null; } \
 	  || echo "no browser: install chromium; tests in a browser are skipped"
+	@test -d viewer/node_modules || { command -v npm > /dev/null && (cd viewer && npm ci > /dev/null); } \
+	  || echo "no npm: tests of accessibility are skipped"
 	@touch $@
 BROWSER = (command -v chromium || command -v chromium-browser || command -v google-chrome) > /dev/null
 
