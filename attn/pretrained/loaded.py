@@ -14,9 +14,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
+from attn.nn.taps import Edit, tapped
 from attn.pretrained import generation, inputs
 from attn.pretrained.files import Tensor
-from attn.pretrained.foundation import Decoder, Edit, Encoder, EncoderDecoder, Record, Vision
+from attn.pretrained.foundation import Decoder, Encoder, EncoderDecoder, Record, Vision
 from attn.pretrained.rules import Rule
 from attn.pretrained.tokens import Tokens, load_tokens
 
@@ -296,10 +297,9 @@ def _precise(dtype: jnp.dtype):
 
 
 def _run(graphdef: nnx.GraphDef, params: nnx.State, arrays: dict[str, Array], *, edit, attentions, hidden_states):
-    model = nnx.merge(graphdef, params)
-
     def one(arrays):
-        return model(Record(edit, attentions=attentions, hidden_states=hidden_states), **arrays)
+        record = Record(edit, attentions=attentions, hidden_states=hidden_states)
+        return nnx.merge(tapped(graphdef, params, record.tap), params)(record, **arrays)
 
     return Output(**jax.vmap(one)(arrays))
 
