@@ -16,7 +16,7 @@ from attn.nn.departures import Departures, Sides, by_head, shape_and_dtype
 from attn.nn.on_mesh import attend_on_mesh
 from attn.nn.sharding import constrain
 from attn.nn.style import PLAIN, Style
-from attn.nn.taps import Context, Taps
+from attn.nn.taps import NO_TAPS, Context, Taps
 
 _HEADS = "tokens", "heads", "head_width"  # the axes of queries and outputs of heads
 
@@ -87,7 +87,7 @@ class Attention(nnx.Module):
         *,
         dropout: Dropout | None = None,
         return_weights: bool = False,
-        taps: Taps = Taps(),
+        taps: Taps = NO_TAPS,
     ) -> tuple[Float[Array, "T D"], Float[Array, "N T S"] | None]:
         """Attend from `x` to the memory.
 

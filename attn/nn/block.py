@@ -22,7 +22,7 @@ from attn.nn.dropout import dropout, weights_dropout
 from attn.nn.model import ModelSettings, split
 from attn.nn.sharding import axis_of, constrain
 from attn.nn.style import ACTIVATIONS, TEXT, Style, parse
-from attn.nn.taps import BlockTaps, Context, Tapped
+from attn.nn.taps import NO_BLOCK_TAPS, BlockTaps, Context, Tapped
 from attn.settings import between, one_of, setting
 
 
@@ -158,7 +158,7 @@ class Block(nnx.Module):
         memory: Memory | None,
         key: Array | None,
         return_weights: bool,
-        taps: BlockTaps = BlockTaps(),
+        taps: BlockTaps = NO_BLOCK_TAPS,
     ):
         """Compute `x` after the block.
 

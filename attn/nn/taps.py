@@ -57,12 +57,18 @@ class Taps(NamedTuple):
     heads: Change | None = None
 
 
+NO_TAPS = Taps()
+
+
 class BlockTaps(NamedTuple):
     """The changes of the values of one block."""
 
-    attention: Taps = Taps()
-    cross: Taps = Taps()
+    attention: Taps = NO_TAPS
+    cross: Taps = NO_TAPS
     hidden: Change | None = None
+
+
+NO_BLOCK_TAPS = BlockTaps()
 
 
 class Tapped(nnx.Module):
