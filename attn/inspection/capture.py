@@ -76,14 +76,14 @@ def capture(model: Model, vocabulary: Vocabulary, source: Tokens, answer: Int[Ar
 
 
 def answer_inputs(
-    vocabulary: Vocabulary, source: Tokens, answer: Int[Array | np.ndarray, "T"]
+    vocabulary: Vocabulary, source: Tokens, answer: Int[Array | np.ndarray, "width"]
 ) -> tuple[dict[str, Any], Int[Array, "T"]]:
     """Return the inputs of a model that reads a source and an answer to it, and the answer without padding.
 
     Args:
       vocabulary: of the model.
       source: `[n]` tokens, without an end token.
-      answer: `[T]` tokens with their end token.
+      answer: tokens with their end token, then padding.
     """
     answer = jnp.asarray(answer)[: max(1, int(np.sum(np.asarray(answer) != PAD)))]
     source = prompts(vocabulary, jnp.asarray([*source, vocabulary.source_end]))

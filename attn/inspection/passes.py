@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ class Pass:
     labels: Int[Array, "T"] | None
 
 
+@runtime_checkable
 class Inspectable(Protocol):
     """A model with parameters that interventions can change: `attn.runs.Run`, `attn.pretrained.Pretrained`."""
 
@@ -44,7 +45,7 @@ class Inspectable(Protocol):
     def params(self) -> nnx.State:
         """Its parameters."""
 
-    def with_graphdef(self, graphdef: nnx.GraphDef) -> Self:
+    def with_graphdef(self, graphdef: nnx.GraphDef) -> "Inspectable":
         """Return the same with another structure for the same parameters."""
 
     def full_pass(self, given, answer=None) -> Pass:
@@ -71,7 +72,7 @@ def kinds_of(model: Inspectable) -> Kinds:
     Raises:
       ValueError: not a model, or it has no attention.
     """
-    if not all(hasattr(model, name) for name in ("graphdef", "params", "with_graphdef", "full_pass")):
+    if not isinstance(model, Inspectable):
         raise ValueError(f"model: got {type(model).__name__}, must be a run (attn.load) or of attn.pretrained.load")
     merged = nnx.merge(model.graphdef, model.params)
     found = stacks(merged)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
@@ -123,11 +124,11 @@ def full_pass(model: Pretrained, given, answer=None) -> Pass:
     each = Pass(_logits, {name: array[0] for name, array in arrays.items()}, None)
     if isinstance(kind, Decoder | EncoderDecoder):
         labels = [*read.source[1:], NO_TOKEN] if isinstance(kind, Decoder) else read.written
-        return dataclasses.replace(each, labels=np.array(labels)) if kind.has_logits else each
+        return dataclasses.replace(each, labels=jnp.array(labels)) if kind.has_logits else each
     out = model(**read.arguments, output_attentions=False, output_hidden_states=False)
     if out.logits is None:
         return each
-    return dataclasses.replace(each, labels=np.atleast_1d(np.argmax(out.logits[0], axis=-1)))
+    return dataclasses.replace(each, labels=jnp.atleast_1d(jnp.argmax(out.logits[0], axis=-1)))
 
 
 def _logits(model: nnx.Module, arguments: Mapping[str, Any]) -> Float[Array, "T V"]:
