@@ -135,12 +135,19 @@ class Run:
         """
         questions = self.questions(lengths, examples, part)
         longest = int(questions.lengths.max())
-        self.check_length(longest)
         evaluator, params = self._evaluator(longest, self.config.evaluation.batch_size, beam_width)
         return evaluator.evaluate(params, questions, track).metrics
 
-    def questions(self, lengths: Sequence[int] | None, examples: int | None, part: str | None) -> Questions:
-        """Return the questions of `evaluate`; arguments as there."""
+    @checked(lengths=LENGTHS, examples=between(1))
+    def questions(
+        self, lengths: Sequence[int] | None = None, examples: int | None = None, part: str | None = None
+    ) -> Questions:
+        """Return the questions of `evaluate`; arguments and errors as there."""
+        questions = self._questions(lengths, examples, part)
+        self.check_length(int(questions.lengths.max()))
+        return questions
+
+    def _questions(self, lengths: Sequence[int] | None, examples: int | None, part: str | None) -> Questions:
         config, seed, per_length = self.config, self.config.evaluation.seed, examples or _EXAMPLES_PER_LENGTH
         is_stored = config.data.source in ("pairs", "tfds")
         if part is None and config.data.source != "pairs" and (lengths is not None or not is_stored):

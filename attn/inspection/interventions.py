@@ -298,13 +298,16 @@ def head_effects(
     Returns:
       By kind; -1 where every answer is right with the head and wrong without it.
 
+    Raises:
+      ValueError: not a run, or lengths or numbers that it does not have.
+
     Source: Michel et al. 2019, section 3.2.
     """
     kinds = kinds_of(run)
     check_to(to)
     if not hasattr(run, "questions"):
         raise ValueError(f"run: got {type(run).__name__}, must be a run: only its held-out strings have right answers")
-    questions = run.questions(lengths, examples, None)
+    questions = run.questions(lengths, examples)
     masks = one_hot_masks(kinds.sizes)
     exact = _exact(run, questions, lambda *rows: _confirmed(run, masks, to, *rows))  # [heads B]
     return by_kind(exact[1:].mean(axis=1) - exact[0].mean(), kinds.sizes)

@@ -294,6 +294,8 @@ def test_effects_on_the_loss_are_losses_without_each_head(new_run):
             lambda run: interventions.weight_gradients(run, TEXT, loss=3),
             "loss: got 3, must be a function of the logits",
         ),
+        (lambda run: head_effects(run, [0]), "lengths: got [0], must be"),
+        (lambda run: head_effects(run, examples=0), "examples: got 0, must be"),
         (lambda run: ablate("run", [("cross", 0, 1)]), "model: got str, must be a run (attn.load)"),
         (lambda run: interventions.weight_gradients(run, "9 9"), "unknown symbol '9'"),
     ],

@@ -33,6 +33,10 @@ KINDS = {
 }
 
 
+BY_DAY = ["gpt2", "t5", "albert_masked"]
+BY_NIGHT = [pytest.param(case, marks=pytest.mark.nightly) for case in KINDS if case not in BY_DAY]
+
+
 def inputs_of(case):
     """Two inputs, and the answer that both read, of an encoder-decoder."""
     if case.startswith("vit"):
@@ -114,7 +118,7 @@ def test_replaced_maps_are_shown_and_used(case):
     np.testing.assert_allclose(changed(**arguments(case, IDS, model)).logits, expected.logits, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", KINDS)
+@pytest.mark.parametrize("case", [*BY_DAY, *BY_NIGHT])
 def test_gradients_are_those_of_finite_differences(case):
     with jax.enable_x64(True):
         model = pretrained.load(recording(case).path, dtype="float64")
