@@ -31,6 +31,7 @@ if typing.TYPE_CHECKING:
         positions,
         scores,
     )
+    from attn.inspection import interventions
     from attn.viewer import view
 
 __version__ = "0.1.0"
@@ -55,6 +56,8 @@ def load(run):
 
 def __getattr__(name: str):
     """Import a public name at its first use: commands set up their process first, and `tasks` imports TFDS."""
+    if name == "interventions":
+        return importlib.import_module("attn.inspection.interventions")
     if name in ("functional", "interop", "mechanisms", "pretrained", "tasks"):
         return importlib.import_module(f"attn.{name}")
     if name not in __all__:
@@ -74,6 +77,7 @@ __all__ = [
     "attention",
     "attention_weights",
     "interop",
+    "interventions",
     "load",
     "masks",
     "mechanisms",

@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 
 from attn.inspection import pictures
-from attn.inspection.capture import Maps, capture
+from attn.inspection.capture import Maps, answer_inputs, answer_logits, capture
+from attn.inspection.passes import Pass
 from attn.settings import LENGTHS, Constraint, between, checked
 from attn.tasks.examples import Questions, padded
 from attn.tasks.generated import Generated
@@ -132,14 +133,21 @@ class Run:
           attn.tasks.examples.DataError: the data cannot be read any more.
           RunError: the data have changed since the run began, so that they may include what it was trained on.
         """
-        questions = self._questions(lengths, examples, part)
+        questions = self.questions(lengths, examples, part)
         longest = int(questions.lengths.max())
-        self.check_length(longest)
         evaluator, params = self._evaluator(longest, self.config.evaluation.batch_size, beam_width)
         return evaluator.evaluate(params, questions, track).metrics
 
+    @checked(lengths=LENGTHS, examples=between(1))
+    def questions(
+        self, lengths: Sequence[int] | None = None, examples: int | None = None, part: str | None = None
+    ) -> Questions:
+        """Return the questions of `evaluate`; arguments and errors as there."""
+        questions = self._questions(lengths, examples, part)
+        self.check_length(int(questions.lengths.max()))
+        return questions
+
     def _questions(self, lengths: Sequence[int] | None, examples: int | None, part: str | None) -> Questions:
-        """Return the questions of `evaluate`."""
         config, seed, per_length = self.config, self.config.evaluation.seed, examples or _EXAMPLES_PER_LENGTH
         is_stored = config.data.source in ("pairs", "tfds")
         if part is None and config.data.source != "pairs" and (lengths is not None or not is_stored):
@@ -168,6 +176,24 @@ class Run:
         """
         source = self.read(text)
         return capture(self.model, self.vocabulary, source, *self._answers([source]))
+
+    def with_graphdef(self, graphdef: nnx.GraphDef) -> "Run":
+        """Return the run with another structure of the model for the same parameters; see `attn.interventions`."""
+        return dataclasses.replace(self, graphdef=graphdef)
+
+    def full_pass(self, text: str, answer: str | None = None) -> Pass:
+        """Return the pass over a text and the answer to it, None for the model's own; see `attn.interventions`.
+
+        Raises:
+          InputError: as in `predict`.
+        """
+        source = self.read(text)
+        if answer is None:
+            [tokens] = self._answers([source])
+        else:
+            tokens = np.array([*self.vocabulary.read(answer, "target"), self.vocabulary.end])
+        inputs, tokens = answer_inputs(self.vocabulary, source, tokens)
+        return Pass(answer_logits, inputs, tokens)
 
     def inspect(self, text: str, output: str | os.PathLike) -> pathlib.Path:
         """Draw the attention weights of every layer and head into a picture file, and return its path.

@@ -18,6 +18,7 @@ def test_there_are_notebooks():
         "04_recurrence_vs_attention",
         "05_invent_a_variant",
         "06_foundation",
+        "07_look_inside",
     ]
 
 

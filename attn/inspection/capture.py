@@ -1,7 +1,8 @@
 """Attention maps, or influence, of an answer of a trained model, with the tokens of their rows and columns."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,18 +92,38 @@ def capture(model: Model, vocabulary: Vocabulary, source: Tokens, answer: Int[Ar
       source: `[n]` tokens, without an end token.
       answer: `[T]` tokens that the model wrote, its end token included; padding is cut off.
     """
-    answer = jnp.asarray(answer)[: max(1, int(np.sum(np.asarray(answer) != PAD)))]
-    read = decoder_input(answer, vocabulary.begin)
-    source = prompts(vocabulary, jnp.asarray([*source, vocabulary.source_end]))
+    inputs, answer = answer_inputs(vocabulary, source, answer)
+    source, read, length = inputs["source"], inputs["read"], inputs["answer_length"]
     graphdef, params = nnx.split(model, nnx.Param)
 
     @jax.jit
     def compute(params):
         model = nnx.merge(graphdef, params)
-        weights = model(source, read, answer_length=vocabulary.answer_length(len(source) - 1), return_weights=True)[1]
+        weights = model(source, read, answer_length=length, return_weights=True)[1]
         return weights, None if weights else influence(model, source, read, jnp.arange(len(read)))
 
     picture = model.picture(source[:-1])
     names = (vocabulary.names(tokens) for tokens in (source, read, answer))
     axes = {name: axes for name, *axes in model.maps}
     return Maps(*jax.device_get(compute(params)), axes, *names, jax.device_get(picture))
+
+
+def answer_inputs(
+    vocabulary: Vocabulary, source: Tokens, answer: Int[Array | np.ndarray, "width"]
+) -> tuple[dict[str, Any], Int[Array, "T"]]:
+    """Return the inputs of a model that reads a source and an answer to it, and the answer without padding.
+
+    Args:
+      vocabulary: of the model.
+      source: `[n]` tokens, without an end token.
+      answer: tokens with their end token, then padding.
+    """
+    answer = jnp.asarray(answer)[: max(1, int(np.sum(np.asarray(answer) != PAD)))]
+    source = prompts(vocabulary, jnp.asarray([*source, vocabulary.source_end]))
+    length = vocabulary.answer_length(len(source) - 1)
+    return dict(source=source, read=decoder_input(answer, vocabulary.begin), answer_length=length), answer
+
+
+def answer_logits(model: Model, inputs: Mapping[str, Any]) -> Float[Array, "T V"]:
+    """Compute the logits of the token after each token of the answer that is read; inputs as of `answer_inputs`."""
+    return model(inputs["source"], inputs["read"], answer_length=inputs["answer_length"])

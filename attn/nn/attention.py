@@ -1,7 +1,7 @@
 """Multi-head attention as a layer: the learned matrices around `attn.multi_head_attention`, and its mechanism."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import jax
@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from attn.functional import Dropout, multi_head_attention_weights
+from attn.functional import Dropout, multi_head_attention_weights, scores
 from attn.mechanisms.mechanism import Chain, Layer, Mechanism, build, having, named_in_errors, scale
 from attn.mechanisms.rows import Rows
 from attn.nn.departures import Departures, Sides, by_head, shape_and_dtype
 from attn.nn.on_mesh import attend_on_mesh
 from attn.nn.sharding import constrain
 from attn.nn.style import PLAIN, Style
+from attn.nn.taps import NO_TAPS, Context, Taps
 
 _HEADS = "tokens", "heads", "head_width"  # the axes of queries and outputs of heads
 
@@ -86,7 +87,7 @@ class Attention(nnx.Module):
         *,
         dropout: Dropout | None = None,
         return_weights: bool = False,
-        edit: Callable[[Float[Array, "N T S"]], Float[Array, "N T S"]] | None = None,
+        taps: Taps = NO_TAPS,
     ) -> tuple[Float[Array, "T D"], Float[Array, "N T S"] | None]:
         """Attend from `x` to the memory.
 
@@ -97,24 +98,26 @@ class Attention(nnx.Module):
           added: is added to the inputs of the queries.
           dropout: of the attention weights.
           return_weights: also return the attention weights.
-          edit: takes the attention weights and returns those that are used.
+          taps: change the attention weights and the outputs of the heads.
 
         Raises:
-          ValueError: `edit` together with dropout.
+          ValueError: changed weights together with dropout.
         """
-        if edit is not None and dropout is not None:
-            raise ValueError("edit: does not go with dropout of the attention weights")
+        if taps.weights is not None and dropout is not None:
+            raise ValueError("weights: a change does not go with dropout of the attention weights")
         query = self._project((x + added).astype(self.dtype), self.W_Q, self.b_Q)
         query = constrain(self._apply_mechanism("query", query, sides.q), *_HEADS)
         departures, weights = Departures(self.mechanism, sides, jnp.arange(self.num_heads), dropout), None
-        if return_weights or edit is not None:
+        if return_weights or taps.weights is not None:
             options = dict(mask=departures.mask(), score=departures.score(), scale=self.scale)
             weights = multi_head_attention_weights(query, memory.key, **options)
-        if edit is None:
+        if taps.weights is None:
             heads = attend_on_mesh(query, memory, departures, scale=self.scale, implementation=self.implementation)
         else:
-            weights = edit(weights)
+            uniform = functools.partial(_uniform_weights, query, memory.key, options)
+            weights = taps.weights(weights, Context(sides.q, sides.k, uniform))
             heads = _weighted_sum(weights, memory.value)
+        heads = heads if taps.heads is None else taps.heads(heads, Context(sides.q, sides.k))
         heads = constrain(heads, *_HEADS)
         out = jnp.einsum("tnh,nhd->td", heads, self.W_O[...].astype(self.dtype))
         return _plus(out, self.b_O), weights if return_weights else None
@@ -149,6 +152,13 @@ def _bias(shape: tuple[int, ...], is_used: bool) -> nnx.Param | None:
 
 def _plus(x: Float[Array, "..."], bias: nnx.Param | None) -> Float[Array, "..."]:
     return x if bias is None else x + bias[...].astype(x.dtype)
+
+
+def _uniform_weights(query, key, options: dict) -> Float[Array, "N T S"]:
+    """Compute weights that are equal over all keys that a query may attend to: every score but -inf becomes 0."""
+    equal = scores.function(lambda s, i, j: jnp.where(jnp.isneginf(s), s, 0.0))
+    score = equal if options["score"] is None else options["score"] >> equal
+    return multi_head_attention_weights(query, key, **options | dict(score=score))
 
 
 def _weighted_sum(weights: Float[Array, "N T S"], values: Float[Array, "S K H"]) -> Float[Array, "T N H"]:

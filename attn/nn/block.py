@@ -7,7 +7,6 @@ Source: Vaswani et al. 2017, section 3.1.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -23,6 +22,7 @@ from attn.nn.dropout import dropout, weights_dropout
 from attn.nn.model import ModelSettings, split
 from attn.nn.sharding import axis_of, constrain
 from attn.nn.style import ACTIVATIONS, TEXT, Style, parse
+from attn.nn.taps import NO_BLOCK_TAPS, BlockTaps, Context, Tapped
 from attn.settings import between, one_of, setting
 
 
@@ -123,29 +123,6 @@ class Memory(NamedTuple):
     added: Float[Array, "T D"] | float
 
 
-class Tap(NamedTuple):
-    """Functions that take an intermediate value of a block and return the one to use; None leaves it as it is.
-
-    They may also keep the value: so everything inside of a model can be seen, changed and differentiated.
-
-    Attributes:
-      attention, cross: of the attention weights `[N T S]` of self-attention and cross-attention.
-      hidden: of the block's output `[T D]`.
-    """
-
-    attention: Callable | None = None
-    cross: Callable | None = None
-    hidden: Callable | None = None
-
-
-NOT_TAPPED = Tap()
-
-
-def no_tap(layer: int) -> Tap:
-    """Leave all intermediate values of all layers as they are."""
-    return NOT_TAPPED
-
-
 class Block(nnx.Module):
     """Self-attention, cross-attention to a memory if there is one, and feed-forward.
 
@@ -181,7 +158,7 @@ class Block(nnx.Module):
         memory: Memory | None,
         key: Array | None,
         return_weights: bool,
-        tap: Tap = NOT_TAPPED,
+        taps: BlockTaps = NO_BLOCK_TAPS,
     ):
         """Compute `x` after the block.
 
@@ -193,7 +170,7 @@ class Block(nnx.Module):
           memory: for the cross-attention.
           key: for dropout.
           return_weights: also return the attention weights.
-          tap: functions of this block's intermediate values.
+          taps: changes of this block's values.
 
         Returns:
           (x, keys and values of the self-attention, weights of self-attention and cross-attention or None). Weights are
@@ -206,22 +183,23 @@ class Block(nnx.Module):
         if cache is not None:
             cached, index = cache
             self_kv = jax.tree.map(lambda old, new: _written(old, new, index), cached, self_kv)
-        options = dict(dropout=weights_dropout(rate, next(keys)), return_weights=return_weights, edit=tap.attention)
+        options = dict(dropout=weights_dropout(rate, next(keys)), return_weights=return_weights, taps=taps.attention)
         out, weights = self.attention(entered, self_kv, sides, **options)
         x = self.attention_residual.leave(x, out, next(keys))
 
         cross_weights = None
         if memory is not None:
-            options = dict(dropout=weights_dropout(rate, next(keys)), return_weights=return_weights, edit=tap.cross)
+            options = dict(dropout=weights_dropout(rate, next(keys)), return_weights=return_weights, taps=taps.cross)
             out, cross_weights = self.cross(self.cross_residual.enter(x), *memory, **options)
             x = self.cross_residual.leave(x, out, next(keys))
 
         out = self.feed_forward(self.feed_forward_residual.enter(x))
         x = self.feed_forward_residual.leave(x, out, next(keys))
-        return x if tap.hidden is None else tap.hidden(x), self_kv, (weights, cross_weights)
+        x = x if taps.hidden is None else taps.hidden(x, Context(sides.q, sides.k))
+        return x, self_kv, (weights, cross_weights)
 
 
-class Stack(nnx.Module):
+class Stack(Tapped):
     """A sequence of blocks.
 
     Args:
@@ -249,6 +227,7 @@ class Stack(nnx.Module):
     ):
         # A copy, to which the blocks add the mechanisms that this stack alone shares.
         (mechanism, kind), options = attention, dict(shared=dict(shared), rngs=rngs)
+        self.kind, self.taps = kind, ()
         layers = (mechanism, layer(settings, kind)), None if cross is None else (cross, layer(settings, "cross"))
         blocks = [Block(settings, *layers, **options) for _ in range(distinct or num_layers)]
         self.blocks = nnx.List([block for block in blocks for _ in range(num_layers // len(blocks))])
@@ -290,7 +269,6 @@ class Stack(nnx.Module):
         memory: Memory | None = None,
         key: Array | None = None,
         return_weights: bool = False,
-        tap: Callable[[int], Tap] = no_tap,
     ):
         """Compute `x` after the last block and norm.
 
@@ -302,7 +280,6 @@ class Stack(nnx.Module):
           memory: for the cross-attention.
           key: for dropout.
           return_weights: also return the attention weights.
-          tap: from the number of a layer to the functions of its intermediate values.
 
         Returns:
           As of `Block`, of all layers: (x, keys and values of each layer, both weights, `[L N T S]`).
@@ -313,7 +290,8 @@ class Stack(nnx.Module):
         for number, (block, block_key) in enumerate(zip(self.blocks, split(key, len(self.blocks) + 1))):
             block_cache = None if cache is None else (caches[number], index)
             block_memory = memory and memory._replace(keys_values=memory.keys_values[number])
-            x, keys_values, weights = block(x, sides, block_cache, block_memory, block_key, return_weights, tap(number))
+            inputs = x, sides, block_cache, block_memory, block_key
+            x, keys_values, weights = block(*inputs, return_weights, self.taps_of(number))
             all_keys_values.append(keys_values)
             all_weights.append(weights)
         x = x if self.norm is None else self.norm(x)

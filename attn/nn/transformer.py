@@ -4,7 +4,6 @@ Source: Vaswani et al. 2017, section 3.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,7 +14,7 @@ from attn.mechanisms.mechanism import build_shared, having, max_positions, parts
 from attn.mechanisms.registry import TEXT, parse, terms
 from attn.mechanisms.rows import Count, Example, Rows, rows
 from attn.nn.attention import Sides
-from attn.nn.block import BlockSettings, Memory, Stack, Tap, layer, no_tap
+from attn.nn.block import BlockSettings, Memory, Stack, layer
 from attn.nn.ends import Bottom
 from attn.nn.model import PAD, Cache, Model, Weights, split
 from attn.settings import between, setting
@@ -137,7 +136,6 @@ class Transformer(Model):
         key: Array | None = None,
         return_weights: bool = False,
         shift: Float[Array, "S D"] | None = None,
-        tap: Callable[[int], Tap] = no_tap,
     ) -> tuple[Float[Array, "S D"], Float[Array, "L N S S"] | None]:
         """Encode the source; also return the encoder's attention weights if `return_weights`.
 
@@ -147,10 +145,9 @@ class Transformer(Model):
           key: random key for dropout.
           return_weights: also return the attention weights.
           shift: `[S D]`, added to the embeddings.
-          tap: see `Stack`.
         """
         x = self.embed_source(source, sides.q, key, shift)
-        x, _, (weights, _) = self.encoder(x, sides, key=key, return_weights=return_weights, tap=tap)
+        x, _, (weights, _) = self.encoder(x, sides, key=key, return_weights=return_weights)
         return x, weights
 
     def start(
@@ -194,7 +191,6 @@ class Transformer(Model):
         *,
         key: Array | None = None,
         return_weights: bool = False,
-        tap: Callable[[int], Tap] = no_tap,
     ) -> tuple[Float[Array, "T D"], Cache, Weights | None]:
         """Read the next T tokens of the answer.
 
@@ -205,14 +201,13 @@ class Transformer(Model):
           cache: of the answer so far.
           key: random key for dropout.
           return_weights: also return the attention weights.
-          tap: see `Stack`.
 
         Returns:
           (the stack's output, the cache after these tokens, attention weights or None).
         """
         x = self.embed_answer(tokens, sides.q, key)
         memory = Memory(cache.memory, to_source, self.decoder.cross_added(to_source.q))
-        options = dict(key=key, return_weights=return_weights, tap=tap)
+        options = dict(key=key, return_weights=return_weights)
         x, own, (weights, cross) = self.decoder(x, sides, cache=(cache.own, cache.index), memory=memory, **options)
         cache = cache._replace(index=cache.index + len(tokens), own=own)
         return x, cache, {"decoder": weights, "cross": cross} if return_weights else None

@@ -4,7 +4,6 @@ Each class takes the inputs of its kind and returns a dictionary of outputs unde
 transformers. `generation` decodes with `prefill` and `step`.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -15,17 +14,16 @@ from jaxtyping import Array, Bool, Float, Int
 from attn.functional import masks
 from attn.mechanisms.rows import Example, Rows
 from attn.nn.attention import KeysValues, Sides
-from attn.nn.block import Tap
 from attn.nn.encoder_only import EncoderOnly
 from attn.nn.model import Cache, Model
+from attn.nn.taps import Change, Context, Edit, Site, edited
 from attn.nn.vision_transformer import VisionTransformer
 
-Edit = Callable  # (name, layer, weights [N T S]) -> weights
 Outputs = dict[str, Array | tuple[Array, ...]]
 
 
 class Record:
-    """Keeps what a model computes on its way, in one call.
+    """Keeps what a model computes on its way, in one call of a model that has `tap` among its taps.
 
     Args:
       edit: `(name, layer, weights) -> weights`: changes attention weights `[N T S]` before they are used; `name` is
@@ -37,34 +35,19 @@ class Record:
         self.edit, self.attentions, self.hidden_states = edit, attentions, hidden_states
         self.kept: dict[str, list[Array]] = {}
 
-    def tap(self, name: str) -> Callable[[int], Tap]:
-        """Return the functions of the intermediate values of a stack: "encoder" or "decoder"."""
-
-        def tap(layer: int) -> Tap:
-            return Tap(
-                self._of_weights(name, layer),
-                self._of_weights("cross", layer),
-                (lambda x: self._keep(f"{name}_hidden", x)) if self.hidden_states else None,
-            )
-
-        return tap
-
-    def _of_weights(self, name: str, layer: int) -> Callable | None:
-        if not self.attentions and self.edit is None:
+    def tap(self, site: Site) -> Change | None:
+        """Return the function that changes and keeps the value at a site of the model."""
+        name = f"{site.kind}_hidden" if site.value == "hidden" else site.kind
+        keeps = {"weights": self.attentions, "hidden": self.hidden_states, "heads": False}[site.value]
+        edits = self.edit is not None and site.value == "weights"
+        if not keeps and not edits:
             return None
 
-        def of_weights(weights):
-            weights = weights if self.edit is None else self._edited(name, layer, weights)
-            return self._keep(name, weights) if self.attentions else weights
+        def change(value: Array, context: Context) -> Array:
+            value = edited(self.edit, site, value) if edits else value
+            return self._keep(name, value) if keeps else value
 
-        return of_weights
-
-    def _edited(self, name: str, layer: int, weights: Float[Array, "N T S"]) -> Float[Array, "N T S"]:
-        changed = self.edit(name, layer, weights)
-        if getattr(changed, "shape", None) != weights.shape:
-            found = getattr(changed, "shape", type(changed).__name__)
-            raise ValueError(f"edit: returned {found} for {name!r}, layer {layer}; must be weights {weights.shape}")
-        return jnp.asarray(changed, weights.dtype)
+        return change
 
     def _keep(self, name: str, value: Array) -> Array:
         self.kept.setdefault(name, []).append(value)
@@ -134,7 +117,7 @@ class Encoder(nnx.Module):
         own = rows_of(len(input_ids), position_ids)
         types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         embedded = self.model.embed(input_ids, own, shift=None if self.types is None else self.types(types))
-        x, *_ = self.model.stack(embedded, Sides(own, own, visible(attention_mask)), tap=record.tap("encoder"))
+        x, *_ = self.model.stack(embedded, Sides(own, own, visible(attention_mask)))
         outputs = record.of_stack("encoder", embedded, x, x)
         if self.has_logits:
             outputs["logits"] = self.model.logits(x)
@@ -176,7 +159,7 @@ class Vision(nnx.Module):
         vectors = jnp.concatenate([class_token, self.model.patch(patches.astype(class_token.dtype))])
         own = rows_of(len(vectors))
         embedded = self.model.embed_vectors(vectors, own)
-        x, *_ = self.model.stack(embedded, Sides(own, own, None), tap=record.tap("encoder"))
+        x, *_ = self.model.stack(embedded, Sides(own, own, None))
         outputs = record.of_stack("encoder", embedded, x, None)  # the last hidden state is before the norm
         if self.has_logits:
             outputs["logits"] = self.model.logits(x[:1])[0]
@@ -221,7 +204,7 @@ class Decoder(nnx.Module):
         own = rows_of(len(input_ids), position_ids)
         embedded = self.model.embed(input_ids, own)
         sides = Sides(own, own, masks.causal() & visible(attention_mask))
-        x, *_ = self.model.stack(embedded, sides, tap=record.tap("decoder"))
+        x, *_ = self.model.stack(embedded, sides)
         outputs = record.of_stack("decoder", embedded, x, x)
         return outputs | ({"logits": self.model.logits(x)} if self.has_logits else {})
 
@@ -270,10 +253,10 @@ class EncoderDecoder(nnx.Module):
         model, T = self.model, len(decoder_input_ids)
         source, own = rows_of(len(input_ids)), rows_of(T)
         sides = Sides(source, source, visible(attention_mask))
-        encoded, _ = model.encode(input_ids, sides, tap=record.tap("encoder"))
+        encoded, _ = model.encode(input_ids, sides)
         sides = Sides(own, own, masks.causal() & visible(decoder_attention_mask))
         to_source = Sides(own, source, visible(attention_mask))
-        x, _, _ = model.decode(decoder_input_ids, sides, to_source, self._cache(encoded, T), tap=record.tap("decoder"))
+        x, _, _ = model.decode(decoder_input_ids, sides, to_source, self._cache(encoded, T))
         outputs = {
             "last_hidden_state": x,
             "encoder_last_hidden_state": encoded,

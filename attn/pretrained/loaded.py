@@ -14,9 +14,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
+from attn.inspection.passes import Pass
+from attn.nn.taps import Edit, tapped
 from attn.pretrained import generation, inputs
 from attn.pretrained.files import Tensor
-from attn.pretrained.foundation import Decoder, Edit, Encoder, EncoderDecoder, Record, Vision
+from attn.pretrained.foundation import Decoder, Encoder, EncoderDecoder, Record, Vision
 from attn.pretrained.rules import Rule
 from attn.pretrained.tokens import Tokens, load_tokens
 
@@ -201,7 +203,7 @@ class Pretrained:
         # A new function would be compiled at every call, so with `edit` the caller jits.
         run = _run_compiled if edit is None else _run
         options = dict(edit=edit, attentions=output_attentions, hidden_states=output_hidden_states)
-        with _precise(self.origin.dtype):
+        with precise(self.origin.dtype):
             return run(self.origin.graphdef, self.params, arrays, **options)
 
     def generate(
@@ -238,7 +240,7 @@ class Pretrained:
         if wrong := [token for token in greedy.tokens() if not 0 <= token < vocabulary]:
             raise ValueError(f"{self.origin.path}: its settings name token {wrong[0]}, must lie in 0..{vocabulary - 1}")
         ids = given["input_ids"]
-        with _precise(self.origin.dtype):
+        with precise(self.origin.dtype):
             tokens, count = generation.decode(
                 self.origin.graphdef,
                 self.params,
@@ -251,7 +253,22 @@ class Pretrained:
         longest = max_new_tokens + (ids.shape[1] if isinstance(model, Decoder) else 1)
         return tokens[:, : longest if isinstance(count, jax.core.Tracer) else int(count)]
 
-    def look(self, given, *, answer: str | None = None, edit: Edit | None = None):
+    @property
+    def graphdef(self) -> nnx.GraphDef:
+        """The structure of our model, as `flax.nnx.split` gives it."""
+        return self.origin.graphdef
+
+    def with_graphdef(self, graphdef: nnx.GraphDef) -> "Pretrained":
+        """Return the same with another structure for the same parameters; see `attn.interventions`."""
+        return Pretrained(self.params, dataclasses.replace(self.origin, graphdef=graphdef))
+
+    def full_pass(self, given, answer=None) -> Pass:
+        """Return the pass over a text or a picture: `attn.pretrained.looking.full_pass`."""
+        from attn.pretrained.looking import full_pass  # imported here, since `looking` imports this module
+
+        return full_pass(self, given, answer)
+
+    def look(self, given, *, answer=None, edit: Edit | None = None):
         """Compute the attention maps of a text or a picture: `attn.pretrained.looking.look`."""
         from attn.pretrained.looking import look  # imported here, since loading and calling need nothing of it
 
@@ -289,17 +306,16 @@ class Pretrained:
         return f"{self.origin.config.get('model_type')}, {count:,} parameters"
 
 
-def _precise(dtype: jnp.dtype):
+def precise(dtype: jnp.dtype):
     """Return the context of float32 products that are as precise as on a CPU, unless the user has chosen another."""
     chosen = jax.config.jax_default_matmul_precision
     return jax.default_matmul_precision("highest" if chosen is None and dtype == jnp.float32 else chosen)
 
 
 def _run(graphdef: nnx.GraphDef, params: nnx.State, arrays: dict[str, Array], *, edit, attentions, hidden_states):
-    model = nnx.merge(graphdef, params)
-
     def one(arrays):
-        return model(Record(edit, attentions=attentions, hidden_states=hidden_states), **arrays)
+        record = Record(edit, attentions=attentions, hidden_states=hidden_states)
+        return nnx.merge(tapped(graphdef, params, record.tap), params)(record, **arrays)
 
     return Output(**jax.vmap(one)(arrays))
 

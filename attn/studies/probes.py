@@ -61,15 +61,6 @@ def held_out(run: Run, length: int, strings: int) -> Questions:
     return Generated(run.config.task).questions_of_each_length("test", [length], strings, 0)
 
 
-def true_sources(run: Run, length: int) -> Int[np.ndarray, "n"]:
-    """Return the source position of each symbol of an answer, for a rule that only moves symbols.
-
-    It is the answer to a source whose symbols are its positions.
-    """
-    task = dataclasses.replace(run.config.task, symbols=max(2, length))
-    return task.questions(np.arange(1, length + 1)[None], np.array([length])).targets[0, :length] - 1
-
-
 def encode(run: Run, source: Int[Array, "S"]) -> Float[Array, "S D"]:
     """Return the output of a Transformer's encoder."""
 

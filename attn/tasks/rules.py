@@ -33,6 +33,8 @@ class Rule:
       num_drawn: `n -> int`, the number of symbols drawn for a source of n; only with `source`, which together with
         `answer` then gets so many. At least 1, and it must not decrease with n.
       alphabet: `num_symbols -> int`, the number of symbols that sources and answers may have, from 1 on.
+      true_sources: `(symbols [n], length, num_symbols) -> [m]`, in JAX: per symbol of the answer, the position of the
+        source's symbol that it is; None if an answer's symbols are not symbols of the source.
     """
 
     answer: Callable[[Int[Array, "n"], Int[Array, ""], int], Answer]
@@ -42,16 +44,20 @@ class Rule:
     source: Callable[[Int[Array, "d"], Int[Array, ""], int], Int[Array, "m"]] | None = None
     num_drawn: Callable[[int], int] = lambda n: n
     alphabet: Callable[[int], int] = lambda num_symbols: num_symbols
+    true_sources: Callable[[Int[Array, "n"], Int[Array, ""], int], Int[Array, "m"]] | None = None
 
 
 def rearranged(index: Callable, times: int = 1) -> Rule:
     """Return the rule whose answer has `times` n symbols, of which symbol t is symbol `index(t, n)` of the source."""
 
-    def answer(symbols, length, num_symbols):
+    def true_sources(symbols, length, num_symbols):
         # One symbol too many: the end token replaces it, without an additional operation to pad the answer.
-        return _take(symbols, index(jnp.arange(times * len(symbols) + 1), length)), times * length
+        return index(jnp.arange(times * len(symbols) + 1), length)
 
-    return Rule(answer, lambda n: times * n, fixed_length=True)
+    def answer(symbols, length, num_symbols):
+        return _take(symbols, true_sources(symbols, length, num_symbols)), times * length
+
+    return Rule(answer, lambda n: times * n, fixed_length=True, true_sources=true_sources)
 
 
 def _take(symbols: Int[Array, "n"], index: Int[Array, "m"]) -> Int[Array, "m"]:
@@ -60,14 +66,25 @@ def _take(symbols: Int[Array, "n"], index: Int[Array, "m"]) -> Int[Array, "m"]:
 
 def _mirror_or_next(symbols, length, num_symbols):
     """Answer with the mirror image of a symbol if that is odd, else with the next symbol: two relations at once."""
+    return _take(symbols, _mirror_or_next_sources(symbols, length, num_symbols)), length
+
+
+def _mirror_or_next_sources(symbols, length, num_symbols):
     t = jnp.arange(len(symbols) + 1)
-    mirror = _take(symbols, length - 1 - t)
-    return jnp.where(mirror % 2 == 1, mirror, _take(symbols, (t + 1) % length)), length
+    return jnp.where(_take(symbols, length - 1 - t) % 2 == 1, length - 1 - t, (t + 1) % length)
 
 
 def _sort(symbols, length, num_symbols):
     """Answer with the symbols in ascending order."""
-    return jnp.sort(jnp.where(symbols > 0, symbols, num_symbols + 1)), length  # so that padding is sorted to the end
+    return jnp.sort(_padding_last(symbols, num_symbols)), length
+
+
+def _sort_sources(symbols, length, num_symbols):
+    return jnp.argsort(_padding_last(symbols, num_symbols), stable=True)  # the first of equal symbols comes first
+
+
+def _padding_last(symbols, num_symbols):
+    return jnp.where(symbols > 0, symbols, num_symbols + 1)
 
 
 def _add(symbols, length, num_symbols):
@@ -109,8 +126,8 @@ RULES = {
     "copy": rearranged(lambda t, n: t),
     "reverse": _reverse,
     "duplicate": rearranged(lambda t, n: t % n, times=2),
-    "mirror_or_next": Rule(_mirror_or_next, fixed_length=True),
-    "sort": Rule(_sort, fixed_length=True),
+    "mirror_or_next": Rule(_mirror_or_next, fixed_length=True, true_sources=_mirror_or_next_sources),
+    "sort": Rule(_sort, fixed_length=True, true_sources=_sort_sources),
     "add": Rule(_add, lambda n: (n + 1) // 2 + 1),
     "palindrome": dataclasses.replace(_reverse, continues=True),  # the symbols, then their mirror image
     "fill": Rule(
@@ -172,12 +189,16 @@ def _check(name: str, rule: Rule):
         source = (
             symbols[0] if rule.source is None else jax.eval_shape(lambda *string: rule.source(*string, 2), *symbols)
         )
+        function = "true_sources"
+        true = rule.true_sources and jax.eval_shape(lambda *string: rule.true_sources(*string, 2), *symbols)
     except Exception as error:  # whatever the functions raise
         raise ValueError(f"rule {name!r}: {function}(symbols, length, num_symbols): {_cause(error)}") from error
     if _axes(answer, count) != [1, 0]:
         raise ValueError(f"rule {name!r}: answer returns {answer}, {count}; must be ([m] integers, their number)")
     if _axes(source) != [1]:
         raise ValueError(f"rule {name!r}: source returns {source}; must be [m] integers")
+    if true is not None and _axes(true) != [1]:
+        raise ValueError(f"rule {name!r}: true_sources returns {true}; must be [m] integers")
 
 
 def _check_counts(name: str, rule: Rule):

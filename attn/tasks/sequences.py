@@ -111,6 +111,19 @@ class Task:
         self._check_answers(sources, lengths, targets, counts)
         return Questions(sources, lengths, targets, np.arange(count))
 
+    def true_sources(self, source: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m"] | None:
+        """Return per symbol of the answer the position of the source's symbol that it is; None if the rule has none.
+
+        Args:
+          source: symbols without an end token.
+        """
+        rule, length = self.rule, len(source)
+        if rule.true_sources is None:
+            return None
+        true = rule.true_sources(jnp.asarray(source), jnp.asarray(length), self.symbols)
+        count = rule.answer(jnp.asarray(source), jnp.asarray(length), self.symbols)[1]
+        return np.asarray(true)[: int(count)]
+
     def _check_sources(self, sources, lengths):
         """Check the symbols of sources, which tracing a rule cannot check."""
         symbols = self.vocabulary.count

@@ -92,8 +92,8 @@ class Symbols(Vocabulary):
         return self.capacity(length) if self.rule.fixed_length and not self.continues else None
 
     @checked()
-    def read(self, text: str) -> list[int]:
-        """Return the symbols that a text names.
+    def read(self, text: str, side: str = "source") -> list[int]:
+        """Return the symbols that a text names, a source or a "target".
 
         Raises:
           InputError: an empty text, or a word that is not a symbol.
@@ -215,15 +215,16 @@ class Pieces(Vocabulary):
         return self.longest_targets[max(0, fitting - 1)][1] + 1
 
     @checked()
-    def read(self, text: str) -> list[int]:
-        """Return the tokens of a source; pieces that are not in the vocabulary become the unknown token.
+    def read(self, text: str, side: str = "source") -> list[int]:
+        """Return the tokens of a source, or of a "target"; unknown pieces become the unknown token.
 
         Raises:
           InputError: an empty text.
         """
-        pieces = TOKENIZERS[self.source].split(text)
+        tokens = getattr(self, side)
+        pieces = TOKENIZERS[tokens].split(text)
         if not pieces:
-            raise InputError(f"empty input; give a source in {self.source}")
+            raise InputError(f"empty input; give a {side} in {tokens}")
         return self.encode(pieces)
 
     def unknown_pieces(self, text: str) -> list[str]:

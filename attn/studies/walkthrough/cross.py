@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from attn.runs import Run
 from attn.studies.jobs import Trainer, settings_of
-from attn.studies.probes import cross_weights, held_out, teacher_forced, true_sources, untrained
+from attn.studies.probes import cross_weights, held_out, teacher_forced, untrained
 from attn.studies.report import Table, panels
 from attn.studies.walkthrough.claims import Check, Claim, Numbers, Sizes
 
@@ -29,9 +29,10 @@ def _measure_run(sizes: Sizes, trainer: Trainer, task: str, seed: int) -> dict:
 
 def alignment(run: Run, length: int) -> dict:
     """Return the weight of cross-attention on the true source by layer and head, `[L N]`, and the mean map `[n n]`."""
-    weights = teacher_forced(cross_weights, run, held_out(run, length, _STRINGS)).mean(0)
+    questions = held_out(run, length, _STRINGS)
+    weights = teacher_forced(cross_weights, run, questions).mean(0)
     weights, t = weights[..., :length, :length], np.arange(length)  # without the end tokens: [L N n n]
-    true = true_sources(run, length)
+    true = run.config.task.true_sources(questions.sources[0, :length])  # the same for every string
     return {"mass": weights[:, :, t, true].mean(-1).tolist(), "map": weights.mean((0, 1)).tolist()}
 
 

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from attn.runs import Run
 from attn.studies.jobs import Trainer, settings_of
-from attn.studies.probes import answers_without, held_out, teacher_forced, true_sources
+from attn.studies.probes import answers_without, held_out, teacher_forced
 from attn.studies.report import panels
 from attn.studies.walkthrough.claims import Check, Claim, Numbers, Sizes
 
@@ -23,7 +23,7 @@ def measure(sizes: Sizes, trainer: Trainer) -> Numbers:
 def pointing(run: Run, length: int, strings: int) -> dict:
     """Return the fractions of symbols whose weights point at the true source, and whose answers change."""
     n, questions = length, held_out(run, length, strings)
-    true_source = true_sources(run, n)
+    true_source = run.config.task.true_sources(questions.sources[0, :n])  # the same for every string
     weights, answers, hidden = teacher_forced(answers_without, run, questions)
     weights = weights[:, -1, :, :n]  # the last layer's, over the symbols and the end token: [B N n n+1]
     pointed = weights.mean(1).argmax(-1)  # [B n]
