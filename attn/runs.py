@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from attn.inspection import pictures
-from attn.inspection.capture import Maps, capture
+from attn.inspection.capture import Maps, capture, capture_each
 from attn.settings import LENGTHS, Constraint, between, checked
 from attn.tasks.examples import Questions, padded
 from attn.tasks.generated import Generated
@@ -24,6 +24,7 @@ from attn.training.checks import longest_input
 from attn.training.evaluation import Evaluator, Metrics, Track, batch_sizes, build_programs
 from attn.training.folders import Folder, RunError
 from attn.training.groups import BEAM_WIDTH, Config, ConfigError
+from attn.training.history import saved_parameters
 from attn.training.identity import digest_of
 from attn.training.progress import shortened
 from attn.training.state import initial_state, model_structure
@@ -169,6 +170,35 @@ class Run:
         source = self.read(text)
         return capture(self.model, self.vocabulary, source, *self._answers([source]))
 
+    def history(self, warn: Callable[[str], None] = warnings.warn) -> list[tuple[int, "Run"]]:
+        """Return the run as it was at earlier steps, by ascending step, and as it is, last.
+
+        The steps are those of the snapshots (`config.training.snapshots`) and of the checkpoints that are kept.
+
+        Args:
+          warn: called with one line for each damaged file, which is left out.
+        """
+        saved = saved_parameters(Folder(self.folder), self.config, self.vocabulary, self.step, warn)
+        runs = [
+            (step, dataclasses.replace(self, params=jax.tree.map(jnp.asarray, params), step=step))
+            for step, params in saved.items()
+        ]
+        return [*runs, (self.step, self)]
+
+    def look_through_training(self, text: str) -> dict[int, Maps]:
+        """Return the attention weights of every layer and head at each step of `history`.
+
+        At every step the decoder reads the answer of this run, so that the rows are the same; the last is `look`.
+
+        Raises:
+          InputError: as in `predict`.
+        """
+        source = self.read(text)
+        [answer] = self._answers([source])
+        steps, runs = zip(*self.history())
+        maps = capture_each(self.model, [run.params for run in runs], self.vocabulary, source, answer)
+        return dict(zip(steps, maps))
+
     def inspect(self, text: str, output: str | os.PathLike) -> pathlib.Path:
         """Draw the attention weights of every layer and head into a picture file, and return its path.
 
@@ -269,6 +299,15 @@ def load(run: str | os.PathLike, warn: Callable[[str], None] = warnings.warn) ->
         first = min(config.training.checkpoint_every, config.training.steps)
         raise RunError(f"{folder.path}: has no checkpoint yet (the first comes at step {first:,})")
     return Run(folder.path, config, vocabulary, graphdef, jax.tree.map(jnp.asarray, state.kept), int(state.step))
+
+
+def load_history(run: str | os.PathLike, warn: Callable[[str], None] = warnings.warn) -> list[tuple[int, Run]]:
+    """Load a run as it was at each step that was kept, by ascending step: `load(run).history()`.
+
+    Raises:
+      RunError: as in `load`.
+    """
+    return load(run, warn).history(warn)
 
 
 def _power_of_two(number: int) -> int:

@@ -87,7 +87,7 @@ class Training:
     steps_per_call: int = setting(100, _COUNT)
     evaluate_every: int = setting(500, _COUNT)
     checkpoint_every: int = setting(1000, _COUNT)
-    snapshots: int = setting(24, between(0, 1_000))
+    snapshots: int = setting(16, between(0, 1_000))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,8 +3,8 @@
 The steps are spaced evenly in their logarithm, since most is learned early: 0, 1, ... and the last. A checkpoint, from
 which training resumes, has the whole state, and only the newest are kept; a snapshot has the parameters alone.
 
-A file, `snapshots/00000123.safetensors`, holds the arrays by their path, and as metadata the step, the digest of the
-config and a SHA-256 of all of these. It gets its name only when it is complete.
+A file, `snapshots/00000123.safetensors`, holds the arrays by their path, and as metadata, in one line of JSON, the
+step, the digest of the config and a SHA-256 of all of these. It gets its name only when it is complete.
 """
 
 import hashlib
@@ -16,7 +16,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import safetensors.numpy
-from flax import nnx
 
 from attn.training.checkpoints import reason
 from attn.training.folders import write_whole
@@ -24,8 +23,8 @@ from attn.training.leaves import array_digest, describe, leaves_by_name
 from attn.training.meshes import fetch
 
 LIMIT = 1 << 28  # bytes of all snapshots of a run, 256 MiB
-_HEADER = 256  # bytes of a file for each array beside its values, and for the metadata, at most
-_SUFFIX = ".safetensors"
+_HEADER = 512  # most bytes of a file per array beside its values, and of the metadata
+_SUFFIX, _ABOUT = ".safetensors", "snapshot"  # of the files, and the name of their metadata
 
 
 class SnapshotError(RuntimeError):
@@ -86,7 +85,7 @@ class Recorder:
         self.steps = tuple(steps)
         self._folder, self._config, self._say = folder, config, say
 
-    def record(self, step: int, params: nnx.State):
+    def record(self, step: int, params):
         """Write the parameters if a snapshot of this step is planned. Every host must call it."""
         if step not in self.steps:
             return
@@ -116,7 +115,7 @@ def discard(folder: pathlib.Path, after: int):
             path.unlink()
 
 
-def read(folder: pathlib.Path, step: int, like: nnx.State, config: str) -> nnx.State:
+def read(folder: pathlib.Path, step: int, like, config: str):
     """Read the parameters of a step and verify them.
 
     Args:
@@ -131,16 +130,16 @@ def read(folder: pathlib.Path, step: int, like: nnx.State, config: str) -> nnx.S
     path = _path(folder, step)
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            metadata = dict(file.metadata() or {})
+            about = json.loads(file.metadata()[_ABOUT])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is not a mapping
-    except Exception as error:  # safetensors raises many types for a damaged file
+        digest = about.pop("digest")
+    except Exception as error:  # safetensors raises many types for a damaged file, and its metadata may be anything
         raise SnapshotError(f"{path}: damaged ({reason(error)})") from None
-    digest = metadata.pop("digest", None)
-    if digest != _digest(metadata, arrays):
+    if digest != _digest(about, arrays):
         raise SnapshotError(f"{path}: damaged (it differs from its SHA-256)")
-    if metadata["step"] != str(step):
-        raise SnapshotError(f"{path}: damaged (it was written at step {int(metadata['step']):,})")
-    if metadata["config"] != config:
+    if about["step"] != step:
+        raise SnapshotError(f"{path}: damaged (it was written at step {about['step']:,})")
+    if about["config"] != config:
         raise SnapshotError(f"{path}: was written with other settings than those of the run's config.json")
     expected = leaves_by_name(like)
     for name in sorted(expected.keys() | arrays.keys()):
@@ -150,17 +149,19 @@ def read(folder: pathlib.Path, step: int, like: nnx.State, config: str) -> nnx.S
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected])
 
 
-def _to_bytes(step: int, params: nnx.State, config: str) -> bytes:
+def _to_bytes(step: int, params, config: str) -> bytes:
     """Return the content of a file."""
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in leaves_by_name(params).items()}
-    metadata = {"step": str(step), "config": config}
-    return safetensors.numpy.save(arrays, metadata | {"digest": _digest(metadata, arrays)})
+    about = {"step": step, "config": config}
+    about["digest"] = _digest(about, arrays)
+    # One entry: safetensors writes several in an order that differs from process to process.
+    return safetensors.numpy.save(arrays, {_ABOUT: json.dumps(about)})
 
 
-def _digest(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
+def _digest(about: Mapping[str, int | str], arrays: Mapping[str, np.ndarray]) -> str:
     """Return the SHA-256 of everything in a file."""
     digests = {name: array_digest(name, array) for name, array in arrays.items()}
-    return hashlib.sha256(json.dumps([metadata, digests], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([about, digests], sort_keys=True).encode()).hexdigest()
 
 
 def _path(folder: pathlib.Path, step: int) -> pathlib.Path:

@@ -92,10 +92,10 @@ class StepPrograms(NamedTuple):
         The batches are drawn once. The parameters of a state stay valid when the next part is taken, the rest does not.
         """
         batches = self.draw(state.step, stored)
+        packed = _with_parameters(state, self.pack)
         for until in ends:
-            state, report = self.advance(_with_parameters(state, self.pack), until, batches)
-            state = _with_parameters(state, self.unpack)
-            yield state, report
+            packed, report = self.advance(packed, until, batches)
+            yield _with_parameters(packed, self.unpack), report
 
 
 def build_step_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> StepPrograms:
