@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Arguments of the command, for example: `make train ARGS="--config=configs/copy.py --config.training.seed=1"`.
 ARGS ?=
 
-.PHONY: train test nightly smoke models accelerators lint lock notebooks clean
+.PHONY: train test nightly smoke models accelerators viewer lint lock notebooks clean
 
 train: $(VENV)/installed
 	$(BIN)/python train.py $(ARGS)
@@ -17,12 +17,12 @@ train: $(VENV)/installed
 PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 # Test each behaviour once, in minutes.
-test: $(VENV)/installed lint
+test: $(VENV)/browser lint
 	$(PYTEST) $(ARGS)
 
 # Test everything, which takes much longer: also the tests marked `nightly`, with all optimisations of the compiler, and
 # three times as many random cases of value and gradient.
-nightly: $(VENV)/installed
+nightly: $(VENV)/browser
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m "" --hypothesis-profile=nightly $(ARGS)
 
 # Check in a minute that another Python with its own packages works: `make smoke VENV=.venv-3.13 PYTHON=python3.13`.
@@ -63,17 +63,35 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-# Write one requirements file for Python 3.11 and newer, without the URL of a package index; needs `uv`.
+# Install what tests of pages and notebooks need: JupyterLab, and a browser with the package that drives it. Where that
+# is not possible, these tests are skipped, and say so.
+$(VENV)/browser: $(VENV)/installed requirements-browser.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-browser.txt \
+	  || echo "the packages of requirements-browser.txt cannot be installed: tests in a browser are skipped"
+	@$(BROWSER) || { test "$$(id -u)" = 0 && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core > /dev/null; } \
+	  || echo "no browser: install chromium; tests in a browser are skipped"
+	@touch $@
+BROWSER = (command -v chromium || command -v chromium-browser || command -v google-chrome) > /dev/null
+
+# Write requirements files for Python 3.11 and newer, without the URL of a package index; needs `uv`.
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	  --custom-compile-command "make lock" --extra dev --output-file requirements.txt pyproject.toml
 	printf '%s\n' libtpu==0.0.42.1 jax-cuda13-plugin==0.10.2 nvidia-cuda-nvcc==13.5.37 | uv pip compile --universal \
 	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 	  --constraint requirements.txt --output-file requirements-accelerators.txt -
+	printf '%s\n' jupyterlab playwright | uv pip compile --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint requirements.txt \
+	  --output-file requirements-browser.txt -
 
 # Write the .ipynb of each notebook from its script, which is the one to edit.
 notebooks: $(VENV)/installed
 	$(BIN)/jupytext --update --to ipynb notebooks/*.py
+
+# Build the attention viewer's script and style, which are committed, from viewer/; needs Node 20.19 or newer.
+viewer:
+	cd viewer && npm ci && npm run check && npm test && npm run build
 
 clean:
 	rm -rf $(VENV) $(ACCELERATORS)

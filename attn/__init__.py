@@ -31,6 +31,7 @@ if typing.TYPE_CHECKING:
         positions,
         scores,
     )
+    from attn.viewer import view
 
 __version__ = "0.1.0"
 
@@ -58,7 +59,8 @@ def __getattr__(name: str):
         return importlib.import_module(f"attn.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'attn' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module("attn.functional"), name)
+    module = "attn.viewer" if name == "view" else "attn.functional"
+    value = globals()[name] = getattr(importlib.import_module(module), name)
     return value
 
 
@@ -82,4 +84,5 @@ __all__ = [
     "pretrained",
     "scores",
     "tasks",
+    "view",
 ]

@@ -14,6 +14,7 @@ from flax import nnx
 
 from attn.inspection import pictures
 from attn.inspection.capture import Maps, capture, capture_each
+from attn.inspection.views import View, view_frames
 from attn.settings import LENGTHS, Constraint, between, checked
 from attn.tasks.examples import Questions, padded
 from attn.tasks.generated import Generated
@@ -194,10 +195,44 @@ class Run:
           InputError: as in `predict`.
         """
         source = self.read(text)
-        [answer] = self._answers([source])
-        steps, runs = zip(*self.history())
+        return self._frames(source, *self._answers([source]), training=True)
+
+    def _frames(self, source: list[int], answer: np.ndarray, *, training: bool) -> dict[int, Maps]:
+        """Return the maps of an answer to a source, by step; without `training` only those of this step."""
+        steps, runs = zip(*self.history() if training else [(self.step, self)])
         maps = capture_each(self.model, [run.params for run in runs], self.vocabulary, source, answer)
         return dict(zip(steps, maps))
+
+    def view(self, text: str, *, compare=None, training: bool = False) -> View:
+        """Return a page of the attention weights while the model answers `text`, as `attn.view` makes it.
+
+        Args:
+          text: the input.
+          compare: a second run or pretrained model, beside it. A run with the same tokens reads the answer of this one.
+          training: with a slider through training; see `history`. Of two runs, the steps that both have kept, and their
+            ends.
+
+        Raises:
+          InputError: as in `predict`, or the second model has other tokens or maps of other sizes.
+        """
+        source = self.read(text)
+        [answer] = self._answers([source])
+        first, second = self._frames(source, answer, training=training), None
+        if isinstance(compare, Run) and compare.token_names() == self.token_names():
+            second = compare._frames(compare.read(text), answer, training=training)
+        elif compare is not None:
+            second = {self.step: compare.look(text)}
+        paths = self.folder, None if compare is None else compare.path
+        return view_frames(*_labelled(first, second), paths, self._title([*first.values()][-1]))
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The run's folder, under the name that pretrained models have for theirs."""
+        return self.folder
+
+    def token_names(self) -> list[str]:
+        """Return the name of each token of the vocabulary."""
+        return self.vocabulary.names(np.arange(self.vocabulary.size))
 
     def inspect(self, text: str, output: str | os.PathLike) -> pathlib.Path:
         """Draw the attention weights of every layer and head into a picture file, and return its path.
@@ -209,10 +244,13 @@ class Run:
 
     def draw(self, maps: Maps, output: str | os.PathLike) -> pathlib.Path:
         """Draw captured attention weights into a picture file, and return its path."""
+        pictures.save(pictures.draw_maps(maps, self._title(maps)), pathlib.Path(output))
+        return pathlib.Path(output)
+
+    def _title(self, maps: Maps) -> str:
         length = len(maps.written) - (maps.written[-1] == "end")  # of the answer without its end token
         title = f"{self.name}: {' '.join(maps.source[:-1])}  →  {' '.join(maps.written[:length])}"
-        pictures.save(pictures.draw_maps(maps, shortened(title, 90)), pathlib.Path(output))
-        return pathlib.Path(output)
+        return shortened(title, 90)
 
     @property
     def name(self) -> str:
@@ -308,6 +346,21 @@ def load_history(run: str | os.PathLike, warn: Callable[[str], None] = warnings.
       RunError: as in `load`.
     """
     return load(run, warn).history(warn)
+
+
+def _labelled(first: dict[int, Maps], second: dict[int, Maps] | None) -> tuple[dict[str, Maps], dict[str, Maps] | None]:
+    """Return frames by label; of two runs only those of steps that both have, and the last of each as one frame."""
+    if second is None:
+        return {f"step {step:,}": maps for step, maps in first.items()}, None
+    *earlier, last = first
+    *others, end = second
+    both = [step for step in earlier if step in others]
+    ends = f"step {last:,}" if last == end else f"steps {last:,} and {end:,}"
+    labels = [*(f"step {step:,}" for step in both), ends]
+    frames = (
+        dict(zip(labels, [*(each[step] for step in both), each[key]])) for each, key in ((first, last), (second, end))
+    )
+    return tuple(frames)
 
 
 def _power_of_two(number: int) -> int:

@@ -1,5 +1,6 @@
 """Attention maps, or influence, of an answer of a trained model, with the tokens of their rows and columns."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ from attn.nn.model import Model, Weights
 from attn.tasks.examples import PAD, Tokens, decoder_input
 from attn.tasks.vocabulary import Vocabulary
 from attn.training.decoding import prompts
+from attn.viewer.kinds import TITLES, Axis, Kind, Picture
+
+_TINY = np.finfo(np.float32).tiny
 
 
 class Maps(NamedTuple):
@@ -40,6 +44,35 @@ class Maps(NamedTuple):
     def rows(self, name: str) -> tuple[str, list[str]]:
         """Return a label for the rows of a map, and the name of each row."""
         return ("source", self.source) if self.axes[name][0] == "source" else ("written", self.written)
+
+    def kinds(self) -> list[Kind]:
+        """Return the maps for `attn.view` and for pictures; without attention, the influence of each source token.
+
+        The influence is relative to the greatest in its row.
+        """
+        if self.influence is not None:
+            relative = self.influence / np.maximum(self.influence.max(axis=-1, keepdims=True), _TINY)
+            axes = Axis("written", tuple(self.written)), Axis("source", tuple(self.source))
+            return [Kind("influence", "influence", [relative[None].astype(np.float32)], *axes, quantity="values")]
+        return [self._kind(name) for name in self.axes if name in self.weights]
+
+    def _kind(self, name: str) -> Kind:
+        axes = [
+            Axis(f"{role}: {label}", tuple(names))
+            for role, (label, names) in (("query", self.rows(name)), ("key", self.columns(name)))
+        ]
+        layers = [np.asarray(layer, np.float32) for layer in self.weights[name]]
+        picture = None
+        if self.picture is not None and [*self.axes[name]] == ["source", "source"]:
+            picture = self._patches()
+        return Kind(name, TITLES.get(name, name), layers, *axes, picture=picture)
+
+    def _patches(self) -> Picture:
+        """Return the picture of the source, whose last token is no patch; ink is dark."""
+        num_patches = len(self.source) - 1
+        side = math.isqrt(self.picture.size // num_patches)  # of a patch, in pixels
+        rows, columns = (pixels // side for pixels in self.picture.shape)
+        return Picture(self.picture.max() - self.picture.astype(np.float32), (rows, columns))
 
     def columns(self, name: str) -> tuple[str, list[str]]:
         """Return a label for the columns of a map, and the name of each column."""

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from attn.inspection.capture import Maps
+from attn.inspection.views import View, view_frames
 from attn.pretrained.foundation import Decoder, Edit, Encoder, Vision
 from attn.pretrained.loaded import Pretrained
 
@@ -51,6 +52,24 @@ def look(model: Pretrained, given, *, answer: str | None = None, edit: Edit | No
     axes = {"cross": ("answer", "source"), "decoder": ("answer", "answer"), "encoder": ("source", "source")}
     names = (model.tokens.names(each) for each in (ids, read, written))
     return Maps({name: _stacked(each) for name, each in weights.items()}, None, axes, *names)
+
+
+def view(model: Pretrained, given, *, compare=None, title: str = "") -> View:
+    """Return a page of the attention maps of a text or a picture, as `attn.view` makes it.
+
+    Args:
+      model: a loaded model.
+      given: as in `look`.
+      compare: a second model or run, beside it.
+      title: of the page.
+
+    Raises:
+      ValueError, FileError: as in `look`.
+      InputError: the second model has other tokens or maps of other sizes.
+    """
+    first = {"": look(model, given)}
+    second = None if compare is None else {"": compare.look(given)}
+    return view_frames(first, second, (model.path, None if compare is None else compare.path), title)
 
 
 def _of_picture(model: Pretrained, pixels: np.ndarray, edit: Edit | None) -> Maps:

@@ -1,0 +1,133 @@
+"""Numbers per head, by which a page sorts the heads."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from attn.viewer.arrays import is_masked
+from attn.viewer.kinds import Kind
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """One number per head.
+
+    Attributes:
+      name, help, unit: for people.
+      of_head: from the weights `[T S]` of a head, float64, masked cells 0, to its number.
+    """
+
+    name: str
+    help: str
+    unit: str
+    of_head: Callable[[np.ndarray], float]
+
+
+def entropy(p: np.ndarray) -> float:
+    """Return the mean over queries of -sum_j p_j log p_j, in nats, over the queries that see a key."""
+    logs = np.log(np.where(p > 0, p, 1))
+    return _mean_over_rows(p, -(p * logs).sum(axis=1))
+
+
+def distance(p: np.ndarray) -> float:
+    """Return the mean over queries of sum_j p_j |i - j|, over the queries that see a key."""
+    i, j = np.arange(p.shape[0])[:, None], np.arange(p.shape[1])
+    return _mean_over_rows(p, (p * abs(i - j)).sum(axis=1))
+
+
+def diagonal(p: np.ndarray) -> float:
+    """Return the largest mass of the cells with one j - i, per row: 1 if each query attends to the key at one shift."""
+    return _largest_sum(p, 1)
+
+
+def antidiagonal(p: np.ndarray) -> float:
+    """Return the largest mass of the cells with one j + i, per row: 1 if each query reads the text backwards."""
+    return _largest_sum(p, -1)
+
+
+MEASURES = (
+    Measure("entropy", "Mean over queries of the entropy of the weights", "nats", entropy),
+    Measure("distance", "Mean distance from a query to the keys, weighted", "positions", distance),
+    Measure("diagonal", "Largest mass per query on one diagonal, j - i the same", "", diagonal),
+    Measure("anti-diagonal", "Largest mass per query on one anti-diagonal, i + j the same", "", antidiagonal),
+)
+
+
+def computed(kinds: Sequence[Kind]) -> dict[str, list[list[float | None]]]:
+    """Compute all `MEASURES`: for each name, for each kind, one number per head; None where it has no meaning."""
+    return {measure.name: [_of_kind(measure, kind) for kind in kinds] for measure in MEASURES}
+
+
+def _of_kind(measure: Measure, kind: Kind) -> list[float | None]:
+    if kind.quantity != "weights" or kind.pooled_from is not None:
+        return [None] * kind.num_heads()
+    return [_finite(measure.of_head(_visible(head))) for layer in kind.layers for head in layer]
+
+
+def given(values: Mapping, kinds: Sequence[Kind], frames: int) -> dict[str, list[list[list[float | None]]]]:
+    """Return measures that the user gives: for each name, for each frame, for each kind, one number per head.
+
+    Args:
+      values: `{name: {kind: [L N]}}`, or with a leading axis of the frames; an array in place of the dictionary is of
+        the only kind.
+      kinds: those of a frame.
+      frames: their number.
+
+    Raises:
+      ValueError: an unknown kind, or not one number per head.
+    """
+    return {str(name): _given(str(name), each, kinds, frames) for name, each in values.items()}
+
+
+def _given(name: str, values, kinds: Sequence[Kind], frames: int) -> list[list[list[float | None]]]:
+    if not isinstance(values, Mapping):
+        if len(kinds) > 1:
+            names = ", ".join(kind.name for kind in kinds)
+            raise ValueError(f"measures: {name!r} must be a dictionary by kind: {names}")
+        values = {kinds[0].name: values}
+    if unknown := [str(key) for key in values if key not in [kind.name for kind in kinds]]:
+        known = ", ".join(kind.name for kind in kinds)
+        raise ValueError(f"measures: {name!r} has values for {', '.join(unknown)}, must be for {known}")
+    by_kind = [_numbers(name, values.get(kind.name), kind, frames) for kind in kinds]
+    return [[numbers[frame] for numbers in by_kind] for frame in range(frames)]
+
+
+def _numbers(name: str, values, kind: Kind, frames: int) -> list[list[float | None]]:
+    """Return the numbers of a kind, per frame."""
+    count = kind.num_heads()
+    if values is None:
+        return [[None] * count] * frames
+    rows = values if isinstance(values, list | tuple) else [*np.asarray(values, float)]
+    try:
+        flat = np.concatenate([np.ravel(np.asarray(row, float)) for row in rows])
+    except (TypeError, ValueError):
+        flat = np.zeros(0)
+    if flat.size not in (count, count * frames):
+        shape = [*np.shape(values)] if not isinstance(values, list | tuple) else f"{flat.size} numbers"
+        raise ValueError(
+            f"measures: {name!r} of {kind.name}: got {shape}, must be one number for each of {count} heads"
+        )
+    flat = np.broadcast_to(flat.reshape(-1, count), (frames, count))
+    return [[_finite(float(number)) for number in frame] for frame in flat]
+
+
+def _visible(head: np.ndarray) -> np.ndarray:
+    return np.where(is_masked(head), 0, head).astype(np.float64)
+
+
+def _mean_over_rows(p: np.ndarray, values: np.ndarray) -> float:
+    sees = p.sum(axis=1) != 0  # True for NaN
+    return float(values[sees].mean()) if sees.any() else float("nan")
+
+
+def _largest_sum(p: np.ndarray, sign: int) -> float:
+    i, j = np.arange(p.shape[0])[:, None], np.arange(p.shape[1])
+    shifts = (j - sign * i) + (p.shape[0] - 1 if sign == 1 else 0)
+    sums = np.bincount(shifts.ravel(), weights=p.ravel())
+    sees = (p.sum(axis=1) != 0).sum()
+    return float(sums.max() / sees) if sees else float("nan")
+
+
+def _finite(number: float) -> float | None:
+    return round(number, 6) if np.isfinite(number) else None
