@@ -158,7 +158,7 @@ def _inspect_run(arguments: argparse.Namespace) -> int:
     output = _inspection_file(arguments, run.folder)
     if output.suffix == ".html":
         compare = arguments.compare and _load_any(arguments.compare)
-        run.view(arguments.input, compare=compare, training=arguments.training).save(output)
+        run.view(arguments.input, compare=compare, training=arguments.training, warn=_warn).save(output)
     else:
         run.inspect(arguments.input, output)
     _warn_of_unknown(run.vocabulary, arguments.input)
@@ -328,7 +328,11 @@ def _output(path: str | None, default: pathlib.Path) -> pathlib.Path:
 def _load(path: str) -> Run:
     keep_programs()
     meshes.use_cores(meshes.cores())
-    return load(path, lambda line: print(readable(line), file=sys.stderr))
+    return load(path, _warn)
+
+
+def _warn(line: str):
+    print(readable(line), file=sys.stderr)
 
 
 def _track(batches: Sequence) -> Iterable:

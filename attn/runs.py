@@ -186,24 +186,30 @@ class Run:
         ]
         return [*runs, (self.step, self)]
 
-    def look_through_training(self, text: str) -> dict[int, Maps]:
+    def look_through_training(self, text: str, warn: Callable[[str], None] = warnings.warn) -> dict[int, Maps]:
         """Return the attention weights of every layer and head at each step of `history`.
 
         At every step the decoder reads the answer of this run, so that the rows are the same; the last is `look`.
+
+        Args:
+          text: the input.
+          warn: as in `history`.
 
         Raises:
           InputError: as in `predict`.
         """
         source = self.read(text)
-        return self._frames(source, *self._answers([source]), training=True)
+        return self._frames(source, *self._answers([source]), warn)
 
-    def _frames(self, source: list[int], answer: np.ndarray, *, training: bool) -> dict[int, Maps]:
-        """Return the maps of an answer to a source, by step; without `training` only those of this step."""
-        steps, runs = zip(*self.history() if training else [(self.step, self)])
+    def _frames(self, source: list[int], answer: np.ndarray, warn: Callable[[str], None] | None) -> dict[int, Maps]:
+        """Return the maps of an answer to a source, by step of `history(warn)`; for None only those of this step."""
+        steps, runs = zip(*[(self.step, self)] if warn is None else self.history(warn))
         maps = capture_each(self.model, [run.params for run in runs], self.vocabulary, source, answer)
         return dict(zip(steps, maps))
 
-    def view(self, text: str, *, compare=None, training: bool = False) -> View:
+    def view(
+        self, text: str, *, compare=None, training: bool = False, warn: Callable[[str], None] = warnings.warn
+    ) -> View:
         """Return a page of the attention weights while the model answers `text`, as `attn.view` makes it.
 
         Args:
@@ -211,19 +217,29 @@ class Run:
           compare: a second run or pretrained model, beside it. A run with the same tokens reads the answer of this one.
           training: with a slider through training; see `history`. Of two runs, the steps that both have kept, and their
             ends.
+          warn: as in `history`.
 
         Raises:
           InputError: as in `predict`, or the second model has other tokens or maps of other sizes.
         """
         source = self.read(text)
         [answer] = self._answers([source])
-        first, second = self._frames(source, answer, training=training), None
+        history = warn if training else None
+        first, second = self._frames(source, answer, history), None
         if isinstance(compare, Run) and compare.token_names() == self.token_names():
-            second = compare._frames(compare.read(text), answer, training=training)
+            second = compare._frames(compare.read(text), answer, history)
         elif compare is not None:
-            second = {self.step: compare.look(text)}
+            try:
+                second = {self.step: compare.look(text)}
+            except ValueError as error:
+                raise InputError(f"{compare.path}: {error}") from None
+        first, second = _labelled(first, second)
+        if training and len(first) == 1:
+            warn(
+                "no slider: no earlier step was kept" + (" of both" if compare else "") + " (config.training.snapshots)"
+            )
         paths = self.folder, None if compare is None else compare.path
-        return view_frames(*_labelled(first, second), paths, self._title([*first.values()][-1]))
+        return view_frames(first, second, paths, self._title([*first.values()][-1]))
 
     @property
     def path(self) -> pathlib.Path:

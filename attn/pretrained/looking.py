@@ -7,6 +7,7 @@ from attn.inspection.capture import Maps
 from attn.inspection.views import View, view_frames
 from attn.pretrained.foundation import Decoder, Edit, Encoder, Vision
 from attn.pretrained.loaded import Pretrained
+from attn.tasks.vocabulary import InputError
 
 _LONGEST_ANSWER = 32  # tokens that an encoder-decoder writes if no answer is given
 
@@ -67,6 +68,8 @@ def view(model: Pretrained, given, *, compare=None, title: str = "") -> View:
       ValueError, FileError: as in `look`.
       InputError: the second model has other tokens or maps of other sizes.
     """
+    if not isinstance(compare, Pretrained | None) and not isinstance(given, str):
+        raise InputError(f"{compare.path}: a run reads text, not a picture")
     first = {"": look(model, given)}
     second = None if compare is None else {"": compare.look(given)}
     return view_frames(first, second, (model.path, None if compare is None else compare.path), title)
