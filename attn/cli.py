@@ -120,8 +120,8 @@ def _add_evaluate(commands):
 def _add_inspect(commands):
     inspect = commands.add_parser(
         "inspect",
-        help="Draw the attention maps of every layer and head, or describe the data and the model, of a run or of a "
-        "folder of pretrained weights.",
+        help="Draw the attention maps of every layer and head, as a picture or as a page to look into; or describe the "
+        "data and the model. Of a run, or of a folder of pretrained weights.",
     )
     inspect.add_argument(
         "run",
@@ -140,8 +140,19 @@ def _add_inspect(commands):
     inspect.add_argument(
         "--output",
         metavar="FILE",
-        help="Write the picture to this .png, .svg or .pdf file. Default: RUN/inspect.png; inspect.png in the current "
-        "folder for pretrained weights.",
+        help="Write to this file: a page for the browser (.html), or a picture (.png, .svg or .pdf). Default: "
+        "RUN/inspect.png, RUN/inspect.html with --compare or --training; in the current folder for pretrained weights.",
+    )
+    inspect.add_argument(
+        "--compare",
+        metavar="RUN2",
+        help="On a page, show a second run or pretrained model beside it. It must have the same tokens.",
+    )
+    inspect.add_argument(
+        "--training",
+        action="store_true",
+        help="On a page, show a slider through training: of each run the steps with snapshots "
+        "(config.training.snapshots) or checkpoints.",
     )
 
 

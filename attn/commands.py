@@ -155,10 +155,22 @@ def _inspect_run(arguments: argparse.Namespace) -> int:
         _check_has_input(arguments)
         print("\n".join(map(readable, run.about())))
         return 0
-    written = run.inspect(arguments.input, _picture(arguments, run.folder / "inspect.png"))
+    output = _inspection_file(arguments, run.folder)
+    if output.suffix == ".html":
+        compare = arguments.compare and _load_any(arguments.compare)
+        run.view(arguments.input, compare=compare, training=arguments.training, warn=_warn).save(output)
+    else:
+        run.inspect(arguments.input, output)
     _warn_of_unknown(run.vocabulary, arguments.input)
-    print(f"wrote {written}")
+    print(f"wrote {output}")
     return 0
+
+
+def _load_any(path: str):
+    """Return the run or the pretrained model of a folder."""
+    from attn import pretrained
+
+    return pretrained.load(path) if pretrained.is_foreign(path) else _load(path)
 
 
 def _inspect_foreign(arguments: argparse.Namespace) -> int:
@@ -170,22 +182,32 @@ def _inspect_foreign(arguments: argparse.Namespace) -> int:
         _check_has_input(arguments)
         print("\n".join(map(readable, model.about())))
         return 0
-    output = _picture(arguments, pathlib.Path("inspect.png"))
+    if arguments.training:
+        raise InputError("--training: pretrained weights have no snapshots of their training; give a run")
+    output = _inspection_file(arguments, pathlib.Path())
+    title = f"{pathlib.Path(arguments.run).name}: {shortened(readable(arguments.input), 90)}"
+    compare = arguments.compare and _load_any(arguments.compare)
     try:
-        maps = model.look(_pixels(arguments.input) if isinstance(model.model, Vision) else arguments.input)
-    except pretrained.FileError:
+        given = _pixels(arguments.input) if isinstance(model.model, Vision) else arguments.input
+        if output.suffix == ".html":
+            model.view(given, compare=compare, title=title).save(output)
+        else:
+            pictures.save(pictures.draw_maps(model.look(given), title), output)
+    except ERRORS:
         raise
     except ValueError as error:
         raise InputError(str(error)) from None
-    title = f"{pathlib.Path(arguments.run).name}: {shortened(readable(arguments.input), 90)}"
-    pictures.save(pictures.draw_maps(maps, title), output)
     print(f"wrote {output}")
     return 0
 
 
 def _check_has_input(arguments: argparse.Namespace):
-    if arguments.output is not None:
-        raise InputError(f"--output={arguments.output}: give an INPUT to draw")
+    given = {"--output": arguments.output, "--compare": arguments.compare}
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(f"{name}={value}: give an INPUT to draw")
+    if arguments.training:
+        raise InputError("--training: give an INPUT to draw")
 
 
 def _pixels(path: str) -> np.ndarray:
@@ -197,11 +219,15 @@ def _pixels(path: str) -> np.ndarray:
         raise InputError(f"INPUT={path}: must be a .npy file with an array [C height width] ({reason})") from None
 
 
-def _picture(arguments: argparse.Namespace, default: pathlib.Path) -> pathlib.Path:
-    """Return the file to draw into."""
+def _inspection_file(arguments: argparse.Namespace, folder: pathlib.Path) -> pathlib.Path:
+    """Return the file to write maps into: that of --output, or one in a folder."""
+    needs_page = [name for name in ("compare", "training") if getattr(arguments, name)]
+    default = folder / ("inspect.html" if needs_page else "inspect.png")
     output = default if arguments.output is None else pathlib.Path(arguments.output)
-    if output.suffix not in (".png", ".svg", ".pdf"):
-        raise InputError(f"--output={output}: the ending must be .png, .svg or .pdf")
+    if output.suffix not in (".html", ".png", ".svg", ".pdf"):
+        raise InputError(f"--output={output}: the ending must be .html, .png, .svg or .pdf")
+    if needs_page and output.suffix != ".html":
+        raise InputError(f"--output={output}: the ending must be .html, since a picture cannot show --{needs_page[0]}")
     report.check_writable(output)
     return output
 
@@ -302,7 +328,11 @@ def _output(path: str | None, default: pathlib.Path) -> pathlib.Path:
 def _load(path: str) -> Run:
     keep_programs()
     meshes.use_cores(meshes.cores())
-    return load(path, lambda line: print(readable(line), file=sys.stderr))
+    return load(path, _warn)
+
+
+def _warn(line: str):
+    print(readable(line), file=sys.stderr)
 
 
 def _track(batches: Sequence) -> Iterable:

@@ -13,8 +13,9 @@ import numpy as np
 from flax import nnx
 
 from attn.inspection import pictures
-from attn.inspection.capture import Maps, answer_inputs, answer_logits, capture
+from attn.inspection.capture import Maps, answer_inputs, answer_logits, capture, capture_each
 from attn.inspection.passes import Pass
+from attn.inspection.views import View, view_frames
 from attn.settings import LENGTHS, Constraint, between, checked
 from attn.tasks.examples import Questions, padded
 from attn.tasks.generated import Generated
@@ -25,6 +26,7 @@ from attn.training.checks import longest_input
 from attn.training.evaluation import Evaluator, Metrics, Track, batch_sizes, build_programs
 from attn.training.folders import Folder, RunError
 from attn.training.groups import BEAM_WIDTH, Config, ConfigError
+from attn.training.history import saved_parameters
 from attn.training.identity import digest_of
 from attn.training.progress import shortened
 from attn.training.state import initial_state, model_structure
@@ -195,6 +197,85 @@ class Run:
         inputs, tokens = answer_inputs(self.vocabulary, source, tokens)
         return Pass(answer_logits, inputs, tokens)
 
+    def history(self, warn: Callable[[str], None] = warnings.warn) -> list[tuple[int, "Run"]]:
+        """Return the run as it was at earlier steps, by ascending step, and as it is, last.
+
+        The steps are those of the snapshots (`config.training.snapshots`) and of the checkpoints that are kept.
+
+        Args:
+          warn: called with one line for each damaged file, which is left out.
+        """
+        saved = saved_parameters(Folder(self.folder), self.config, self.vocabulary, self.step, warn)
+        runs = [
+            (step, dataclasses.replace(self, params=jax.tree.map(jnp.asarray, params), step=step))
+            for step, params in saved.items()
+        ]
+        return [*runs, (self.step, self)]
+
+    def look_through_training(self, text: str, warn: Callable[[str], None] = warnings.warn) -> dict[int, Maps]:
+        """Return the attention weights of every layer and head at each step of `history`.
+
+        At every step the decoder reads the answer of this run, so that the rows are the same; the last is `look`.
+
+        Args:
+          text: the input.
+          warn: as in `history`.
+
+        Raises:
+          InputError: as in `predict`.
+        """
+        source = self.read(text)
+        return self._frames(source, *self._answers([source]), warn)
+
+    def _frames(self, source: list[int], answer: np.ndarray, warn: Callable[[str], None] | None) -> dict[int, Maps]:
+        """Return the maps of an answer to a source, by step of `history(warn)`; for None only those of this step."""
+        steps, runs = zip(*[(self.step, self)] if warn is None else self.history(warn))
+        maps = capture_each(self.model, [run.params for run in runs], self.vocabulary, source, answer)
+        return dict(zip(steps, maps))
+
+    def view(
+        self, text: str, *, compare=None, training: bool = False, warn: Callable[[str], None] = warnings.warn
+    ) -> View:
+        """Return a page of the attention weights while the model answers `text`, as `attn.view` makes it.
+
+        Args:
+          text: the input.
+          compare: a second run or pretrained model, beside it. A run with the same tokens reads the answer of this one.
+          training: with a slider through training; see `history`. Of two runs, the steps that both have kept, and their
+            ends.
+          warn: as in `history`.
+
+        Raises:
+          InputError: as in `predict`, or the second model has other tokens or maps of other sizes.
+        """
+        source = self.read(text)
+        [answer] = self._answers([source])
+        history = warn if training else None
+        first, second = self._frames(source, answer, history), None
+        if isinstance(compare, Run) and compare.token_names() == self.token_names():
+            second = compare._frames(compare.read(text), answer, history)
+        elif compare is not None:
+            try:
+                second = {self.step: compare.look(text)}
+            except ValueError as error:
+                raise InputError(f"{compare.path}: {error}") from None
+        first, second = _labelled(first, second)
+        if training and len(first) == 1:
+            warn(
+                "no slider: no earlier step was kept" + (" of both" if compare else "") + " (config.training.snapshots)"
+            )
+        paths = self.folder, None if compare is None else compare.path
+        return view_frames(first, second, paths, self._title([*first.values()][-1]))
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The run's folder, under the name that pretrained models have for theirs."""
+        return self.folder
+
+    def token_names(self) -> list[str]:
+        """Return the name of each token of the vocabulary."""
+        return self.vocabulary.names(np.arange(self.vocabulary.size))
+
     def inspect(self, text: str, output: str | os.PathLike) -> pathlib.Path:
         """Draw the attention weights of every layer and head into a picture file, and return its path.
 
@@ -205,10 +286,13 @@ class Run:
 
     def draw(self, maps: Maps, output: str | os.PathLike) -> pathlib.Path:
         """Draw captured attention weights into a picture file, and return its path."""
+        pictures.save(pictures.draw_maps(maps, self._title(maps)), pathlib.Path(output))
+        return pathlib.Path(output)
+
+    def _title(self, maps: Maps) -> str:
         length = len(maps.written) - (maps.written[-1] == "end")  # of the answer without its end token
         title = f"{self.name}: {' '.join(maps.source[:-1])}  →  {' '.join(maps.written[:length])}"
-        pictures.save(pictures.draw_maps(maps, shortened(title, 90)), pathlib.Path(output))
-        return pathlib.Path(output)
+        return shortened(title, 90)
 
     @property
     def name(self) -> str:
@@ -295,6 +379,30 @@ def load(run: str | os.PathLike, warn: Callable[[str], None] = warnings.warn) ->
         first = min(config.training.checkpoint_every, config.training.steps)
         raise RunError(f"{folder.path}: has no checkpoint yet (the first comes at step {first:,})")
     return Run(folder.path, config, vocabulary, graphdef, jax.tree.map(jnp.asarray, state.kept), int(state.step))
+
+
+def load_history(run: str | os.PathLike, warn: Callable[[str], None] = warnings.warn) -> list[tuple[int, Run]]:
+    """Load a run as it was at each step that was kept, by ascending step: `load(run).history()`.
+
+    Raises:
+      RunError: as in `load`.
+    """
+    return load(run, warn).history(warn)
+
+
+def _labelled(first: dict[int, Maps], second: dict[int, Maps] | None) -> tuple[dict[str, Maps], dict[str, Maps] | None]:
+    """Return frames by label; of two runs only those of steps that both have, and the last of each as one frame."""
+    if second is None:
+        return {f"step {step:,}": maps for step, maps in first.items()}, None
+    *earlier, last = first
+    *others, end = second
+    both = [step for step in earlier if step in others]
+    ends = f"step {last:,}" if last == end else f"steps {last:,} and {end:,}"
+    labels = [*(f"step {step:,}" for step in both), ends]
+    frames = (
+        dict(zip(labels, [*(each[step] for step in both), each[key]])) for each, key in ((first, last), (second, end))
+    )
+    return tuple(frames)
 
 
 def _power_of_two(number: int) -> int:

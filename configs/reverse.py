@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
         steps_per_call=100,
         evaluate_every=100,
         checkpoint_every=1_000,
+        snapshots=16,  # steps at which the parameters are kept, to look back at training; 0 for none
     )
     config.evaluation = dict(examples=10_000, intermediate_examples=500, batch_size=500, beam_width=1, seed=0)
     return config

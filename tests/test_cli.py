@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,8 +13,10 @@ from matplotlib.image import imread
 
 import attn
 from attn import cli
+from attn.inspection.views import view_frames
 from attn.studies.probes import untrained
 from attn.tasks.vocabulary import InputError
+from attn.training import checkpoints
 from attn.training.config import to_mapping
 from attn.training.flags import load_config
 
@@ -60,6 +63,12 @@ def test_predict_reads_standard_input(copy_run, capsys, monkeypatch):
         (["evaluate", "RUN", "--part", "test"], ["part 'test'", "generated"]),
         (["inspect", "RUN", "7"], ["'7'"]),
         (["inspect", "RUN", "3", "--output", "x.docx"], ["x.docx", ".png"]),
+        (["inspect", "RUN", "3", "--output", "/proc/x.html"], ["--output=/proc/x.html", "cannot be written"]),
+        (["inspect", "RUN", "3", "--training", "--output", "x.png"], ["x.png", ".html", "--training"]),
+        (["inspect", "RUN", "3", "--compare", "RUN", "--output", "x.svg"], ["x.svg", ".html", "--compare"]),
+        (["inspect", "RUN", "--training"], ["--training", "INPUT"]),
+        (["inspect", "RUN", "--compare", "EMPTY"], ["--compare=", "INPUT"]),
+        (["inspect", "RUN", "3", "--output", "x.html", "--compare", "EMPTY"], ["EMPTY", "not a run's folder"]),
         (["inspekt", "RUN"], ["inspekt", "inspect"]),
         ([], ["COMMAND"]),
     ],
@@ -127,6 +136,88 @@ def test_inspect_draws_every_layer_and_head(copy_run, tmp_path, capsys):
     picture = imread(path)
     assert min(picture.shape[:2]) > 400
     assert picture[..., :3].std() > 0.05
+
+
+def payload(page) -> dict:
+    """The data of a page."""
+    _, _, rest = page.read_text().partition('id="attn-data">')
+    return json.loads(rest.partition("</script>")[0])
+
+
+def test_inspect_writes_a_page(copy_run, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert cli.main(["inspect", str(copy_run), "3 1 4 1 5", "--output", str(page)]) == 0
+    assert capsys.readouterr().out == f"wrote {page}\n"
+    shown = payload(page)
+    assert (len(shown["runs"]), len(shown["frames"])) == (1, 1)
+    cross = next(kind for kind in shown["kinds"] if kind["name"] == "cross")
+    assert cross["rows"]["names"] == cross["columns"]["names"] == ["3", "1", "4", "1", "5", "end"]
+
+
+def test_a_page_has_a_slider_through_training_and_a_second_run_beside(copy_run, tmp_path, capsys):
+    """The second one was trained for fewer steps and is damaged: the steps that both have, and their ends."""
+    other, page = shutil.copytree(copy_run, tmp_path / "other"), tmp_path / "page.html"
+    (other / "snapshots/00000001.safetensors").write_bytes(b"damaged")
+    words = ["inspect", str(copy_run), "3 1 4 1 5", "--training", "--output", str(page)]
+    assert cli.main(words) == 0
+    steps = [f"step {step:,}" for step, _ in attn.load(copy_run).history()]
+    assert (payload(page)["frames"], len(payload(page)["runs"])) == (steps, 1)
+    assert cli.main([*words, "--compare", str(other)]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 2 and err.count("\n") == 1 and "is left out" in err
+    steps.remove("step 1")
+    assert (payload(page)["frames"], payload(page)["runs"]) == (steps, ["copy", "other"])
+    assert cli.main(["inspect", str(copy_run), "3 1", "--compare", str(other)]) == 0
+    assert payload(copy_run / "inspect.html")["frames"] == [""]
+    (copy_run / "inspect.html").unlink()  # others use the run too
+
+
+def test_a_second_run_reads_the_answer_of_the_first(repository, tiny, trained, copy_run):
+    """What the decoder reads is the same, so that the rows are; the other way around it would be a reversal."""
+    other = attn.load(trained("reverse", str(repository / "configs/reverse.py"), tiny | {"training.steps": "800"}))
+    view = attn.load(copy_run).view("3 1 4", compare=other)
+    ours, theirs = (next(iter(frames.values())) for frames in view.runs.values())
+    assert [kind.rows.names for kind in ours] == [kind.rows.names for kind in theirs]
+    cross = [next(kind.layers[0] for kind in kinds if kind.name == "cross") for kinds in (ours, theirs)]
+    assert cross[0].shape == cross[1].shape and abs(cross[0] - cross[1]).max() > 0.1
+
+
+def test_models_of_other_tokens_are_not_compared(repository, copy_run, tmp_path, capsys):
+    recorded = repository / "tests/pretrained/recorded"
+    words = ["--output", str(tmp_path / "page.html"), "--compare"]
+    pixels = np.random.default_rng(0).normal(size=(1, 9, 9)).astype(np.float32)
+    np.save(tmp_path / "pixels.npy", pixels)
+    vit = [str(recorded / "vit_plain"), str(tmp_path / "pixels.npy")]
+    assert cli.main(["inspect", *vit, *words[:2]]) == 0
+    assert payload(tmp_path / "page.html")["kinds"][0]["picture"] is not None
+    assert cli.main(["inspect", *vit, *words, str(recorded / "vit_plain")]) == 0
+    assert len(payload(tmp_path / "page.html")["runs"]) == 2
+    assert cli.main(["inspect", *vit, "--training", *words[:2]]) == 2
+    capsys.readouterr()
+    assert cli.main(["inspect", str(copy_run), "3 1", *words, str(recorded / "vit_plain")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "vit_plain: a picture is needed" in error
+    assert cli.main(["inspect", *vit, *words, str(copy_run)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"{copy_run}: a run reads text, not a picture" in error
+    run = attn.load(copy_run)
+    maps = run.look("3 1")
+    for other, word in (({"source": ["3", "2", "end"]}, "source"), ({"written": ["1", "3", "end"]}, "answer")):
+        with pytest.raises(InputError, match=rf"^--compare: .* the {word} is '3 1 end' for A and '.*' for B$"):
+            view_frames({"": maps}, {"": maps._replace(**other)}, ("runs/A", "runs/B"), "")
+    layers = {name: np.repeat(weights, 2, axis=0) for name, weights in maps.weights.items()}
+    with pytest.raises(InputError, match=r"^compare: 'A' has .*, but 'B' has .* must be of the same sizes$"):
+        view_frames({"": maps}, {"": maps._replace(weights=layers)}, ("A", "B"), "")
+
+
+def test_without_snapshots_it_says_that_there_is_no_slider(copy_run, tmp_path, capsys):
+    alone, page = shutil.copytree(copy_run, tmp_path / "alone"), tmp_path / "page.html"
+    shutil.rmtree(alone / "snapshots")
+    for step in checkpoints.steps(alone / "checkpoints")[:-1]:
+        shutil.rmtree(alone / f"checkpoints/{step:08d}")
+    assert cli.main(["inspect", str(alone), "3 1 4", "--training", "--output", str(page)]) == 0
+    assert capsys.readouterr().err.startswith("no slider: no earlier step was kept")
+    assert payload(page)["frames"] == [""]
 
 
 def test_cross_attention_of_a_copy_is_the_diagonal(copy_run):

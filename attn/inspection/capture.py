@@ -1,7 +1,7 @@
 """Attention maps, or influence, of an answer of a trained model, with the tokens of their rows and columns."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -92,9 +92,27 @@ def capture(model: Model, vocabulary: Vocabulary, source: Tokens, answer: Int[Ar
       source: `[n]` tokens, without an end token.
       answer: `[T]` tokens that the model wrote, its end token included; padding is cut off.
     """
+    [maps] = capture_each(model, [nnx.state(model, nnx.Param)], vocabulary, source, answer)
+    return maps
+
+
+def capture_each(
+    model: Model,
+    each: Sequence[nnx.State],
+    vocabulary: Vocabulary,
+    source: Tokens,
+    answer: Int[Array | np.ndarray, "T"],
+) -> list[Maps]:
+    """Compute the attention weights of one answer with each of several parameters of a model; compiled once.
+
+    Args:
+      model: gives the structure.
+      each: parameters, such as those of several steps of training.
+      vocabulary, source, answer: as in `capture`. The answer is what the decoder reads, with all parameters.
+    """
     inputs, answer = answer_inputs(vocabulary, source, answer)
     source, read, length = inputs["source"], inputs["read"], inputs["answer_length"]
-    graphdef, params = nnx.split(model, nnx.Param)
+    graphdef, _ = nnx.split(model, nnx.Param)
 
     @jax.jit
     def compute(params):
@@ -103,9 +121,9 @@ def capture(model: Model, vocabulary: Vocabulary, source: Tokens, answer: Int[Ar
         return weights, None if weights else influence(model, source, read, jnp.arange(len(read)))
 
     picture = model.picture(source[:-1])
-    names = (vocabulary.names(tokens) for tokens in (source, read, answer))
+    names = [vocabulary.names(tokens) for tokens in (source, read, answer)]
     axes = {name: axes for name, *axes in model.maps}
-    return Maps(*jax.device_get(compute(params)), axes, *names, jax.device_get(picture))
+    return [Maps(*jax.device_get(compute(params)), axes, *names, jax.device_get(picture)) for params in each]
 
 
 def answer_inputs(

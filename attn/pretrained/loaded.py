@@ -274,6 +274,17 @@ class Pretrained:
 
         return look(self, given, answer=answer, edit=edit)
 
+    def view(self, given, *, compare=None, title: str = ""):
+        """Return a page of the attention maps of a text or a picture: `attn.pretrained.looking.view`."""
+        from attn.pretrained.looking import view  # as in `look`
+
+        return view(self, given, compare=compare, title=title)
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The folder or file that the model was loaded from."""
+        return self.origin.path
+
     def save(self, folder: str | os.PathLike):
         """Write a folder that the library transformers reads: `attn.pretrained.save`."""
         from attn.pretrained.loading import save  # imported here, since `loading` imports this module

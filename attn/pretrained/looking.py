@@ -12,11 +12,13 @@ from jaxtyping import Array, Float
 
 from attn.inspection.capture import Maps
 from attn.inspection.passes import NO_TOKEN, Pass
+from attn.inspection.views import View, view_frames
 from attn.nn.taps import Edit
 from attn.pretrained import inputs
 from attn.pretrained.files import FileError
 from attn.pretrained.foundation import Decoder, Encoder, EncoderDecoder, Record, Vision
 from attn.pretrained.loaded import Pretrained, precise
+from attn.tasks.vocabulary import InputError
 
 _LONGEST_ANSWER = 32  # tokens that an encoder-decoder writes if no answer is given
 
@@ -148,6 +150,26 @@ def _names(model: Pretrained, given, ids: Sequence[int]) -> list[str]:
         if isinstance(given, str):
             raise
         return list(map(str, ids))
+
+
+def view(model: Pretrained, given, *, compare=None, title: str = "") -> View:
+    """Return a page of the attention maps of a text or a picture, as `attn.view` makes it.
+
+    Args:
+      model: a loaded model.
+      given: as in `look`.
+      compare: a second model or run, beside it.
+      title: of the page.
+
+    Raises:
+      ValueError, FileError: as in `look`.
+      InputError: the second model has other tokens or maps of other sizes.
+    """
+    if not isinstance(compare, Pretrained | None) and not isinstance(given, str):
+        raise InputError(f"{compare.path}: a run reads text, not a picture")
+    first = {"": look(model, given)}
+    second = None if compare is None else {"": compare.look(given)}
+    return view_frames(first, second, (model.path, None if compare is None else compare.path), title)
 
 
 def _of_picture(kind: Vision, pixels: np.ndarray, weights: Float[np.ndarray, "L N T T"]) -> Maps:

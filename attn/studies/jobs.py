@@ -116,6 +116,7 @@ def configured(settings: Settings) -> Config:
             "steps_per_call": min(max(1, steps // 10), _STEPS_PER_CALL),
             "evaluate_every": steps,
             "checkpoint_every": max(1, steps // 10),
+            "snapshots": 0,
         },
         "evaluation": {"examples": _EXAMPLES, "intermediate_examples": 1},
     }

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from attn.training.leaves import array_digest, describe, leaves_by_name
 from attn.training.state import State
 
 _KEEP = 2  # complete checkpoints: the newest, and one before it in case the newest is damaged
@@ -75,8 +76,8 @@ def save(folder: pathlib.Path, state: State, config: str):
     """
     state = jax.device_get(state)
     path = _step_path(folder, int(state.step))
-    arrays = {name: np.asarray(leaf) for name, leaf in _leaves_by_name(state).items()}
-    array_digests = {name: _array_digest(name, array) for name, array in arrays.items()}
+    arrays = {name: np.asarray(leaf) for name, leaf in leaves_by_name(state).items()}
+    array_digests = {name: array_digest(name, array) for name, array in arrays.items()}
     digests = {"step": int(state.step), "config": config, "arrays": array_digests}
     partial = path.with_name(f".writing-{path.name}")
     try:
@@ -91,7 +92,7 @@ def save(folder: pathlib.Path, state: State, config: str):
             sweep(folder)  # frees the disk space of the partial checkpoint
         others = [step for step in steps(folder) if step < int(state.step)]
         newest = f"; the newest checkpoint is of step {others[-1]:,}" if others else ""
-        message = f"the checkpoint cannot be written ({_reason(error)}){newest}"
+        message = f"the checkpoint cannot be written ({reason(error)}){newest}"
         raise OSError(getattr(error, "errno", None), message, str(path)) from None
     for old in steps(folder)[:-_KEEP]:
         retired = _step_path(folder, old)
@@ -161,12 +162,12 @@ def restore(folder: pathlib.Path, step: int, like: State, config: str) -> State:
     for name, digest in _file_digests(path, digests["files"]).items():
         if digest != digests["files"][name]:
             raise CheckpointError(f"{path}: damaged ({name} {'differs from its SHA-256' if digest else 'is missing'})")
-    arrays, expected = _read_arrays(path), _leaves_by_name(like)
+    arrays, expected = _read_arrays(path), leaves_by_name(like)
     for name in sorted(expected.keys() | arrays.keys()):
-        want, have = (_describe(leaves.get(name)) for leaves in (expected, arrays))
+        want, have = (describe(leaves.get(name)) for leaves in (expected, arrays))
         if want != have:
             raise CheckpointError(f"{path}: {name} is {have}, must be {want} for this config")
-        if digests["arrays"].get(name) != _array_digest(name, arrays[name]):
+        if digests["arrays"].get(name) != array_digest(name, arrays[name]):
             raise CheckpointError(f"{path}: damaged ({name} differs from its SHA-256)")
     state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected])
     if int(state.step) != step:
@@ -185,7 +186,7 @@ def _read_digests(path: pathlib.Path) -> dict:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: has no {_DIGESTS} to verify it by (damaged, or of an old version)") from None
     except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged ({_DIGESTS} cannot be read: {_reason(error)})") from None
+        raise CheckpointError(f"{path}: damaged ({_DIGESTS} cannot be read: {reason(error)})") from None
     types = {"step": int, "config": str, "arrays": dict, "files": dict}
     if not isinstance(digests, dict) or not all(isinstance(digests.get(name), type_) for name, type_ in types.items()):
         raise CheckpointError(f"{path}: damaged ({_DIGESTS} is not a table of digests)")
@@ -199,7 +200,7 @@ def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
             arrays = checkpointer.restore(path, args=ocp.args.StandardRestore())
         return {name: np.asarray(array) for name, array in arrays.items()}
     except Exception as error:  # orbax and tensorstore raise many types for a damaged checkpoint
-        raise CheckpointError(f"{path}: damaged ({_reason(error)})") from None
+        raise CheckpointError(f"{path}: damaged ({reason(error)})") from None
 
 
 def _check_disk_space(folder: pathlib.Path, size: int):
@@ -236,23 +237,7 @@ def _set_aside(path: pathlib.Path) -> pathlib.Path | None:
         return None
 
 
-def _leaves_by_name(state: State) -> dict:
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def _array_digest(name: str, array: np.ndarray) -> str:
-    """Return the SHA-256 of an array's name, dtype, shape and values. With the name in it, swapped arrays differ."""
-    digest = hashlib.sha256(f"{name} {_describe(array)}\n".encode())
-    digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def _describe(leaf) -> str:
-    return "missing" if leaf is None else f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
-
-
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Return the cause of an error in a few words."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:

@@ -5,6 +5,7 @@ data.json        the data of the run, with a digest of every part that was read
 vocabulary.json  the tokens of a file of pairs
 metrics.jsonl    one row per call of the training program; TensorBoard's event file has the same rows
 checkpoints/     one folder per step
+snapshots/       the parameters at some steps, one file per step
 lock.json        the process that trains the run now
 summary.json     the results, once the run is finished
 attention.png    attention maps, once the run is finished
@@ -42,6 +43,7 @@ class Folder:
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
         self.checkpoints = self.path / "checkpoints"
+        self.snapshots = self.path / "snapshots"
         self.metrics = self.path / "metrics.jsonl"
         self.picture = self.path / "attention.png"
         self._summary = self.path / "summary.json"
@@ -62,7 +64,7 @@ class Folder:
             raise RunError(f"--workdir={self.path}: {file} is a file, must be a folder")
         if self.is_run():
             raise RunError(f"--workdir={self.path}: holds a run already; give --resume or choose another folder")
-        for path in (self.checkpoints, self.metrics, self._summary):
+        for path in (self.checkpoints, self.snapshots, self.metrics, self._summary):
             if path.exists():
                 raise RunError(
                     f"--workdir={self.path}: holds the {path.name} of a run, but no config.json; restore config.json "
@@ -78,8 +80,9 @@ class Folder:
         """
         with locks.held(self.path):
             checkpoints.sweep(self.checkpoints)
-            for partial in self.path.glob(".*.partial"):
-                partial.unlink()
+            for folder in (self.path, self.snapshots):
+                for partial in folder.glob(".*.partial"):
+                    partial.unlink()
             yield
 
     def create(self, config: Config, data: Generated | Stored):
@@ -232,10 +235,13 @@ def _is_sample(sample: dict) -> bool:
     return _has(sample, str, "input", "answer") and isinstance(texts, list) and _are(texts, str) and "right" in sample
 
 
-def write_whole(path: pathlib.Path, text: str):
+def write_whole(path: pathlib.Path, content: str | bytes):
     """Write a file so that a reader never sees half of it."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    if isinstance(content, bytes):
+        partial.write_bytes(content)
+    else:
+        partial.write_text(content)
     partial.replace(path)
 
 

@@ -75,6 +75,8 @@ class Training:
     `steps` is the number of steps, or the largest number: with `stop_when_exact` = n > 0 training stops as soon as an
     intermediate evaluation is exact on its examples and on n more. `replaced_tokens` is the fraction of the decoder's
     input tokens that are replaced by random ones. One call of the compiled programs takes `steps_per_call` steps.
+    `snapshots` is the number of steps at which the parameters are kept, to look back at training; 0 keeps none. See
+    `attn.training.snapshots`.
     """
 
     seed: int = setting(0, SEED)
@@ -85,6 +87,7 @@ class Training:
     steps_per_call: int = setting(100, _COUNT)
     evaluate_every: int = setting(500, _COUNT)
     checkpoint_every: int = setting(1000, _COUNT)
+    snapshots: int = setting(16, between(0, 1_000))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ PATHS = ("path", "validation", "test", "folder")  # settings of `data`; the file
 # implementation of attention and the mesh, so that a run may move to a machine without those it was started with.
 _MAY_CHANGE = (
     *("training.steps", "training.stop_when_exact", "training.steps_per_call"),
-    *("training.evaluate_every", "training.checkpoint_every", "model.implementation"),
+    *("training.evaluate_every", "training.checkpoint_every", "training.snapshots", "model.implementation"),
     *(f"data.{name}" for name in PATHS),
 )
 

@@ -1,4 +1,4 @@
-"""Training: compile, run steps, report, evaluate in between, save checkpoints, evaluate at the end."""
+"""Training: compile, run steps, report, evaluate in between, save checkpoints and snapshots, evaluate at the end."""
 
 import ctypes
 import math
@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from attn.tasks.examples import Questions
 from attn.tasks.generated import Generated
 from attn.tasks.stored import StackedBatches, Stored
-from attn.training import checkpoints
+from attn.training import checkpoints, snapshots
 from attn.training.config import Config
 from attn.training.evaluation import Evaluated, Evaluator, batch_sizes, build_programs
 from attn.training.folders import Folder
@@ -68,7 +68,7 @@ class Programs(NamedTuple):
 
     Attributes:
       state: the initial one.
-      advance: (state, its step, until) -> (state, report).
+      advance: from `compile_steps`.
       evaluate: (parameters, questions) -> metrics and answers, decoded greedily.
       evaluate_beam: the same with a beam; None if the config has none.
       exactness: the condition for stopping early; None if the config has none.
@@ -76,7 +76,7 @@ class Programs(NamedTuple):
     """
 
     state: State
-    advance: Callable[[State, int, int], tuple[State, Report]]
+    advance: Callable[..., tuple[State, Report]]
     evaluate: Callable[[nnx.State, Questions], Evaluated]
     evaluate_beam: Callable[[nnx.State, Questions], Evaluated] | None
     exactness: Exactness | None
@@ -113,6 +113,8 @@ def train(
     output = folder if jax.process_index() == 0 else None
     restored = _restore(config, data, folder, output) if resume else None
     first = 0 if restored is None else int(restored.step)
+    if output:  # those of a future that was not saved are recorded again
+        snapshots.discard(output.snapshots, -1 if restored is None else first)
     with stopped_by_sigterm(), Display(output, config.training.steps, first) as display:
         for line in data.describe():
             display.say(readable(line))
@@ -124,8 +126,11 @@ def train(
             display.say(f"resumed at step {first:,}")
         settings = config.evaluation
         intermediate = data.questions("validation", settings.intermediate_examples, settings.seed)
+        recorder = _recorder(config, folder, output, state, display)
         with watch_signals() as stop:
-            state, exact = _run(config, state, programs, intermediate, output, display, clock, stop, on_checkpoint)
+            state, exact = _run(
+                config, state, programs, intermediate, output, display, clock, stop, on_checkpoint, recorder
+            )
     with clock.phase("evaluate"):
         questions = data.questions("test", settings.examples, settings.seed)
         evaluated = programs.evaluate(state.kept, questions)
@@ -144,12 +149,28 @@ def _restore(config: Config, data: Generated | Stored, folder: Folder, output: F
     return checkpoints.restore_newest(folder.checkpoints, like, digest_of(config), say, set_aside=output is not None)
 
 
-def _run(config, state, programs, intermediate, folder, display, clock, stop, on_checkpoint) -> tuple[State, bool]:
+def _recorder(
+    config: Config, folder: Folder | None, output: Folder | None, state: State, display: Display
+) -> snapshots.Recorder:
+    """Make the recorder of snapshots; without a folder, none are recorded."""
+    training = config.training
+    steps, note = snapshots.plan(training.snapshots if folder else 0, training.steps, state.kept)
+    if note:
+        display.say(note)
+    return snapshots.Recorder(output and output.snapshots, steps, digest_of(config), display.say)
+
+
+def _run(
+    config, state, programs, intermediate, folder, display, clock, stop, on_checkpoint, recorder
+) -> tuple[State, bool]:
     """Train from the state's step to the last, or until the answers are exact; also return whether they are."""
     training = config.training
     rate = learning_rate(config.optimizer, training.steps)
     step = int(state.step)
     display.begin()
+    if step == 0:
+        with clock.phase("train"):
+            recorder.record(0, state.kept)
     # A resumed run may have been killed between the evaluation that found it exact and its end.
     evaluated_before = programs.exactness is not None and step > 0 and step % training.evaluate_every == 0
     exact = evaluated_before and _evaluate(programs, state, intermediate, clock)[1]
@@ -158,7 +179,7 @@ def _run(config, state, programs, intermediate, folder, display, clock, stop, on
         until = min(training.steps, *(step - step % n + n for n in every))
         before = clock.seconds["train"]
         with clock.phase("train"):
-            state, report = programs.advance(state, step, until)
+            state, report = programs.advance(state, step, until, recorder)
         step, loss = until, float(report.loss.value())
         # The parameters are checked too: the last update of a call comes after its last loss.
         finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fetch(state.params)))
@@ -238,8 +259,12 @@ def _release_memory():
 
 def compile_steps(
     config: Config, data: Generated | Stored, mesh: Mesh, shapes: State
-) -> Callable[[State, int, int], tuple[State, Report]]:
-    """Compile `(state, its step, until) -> (state, report)`: the steps up to `until`, in one call or several."""
+) -> Callable[..., tuple[State, Report]]:
+    """Compile `(state, its step, until) -> (state, report)`: the steps up to `until`, in one call or several.
+
+    The function takes a recorder of snapshots as a further argument. A call is divided at its steps, which changes no
+    bit of the state.
+    """
     count, specs = steps_per_call(config, data), stored_specs(data)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
@@ -259,13 +284,19 @@ def compile_steps(
         }
         programs = StepPrograms(**{name: part.result() for name, part in parts.items()})
 
-    def advance(state: State, step: int, until: int) -> tuple[State, Report]:
+    def advance(
+        state: State, step: int, until: int, recorder: snapshots.Recorder | None = None
+    ) -> tuple[State, Report]:
         reports = []
         for first in range(step, until, count):
             last = min(first + count, until)
             batches = jax.device_put(stacked(first, last), shardings)
-            state, report = programs(state, replicate(np.int32(last), mesh), batches)
-            reports.append(jax.device_get(report))
+            ends = [*(end for end in (recorder.steps if recorder else ()) if first < end < last), last]
+            parts = programs.in_parts(state, [replicate(np.int32(end), mesh) for end in ends], batches)
+            for end, (state, report) in zip(ends, parts):
+                reports.append(jax.device_get(report))
+                if recorder:
+                    recorder.record(end, state.kept)
         return state, jax.tree.map(lambda *values: sum(values), *reports)
 
     return advance

@@ -6,7 +6,7 @@ parallel, and the batches of all steps are drawn at once.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -47,17 +47,19 @@ class Batches(NamedTuple):
     """The batches of K steps; only dropout is still to be drawn.
 
     Attributes:
+      step: of each batch.
       bucket: the number of each batch's `Bucket`, to whose shape it is cut.
       examples: padded to the widest bucket.
       inputs: the tokens that the decoder reads to predict the targets.
     """
 
+    step: Int[Array, "K"]
     bucket: Int[Array, "K"]
     examples: Example
     inputs: Int[Array, "K B T"]
 
 
-_BATCHES = Batches(_REPLICATED, Example(_SHARDED, _SHARDED), _SHARDED)
+_BATCHES = Batches(_REPLICATED, _REPLICATED, Example(_SHARDED, _SHARDED), _SHARDED)
 
 
 class StepPrograms(NamedTuple):
@@ -79,9 +81,21 @@ class StepPrograms(NamedTuple):
     unpack: Callable
 
     def __call__(self, state: State, until: Int[Array, ""], stored: StackedBatches | None = None):
+        [(state, report)] = self.in_parts(state, [until], stored)
+        return state, report
+
+    def in_parts(
+        self, state: State, ends: Iterable[Int[Array, ""]], stored: StackedBatches | None = None
+    ) -> Iterator[tuple[State, Report]]:
+        """Take the same steps, but yield at each of the ascending `ends` the state, and the report of its part.
+
+        The batches are drawn once. The parameters of a state stay valid when the next part is taken, the rest does not.
+        """
         batches = self.draw(state.step, stored)
-        state, report = self.advance(_with_parameters(state, self.pack), until, batches)
-        return _with_parameters(state, self.unpack), report
+        packed = _with_parameters(state, self.pack)
+        for until in ends:
+            packed, report = self.advance(packed, until, batches)
+            yield _with_parameters(packed, self.unpack), report
 
 
 def build_step_programs(config: Config, data: Generated | Stored, mesh: Mesh) -> StepPrograms:
@@ -146,7 +160,7 @@ def arguments_of(
     return {
         "pack": (state.params, state.average),
         "draw": (state.step, None if isinstance(data, Generated) else StackedBatches(number, examples)),
-        "advance": (packed, state.step, Batches(number, examples, examples.target)),
+        "advance": (packed, state.step, Batches(number, number, examples, examples.target)),
         "unpack": (packed.params, packed.average),
     }
 
@@ -235,7 +249,7 @@ def _make_draw(config: Config, data: Generated | Stored) -> Callable:
         numbers = jax.lax.axis_index(DATA) * bucket_rows + jnp.arange(rows)
         keys, keys_of_replaced = example_keys(seed, step, numbers)
         examples = stored.examples if stored else jax.vmap(sample)(keys)
-        batches = Batches(bucket, examples, jax.vmap(inputs)(examples.target, keys_of_replaced))
+        batches = Batches(step, bucket, examples, jax.vmap(inputs)(examples.target, keys_of_replaced))
         # With 64-bit types XLA cannot divide a text among devices that do not divide its length.
         return jax.tree.map(lambda tokens: tokens.astype(jnp.int32), batches)
 
@@ -265,7 +279,9 @@ def _make_advance(config: Config, data: Generated | Stored, pack: Callable, unpa
         empty = Report(Mean(jnp.zeros(()), jnp.zeros(())), jnp.zeros(()))
 
         def step(state, batch):
-            return jax.lax.cond(state.step < until, advance, lambda state, _: (state, empty), state, batch)
+            # The batches of earlier parts of the call are skipped.
+            is_next = (batch.step == state.step) & (state.step < until)
+            return jax.lax.cond(is_next, advance, lambda state, _: (state, empty), state, batch)
 
         state, reports = jax.lax.scan(step, state, batches)
         return state, jax.tree.map(jnp.sum, reports)

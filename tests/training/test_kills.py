@@ -80,6 +80,11 @@ def digests(folder) -> list[dict]:
     return [(path.parent.name, json.loads(path.read_text())["arrays"]) for path in paths]
 
 
+def snapshots(folder) -> dict[str, bytes]:
+    """The content of every snapshot."""
+    return {path.name: path.read_bytes() for path in sorted((folder / "snapshots").iterdir())}
+
+
 def rows_without_speed(folder) -> list[dict]:
     rows = read(Folder(folder).metrics)
     assert rows_of_events(folder) == in_float32(rows)
@@ -92,6 +97,7 @@ def unbroken(train, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     status, moments = train(folder, 0)
     assert (status, len(rows_without_speed(folder))) == (0, 5)
+    assert len(snapshots(folder)) == 16
     return folder, moments
 
 
@@ -105,6 +111,7 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(train, tmp_path, unbroken,
     assert killed[0] == -signal.SIGKILL and set(killed) <= {-signal.SIGKILL, 0}
     assert train(run, 0)[0] == 0
     assert digests(run) == digests(whole)
+    assert snapshots(run) == snapshots(whole)
     assert rows_without_speed(run) == rows_without_speed(whole)
     # Nothing is left half-written or half-removed, and nothing was taken for damaged.
     assert [*run.rglob(".*"), *run.glob("checkpoints/*[!0-9]*")] == []
