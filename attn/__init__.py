@@ -28,6 +28,7 @@ if typing.TYPE_CHECKING:
         multi_head_attention,
         multi_head_attention_weights,
         per_head,
+        pooled_attention_weights,
         positions,
         scores,
     )
@@ -78,6 +79,7 @@ __all__ = [
     "multi_head_attention",
     "multi_head_attention_weights",
     "per_head",
+    "pooled_attention_weights",
     "positions",
     "pretrained",
     "scores",
