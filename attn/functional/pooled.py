@@ -199,11 +199,12 @@ class Grid:
 
     def pool_whole(self, p: Float[Array, "T S"]) -> Float[Array, "t s"]:
         """Pool the whole weights of a head."""
-        shape = self.rows.count, self.rows.block, self.columns.count, self.columns.block
-        missing = [(0, n * size - length) for n, size, length in zip(shape[::2], shape[1::2], p.shape)]
-        x = jnp.pad(p, missing).reshape(shape)
-        pooled = x.max(axis=(1, 3)) if self.reduce == "max" else x.sum(axis=(1, 3))
-        return self.finish(pooled, jnp.isnan(p).any(axis=1))
+        reduce = jnp.max if self.reduce == "max" else jnp.sum
+        t, a, s, b = self.rows.count, self.rows.block, self.columns.count, self.columns.block
+        x = jnp.pad(p, [(0, t * a - self.rows.length), (0, s * b - self.columns.length)])
+        # One axis at a time: on an explicit mesh no more can be split at once.
+        x = reduce(x.reshape(t, a, s * b), axis=1)
+        return self.finish(reduce(x.reshape(t, s, b), axis=2), jnp.isnan(p).any(axis=1))
 
     def pool_tile(self, logarithms: Float[Array, "r c"]) -> Float[Array, "rows columns"]:
         """Pool the weights of a tile, from their logarithms, before `finish`."""
@@ -237,20 +238,17 @@ class Grid:
 
 def _pool_heads(call: Call, chosen, grid: Grid) -> Float[Array, "N t s"]:
     """Compute the pooled weights of all heads."""
-    at_once = blockwise.heads_at_once(call.query.shape[1])
-    if name_of(chosen) == "reference":
-
-        def one_head(query, mask, score, dropout, key):
-            head = Call(query, key, key[:, :0], mask, score, call.scale)
-            return grid.pool_whole(reference.weights(contract.resolve(head), jnp.arange(call.T, dtype=jnp.int32)))
-
-        return heads.map_heads(one_head, call, (call.key,), axis=0, at_once=at_once)
+    normalizer = ()
+    if name_of(chosen) != "reference":
+        _, normalizer = heads.attend_heads(chosen, call, return_normalizer=True)
 
     def one_head(query, mask, score, dropout, key, *normalizer):
-        head = Call(query, key, key[:, :0], mask, score, call.scale)
-        return _pool(contract.resolve(head), Normalizer(*normalizer), grid)
+        head = contract.resolve(Call(gathered(query), key, key[:, :0], mask, score, call.scale))
+        if not normalizer:
+            return grid.pool_whole(reference.weights(head, jnp.arange(head.T, dtype=jnp.int32)))
+        return _pool(head, Normalizer(*map(gathered, normalizer)), grid)
 
-    _, normalizer = heads.attend_heads(chosen, call, return_normalizer=True)
+    at_once = blockwise.heads_at_once(call.query.shape[1])
     return heads.map_heads(one_head, call, (call.key,), axis=0, at_once=at_once, of_queries=normalizer)
 
 
@@ -259,8 +257,7 @@ _pool_heads_compiled = jax.jit(_pool_heads, static_argnums=(1, 2))
 
 def _pool(call: Call, normalizer: Normalizer, grid: Grid) -> Float[Array, "t s"]:
     """Pool the weights of one head whose normaliser is known: the second pass."""
-    head = contract.prepare(call._replace(query=gathered(call.query)))
-    head, (peak, total) = vary_alike((head, jax.tree.map(gathered, normalizer)))
+    head, (peak, total) = vary_alike((contract.prepare(call), normalizer))
     wide, rows, columns = head.scale.dtype, grid.rows, grid.columns
     i, j = rows.axis(head.nonfinite_queries, wide), columns.axis(head.nonfinite_keys, wide)
     queries = rows.in_tiles(head.query.astype(wide))  # [row_tiles r H]
