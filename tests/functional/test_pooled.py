@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
 
 import attn
 from attn import masks, per_head, scores
@@ -265,6 +266,18 @@ def test_the_mass_has_a_gradient(implementation, shape):
 
     for got, expected in zip(gradients(ours), gradients(whole)):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@both
+@pytest.mark.parametrize("order", [1, pytest.param(2, marks=pytest.mark.nightly)])
+def test_derivatives_are_those_of_finite_differences(x64, order, reduce):
+    query, key, bias = cases.normal((7, 2, 3), (9, 1, 3), (15,), dtype="float64")
+
+    def pooled(query, key, bias):
+        options = {"mask": masks.causal(-1), "score": scores.relative_bias(bias, 0)}
+        return jnp.sin(_by("blockwise", query, key, (1, 2), reduce, options))
+
+    check_grads(pooled, (query, key, bias), order=order, eps=1e-5, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="one device")
