@@ -69,7 +69,7 @@ def pooled_attention_weights(
 
     Source: Vaswani et al. 2017, equation 1; recomputed weights: Dao et al. 2022, appendix B.
     """
-    is_one = checks.is_array(query) and query.ndim == 2
+    is_one = checks.is_array(query) and len(query.shape) == 2
     axes = ("T H", "S H") if is_one else ("T N H", "S K H")
     query, key = checks.check_arrays(*zip(axes, (query, key)))
     blocks = _check_blocks(shape, reduce)

@@ -117,6 +117,15 @@ def test_every_shape(shape, reduce):
 
 
 @both
+@pytest.mark.parametrize("shape", [(45, 45), (9, 15), (4, 2)], ids=str)
+def test_a_narrow_band(shape, reduce):
+    query, key = cases.normal((45, H), (45, H))
+    pooled = _by("blockwise", query, key, shape, reduce, {"mask": masks.sliding_window(2, 0)})
+    i, j = cases.positions(45, 45)
+    check(pooled, by_loops(numpy_weights(query, key, (i - 2 <= j) & (j <= i)), shape, reduce))
+
+
+@both
 def test_grouped_heads_with_masks_and_scores_of_their_own(implementation, reduce):
     query, key = cases.normal((T, N, H), (S, K, H))
     lengths, slopes = np.array([17, 3, 0, 9]), np.array([0.5, 0.0, 1.0, 2.0], "float32")
@@ -274,6 +283,7 @@ def test_derivatives_are_those_of_finite_differences(x64, order, reduce):
     query, key, bias = cases.normal((7, 2, 3), (9, 1, 3), (15,), dtype="float64")
 
     def pooled(query, key, bias):
+        query, key, bias = map(jnp.asarray, (query, key, bias))  # differences are taken in NumPy
         options = {"mask": masks.causal(-1), "score": scores.relative_bias(bias, 0)}
         return jnp.sin(_by("blockwise", query, key, (1, 2), reduce, options))
 
