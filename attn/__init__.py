@@ -10,6 +10,7 @@ The axes, in every signature and docstring:
     A  accepted answers            q  blocks of r queries     k  blocks of c keys
     E  width of the embeddings     C  capacity of a cache, or channels of a picture
     U  devices of a mesh axis      n  queries of a chunk, whose keys are c
+    t  pooled blocks of queries    s  pooled blocks of keys
 
 `B` appears in tasks, training, decoding and metrics; the functions and the model are written for one example.
 """
@@ -28,6 +29,7 @@ if typing.TYPE_CHECKING:
         multi_head_attention,
         multi_head_attention_weights,
         per_head,
+        pooled_attention_weights,
         positions,
         scores,
     )
@@ -84,6 +86,7 @@ __all__ = [
     "multi_head_attention",
     "multi_head_attention_weights",
     "per_head",
+    "pooled_attention_weights",
     "positions",
     "pretrained",
     "scores",

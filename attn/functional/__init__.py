@@ -10,6 +10,7 @@ from attn.functional.attention import (
 )
 from attn.functional.dropout import Dropout
 from attn.functional.implementations import Unsupported
+from attn.functional.pooled import pooled_attention_weights
 from attn.functional.ring import ring_attention
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "multi_head_attention",
     "multi_head_attention_weights",
     "per_head",
+    "pooled_attention_weights",
     "positions",
     "ring_attention",
     "scores",

@@ -63,7 +63,7 @@ def attention(
     Source: Vaswani et al. 2017, equation 1.
     """
     query, key, value = checks.check_arrays(("T H", query), ("S H", key), ("S Hv", value))
-    call = _call_of_one_head(query, key, value, mask, score, scale, dropout)
+    call = call_of_one_head(query, key, value, mask, score, scale, dropout)
     chosen = choose(implementation, call, return_logsumexp=return_logsumexp)
     out, normalizer = heads.attend_one(chosen, call)
     out = out.astype(value.dtype)
@@ -94,7 +94,7 @@ def attention_weights(
     Source: Vaswani et al. 2017, equation 1, without the values.
     """
     query, key = checks.check_arrays(("T H", query), ("S H", key))
-    call = _call_of_one_head(query, key, key[:, :0], mask, score, scale)
+    call = call_of_one_head(query, key, key[:, :0], mask, score, scale)
     return reference.weights(contract.resolve(call), checks.check_rows(rows, call.T))
 
 
@@ -130,9 +130,10 @@ def multi_head_attention(
     Source: Vaswani et al. 2017, section 3.2.2; grouped queries: Ainslie et al. 2023.
     """
     query, key, value = checks.check_arrays(("T N H", query), ("S K H", key), ("S K Hv", value))
-    call = _call(query, key, value, mask, score, scale, dropout)
+    call = call_of_heads(query, key, value, mask, score, scale, dropout)
     chosen = choose(implementation, call, return_logsumexp=return_logsumexp)
-    return heads.attend_heads(chosen, call, return_logsumexp=return_logsumexp)
+    out, normalizer = heads.attend_heads(chosen, call, return_normalizer=return_logsumexp)
+    return (out, normalizer.logsumexp()) if return_logsumexp else out
 
 
 def multi_head_attention_weights(
@@ -160,7 +161,7 @@ def multi_head_attention_weights(
     Source: Vaswani et al. 2017, section 3.2.2.
     """
     query, key = checks.check_arrays(("T N H", query), ("S K H", key))
-    call = _call(query, key, key[..., :0], mask, score, scale)
+    call = call_of_heads(query, key, key[..., :0], mask, score, scale)
     rows = checks.check_rows(rows, call.T)
 
     def one_head(query, mask, score, dropout, key):
@@ -196,7 +197,7 @@ class PerHeadCallable(PerHeadMask, PerHeadScore):
     """A user's callable marked by `per_head`: usable as a mask (`&`, `|`, `~`) or as a score (`>>`)."""
 
 
-def _call(query, key, value, mask, score, scale, dropout=None) -> Call:
+def call_of_heads(query, key, value, mask, score, scale, dropout=None) -> Call:
     """Check the arguments other than the arrays, and fill in unset offsets."""
     check_dropout(dropout)
     scale = checks.check_scale(scale, query.shape[-1])
@@ -204,7 +205,7 @@ def _call(query, key, value, mask, score, scale, dropout=None) -> Call:
     return contract.resolve_offsets(call)
 
 
-def _call_of_one_head(query, key, value, mask, score, scale, dropout=None) -> Call:
+def call_of_one_head(query, key, value, mask, score, scale, dropout=None) -> Call:
     """Make the call of one head, which takes no marks of `per_head`."""
     for mod in (mask, score):
         for part in mods.parts(mod):
@@ -212,4 +213,4 @@ def _call_of_one_head(query, key, value, mask, score, scale, dropout=None) -> Ca
                 raise ValueError(
                     f"{checks.describe(part)} differs by head: use it in multi_head_attention, not with one head"
                 )
-    return _call(query, key, value, mask, score, scale, dropout)
+    return call_of_heads(query, key, value, mask, score, scale, dropout)

@@ -36,10 +36,12 @@ class BlockedAxis(NamedTuple):
     Attributes:
       first: the first position of each block.
       marks: added to the scores of each query or key: NaN if it was not finite, else 0.
+      end: the position after the last one of each block, where blocks have padding before the end of the axis.
     """
 
     first: Int[Array, "*blocks"]
     marks: Float[Array, "*blocks n"]
+    end: Int[Array, "*blocks"] | None = None
 
     @classmethod
     def cut(cls, nonfinite: Bool[Array, "length"], block_size: int, dtype) -> "BlockedAxis":
@@ -49,12 +51,14 @@ class BlockedAxis(NamedTuple):
         return cls(jnp.asarray(first), in_blocks(marks, block_size))
 
     def index(self, length: int) -> Int[Array, "n"]:
-        """Return the positions of one block; padding repeats the last position."""
+        """Return the positions of one block, in range: padding at the end of the axis repeats the last position."""
         return jnp.minimum(self._unclipped(), length - 1)
 
     def is_position(self, length: int) -> Bool[Array, "n"] | None:
         """Return True for the entries of one block that are not padding; None if no block has padding."""
-        return None if length % self.marks.shape[-1] == 0 else self._unclipped() < length
+        if self.end is None and length % self.marks.shape[-1] == 0:
+            return None
+        return self._unclipped() < (length if self.end is None else self.end)
 
     def _unclipped(self) -> Int[Array, "n"]:
         return self.first + jnp.arange(self.marks.shape[-1], dtype=self.first.dtype)

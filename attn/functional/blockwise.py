@@ -29,16 +29,14 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
-from attn.functional import closures, cpu, dtypes, masks, mods, scores, survey, taken_apart
-from attn.functional.blocks import BlockedAxis, in_blocks, positions_in_blocks, spread
-from attn.functional.contract import Call, Head, Normalizer, prepare, zero_hidden_values
-from attn.functional.sharding import any_of_devices, device_count, gathered, platform, sharded_along, vary_alike
+from attn.functional import closures, cpu, loops, mods, survey
+from attn.functional.blocks import BlockedAxis, in_blocks, positions_in_blocks
+from attn.functional.contract import Call, Normalizer, prepare, zero_hidden_values
+from attn.functional.sharding import device_count, gathered, platform, sharded_along, vary_alike
 
 BLOCK_SIZE = 512  # a tile of 512 x 512 is 1 MiB of float32, which fits into the cache of one core
 # Pairs of query and key. On a CPU the reference is faster at 576 x 576, but not always at 640 x 640.
 WORTHWHILE_PAIRS = 600 * 600
-# Primitives that cost more per pair than reading a number from memory.
-_COSTLY = frozenset(("gather", "log", "log1p", "exp", "exp2", "expm1", "pow", "tanh", "sin", "cos", "erf", "logistic"))
 
 
 class Fixed(NamedTuple):
@@ -105,25 +103,18 @@ def attend_part(
     values = in_blocks(head.value, block_size).swapaxes(1, 2)  # [column_blocks Hv c]
 
     if not is_apart:
-        head = _take_out_distances(head, call.T, call.S, i.marks.shape[-1], j.marks.shape[-1])
-    scores_of, masked, dropped = _tile_functions(head, call.T, call.S)
+        head = loops.take_out_distances(head, call.T, call.S, i.marks.shape[-1], j.marks.shape[-1])
+    scores_of, masked, dropped = loops.tile_functions(head, call.T, call.S)
     query, key, first_i, first_j = jax.tree.map(lambda x: x[0], (queries, keys, i, j))
     scores_of, captured = closures.convert(scores_of, query, key, first_i, first_j)
     s = scores_of(captured, query, key, first_i, first_j)  # an example of shape and dtype; its values are not used
     masked, captured_by_mask = closures.convert(masked, s, first_i, first_j)
     dropped, captured_by_dropout = closures.convert(dropped, s, first_i, first_j)
 
-    # `needed` is in NumPy if the mask is known while tracing; then narrow bands can be cut out before anything runs.
     indices = (positions_in_blocks(length, block_size) for length in (call.T, call.S))
-    is_given = needed is not None
-    if head.mask is not None and not is_given:
-        needed = survey.needed_blocks(head.mask, *indices)
-    if isinstance(needed, np.ndarray) and needed.all():
-        needed = None
-    elif isinstance(needed, np.ndarray):
-        needed, (keys, values, j) = survey.banded(needed, (keys, values, j))
-    elif needed is not None and not is_given:
-        needed = survey.any_of_batch(any_of_devices(needed, (queries, keys, values, captured)))
+    if head.mask is not None and needed is None:
+        floats = queries, keys, values, captured
+        needed, (keys, values, j) = survey.needed_by_loop(head.mask, *indices, (keys, values, j), floats)
     fixed = Fixed(i, j, needed, captured_by_mask, captured_by_dropout)
 
     # Each weight is at most 1, but they are summed before the division, so their sum times a value may overflow.
@@ -140,66 +131,6 @@ def attend_part(
 
 
 _attend_compiled = jax.jit(attend_part, static_argnames=("block_size", "is_apart"))
-
-
-def _take_out_distances(head: Head, T: int, S: int, r: int, c: int) -> Head:
-    """Let the mask and the score compute what depends on j - i alone once per distance, not once per pair.
-
-    A table that is read at a distance, as T5's, would otherwise be gathered T x S times, and scattered as often by the
-    backward pass.
-
-    Args:
-      head: the head.
-      T, S: the numbers of queries and keys.
-      r, c: the shape of a tile.
-    """
-    mask = _without_distances(masks.evaluate, head.mask, T, S, (r, c), None)
-    example = head.query[0, 0].astype(head.scale.dtype)
-    score = _without_distances(scores.evaluate, head.score, T, S, (r, c), example)
-    return head._replace(mask=masks.as_mask(mask), score=scores.as_score(score))
-
-
-def _without_distances(evaluate: Callable, mod, T: int, S: int, tile: tuple[int, int], example):
-    if mod is None or min(tile) < 2:  # in a tile of one row or column, every pair has another distance
-        return mod
-    apart = taken_apart.take_apart(functools.partial(evaluate, mod), *tile, example, _is_once_per_distance)
-    vectors = apart.values(T, S) if apart.parts else None
-    if vectors is None:
-        return mod
-
-    def function(*arguments):
-        *_, i, j = arguments
-        return apart([spread(vector, i, j, T) for vector in dtypes.widened(vectors)], *arguments)
-
-    return function
-
-
-def _is_once_per_distance(value: taken_apart.Value) -> bool:
-    """Return True for what is computed once per distance: what costs more per pair than a number from memory."""
-    return value.kind == taken_apart.Kind.DISTANCE and bool(_COSTLY & value.primitives)
-
-
-def _tile_functions(head: Head, T: int, S: int) -> tuple[Callable, Callable, Callable]:
-    """Return the scores, the mask and the dropout of a tile as functions of one block of queries and one of keys."""
-
-    def scores_of(query, key, i: BlockedAxis, j: BlockedAxis):
-        s = head.scale * jnp.matmul(query, key)
-        return head.apply_score(s, i.index(T)[:, None], j.index(S)[None, :])
-
-    def masked(s, i: BlockedAxis, j: BlockedAxis):
-        is_key = None if (real := j.is_position(S)) is None else real[None, :]
-        visible = head.visible(s, i.index(T)[:, None], j.index(S)[None, :], is_key)
-        s = s + i.marks[:, None] + j.marks[None, :]
-        if visible is None:
-            return s, None
-        hides = head.mask is not None or head.score is not None
-        # The seen keys come from the mask: finding them from s would read the tile's memory once more.
-        return jnp.where(visible, s, -jnp.inf), visible.any(axis=0) if hides else None
-
-    def dropped(p, i: BlockedAxis, j: BlockedAxis):
-        return head.apply_dropout(p, i.index(T)[:, None], j.index(S)[None, :])
-
-    return scores_of, masked, dropped
 
 
 def unsupported_reason(call: Call) -> str | None:
@@ -257,11 +188,11 @@ def _online(tile: Tile, headroom: float, queries, keys, values, captured, fixed:
 
         zeros = jnp.zeros(len(query), query.dtype)
         start = zeros - jnp.inf, zeros, jnp.zeros((len(query), values.shape[-2]), values.dtype)
-        largest, total, weighted = _scan_key_blocks(step, start, blocks, needed)
+        largest, total, weighted = loops.scan_key_blocks(step, start, blocks, needed)
         normalizer = Normalizer(jnp.where(total == 0, 0, largest), total)
         return weighted * (normalizer.inverse() / headroom)[:, None], normalizer
 
-    return _map_query_blocks(row, (queries, fixed.i, fixed.needed), (keys, values * headroom, fixed.j))
+    return loops.map_query_blocks(row, (queries, fixed.i, fixed.needed), (keys, values * headroom, fixed.j))
 
 
 @functools.partial(_online.defjvp, symbolic_zeros=True)
@@ -317,42 +248,12 @@ def _tangents(tile: Tile, primals, tangents, results):
             return (a if dvalue is None else a + _weighted_sum(kept, dvalue, seen)), r
 
         start = jnp.zeros_like(out), jnp.zeros_like(inverse)
-        a, r = _scan_key_blocks(step, start, blocks, needed)
+        a, r = loops.scan_key_blocks(step, start, blocks, needed)
         # The peak is treated as constant: only total * exp(peak) has a meaning, and d log of it = r.
         return a - r[:, None] * out, Normalizer(jnp.zeros_like(r), normalizer.total * r)
 
     rows = queries, dqueries, outs, normalizers, fixed.i, fixed.needed
-    return _map_query_blocks(row, rows, (keys, dkeys, values, dvalues, fixed.j))
-
-
-def _map_query_blocks(row, queries, blocks):
-    """Map `row(queries, blocks)` over the blocks of queries, with all blocks of keys or only its band."""
-    # Without it, reverse over reverse would store the carry of every row after every block.
-    row = jax.checkpoint(row, prevent_cse=False)
-    *_, j = blocks
-    if j.first.ndim == 1:  # one list of key blocks for all queries, not a band per block of queries
-        return lax.map(lambda queries: row(queries, blocks), queries)
-    return lax.map(lambda both: row(*both), (queries, blocks))
-
-
-def _scan_key_blocks(step, start, blocks, needed):
-    """Scan `step(carry, block)` over the blocks of keys that are needed.
-
-    Every step is checkpointed: otherwise the derivative would store T x S numbers in total.
-    """
-    # Under `shard_map` the initial carry must have the same varying axes as the result. Adding zeros derived from one
-    # traced step gives it them; XLA removes the step.
-    after = step(start, jax.tree.map(lambda x: x[0], blocks))
-    start = jax.tree.map(lambda x, like: x + jnp.zeros_like(like), start, after)
-
-    def body(carry, x):
-        block, is_needed = x
-        if is_needed is None:
-            return step(carry, block), None
-        return lax.cond(is_needed, jax.checkpoint(step, prevent_cse=False), lambda carry, _: carry, carry, block), None
-
-    # Two steps per body: single-threaded work of the second, such as copies, can overlap with the first.
-    return lax.scan(jax.checkpoint(body, prevent_cse=False), start, (blocks, needed), unroll=2)[0]
+    return loops.map_query_blocks(row, rows, (keys, dkeys, values, dvalues, fixed.j))
 
 
 def _weighted_sum(

@@ -40,21 +40,20 @@ def _attend(chosen: Implementation, call: Call):
     return result
 
 
-def attend_heads(chosen: Implementation, call: Call, *, return_logsumexp: bool):
-    """Compute the attention of N heads: out `[T N Hv]`; with `return_logsumexp` also `[T N]`."""
+def attend_heads(chosen: Implementation, call: Call, *, return_normalizer: bool):
+    """Compute the attention of N heads: (out `[T N Hv]`, normaliser of `[T N]`; None unless wanted)."""
     N = call.query.shape[1]
     at_once = N if chosen.all_heads else chosen.heads_at_once(N)
     # Outside of any jit a loop over heads would compile at each call, so it is jitted here. Not with a user's function:
     # it may read a variable that has changed, which the cache would not notice.
     is_compiled = at_once < N and not mods.holds_function(call.mask) and not mods.holds_function(call.score)
     run = _attend_heads_compiled if is_compiled else _attend_heads
-    return run(chosen, call, return_logsumexp=return_logsumexp, at_once=at_once)
+    return run(chosen, call, return_normalizer=return_normalizer, at_once=at_once)
 
 
-def _attend_heads(chosen: Implementation, call: Call, *, return_logsumexp: bool, at_once: int):
+def _attend_heads(chosen: Implementation, call: Call, *, return_normalizer: bool, at_once: int):
     def results(out, normalizer):
-        out = out.astype(call.value.dtype)
-        return (out, normalizer.logsumexp()) if return_logsumexp else out
+        return out.astype(call.value.dtype), normalizer if return_normalizer else None
 
     if chosen.all_heads:
         return results(*_attend(chosen, call if chosen.reads_marks else _resolve_vectors_of_all(chosen, call)))
@@ -65,10 +64,12 @@ def _attend_heads(chosen: Implementation, call: Call, *, return_logsumexp: bool,
     return map_heads(one_head, call, (call.key, call.value), axis=1, at_once=at_once)
 
 
-_attend_heads_compiled = jax.jit(_attend_heads, static_argnames=("chosen", "return_logsumexp", "at_once"))
+_attend_heads_compiled = jax.jit(_attend_heads, static_argnames=("chosen", "return_normalizer", "at_once"))
 
 
-def map_heads(one_head: Callable, call: Call, memory: tuple, *, axis: int, at_once: int | None = None):
+def map_heads(
+    one_head: Callable, call: Call, memory: tuple, *, axis: int, at_once: int | None = None, of_queries: tuple = ()
+):
     """Map `one_head(query, mask, score, dropout, *memory)` over N heads; head n reads group n // (N/K) of the memory.
 
     Args:
@@ -77,6 +78,7 @@ def map_heads(one_head: Callable, call: Call, memory: tuple, *, axis: int, at_on
       memory: arrays `[S K ...]` of the call: keys, or keys and values.
       axis: axis of the heads in the results.
       at_once: number of heads that run together, in a loop over such groups; all heads unless given.
+      of_queries: further arrays `[T N ...]`; `one_head` gets those of its head after the memory.
     """
     query, N, K = call.query, call.query.shape[1], memory[0].shape[1]
     at_once = N if at_once is None else at_once
@@ -84,15 +86,16 @@ def map_heads(one_head: Callable, call: Call, memory: tuple, *, axis: int, at_on
     memory_dtypes = [x.dtype for x in memory]
 
     def one(of_head, memory):
-        query, head, slices = of_head
+        (query, *of_queries), head, slices = of_head
         memory = [x.astype(dtype) for x, dtype in zip(memory, memory_dtypes)]
         mask, score = mods_of_head(slices)
         dropout = None if call.dropout is None else call.dropout.for_head(head)
-        return one_head(query, as_mask(mask), as_score(score), dropout, *memory)
+        return one_head(query, as_mask(mask), as_score(score), dropout, *memory, *of_queries)
 
     heads = None if call.dropout is None else jnp.arange(N)
     # From here on the axis of heads is the leading one.
-    of_heads = jnp.moveaxis(query, 1, 0), *_sharded_as(query, (heads, marked))
+    queries = [jnp.moveaxis(x, 1, 0) for x in (query, *of_queries)]
+    of_heads = queries, *_sharded_as(query, (heads, marked))
     # In float32, since the gradient of an array that heads share is a sum over them.
     memory = [jnp.moveaxis(x, 1, 0) for x in (memory if N == K else dtypes.widened(memory))]
     if N == K:

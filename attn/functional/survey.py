@@ -7,6 +7,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Int
 
 from attn.functional import masks
+from attn.functional.sharding import any_of_devices
 
 
 def needed_blocks(
@@ -24,6 +25,24 @@ def needed_blocks(
     some, _ = mask.bounds(rows, columns)
     is_known = isinstance(some, (np.ndarray, np.bool_, bool))
     return (np if is_known else jnp).broadcast_to(some, (len(rows), len(columns)))
+
+
+def needed_by_loop(mask: masks.Mask, rows, columns, blocks, floats):
+    """Find the blocks of keys that a loop over the blocks of queries visits.
+
+    Args:
+      mask, rows, columns: as for `needed_blocks`.
+      blocks: tree of arrays `[k ...]`, one entry per block of keys.
+      floats: arrays that are read in the loop and may have a derivative.
+
+    Returns:
+      (needed, blocks): needed is `[q k]` without a batch axis, or None for all; of a narrow band both are `[q width]`.
+    """
+    needed = needed_blocks(mask, rows, columns)
+    if not isinstance(needed, np.ndarray):
+        return any_of_batch(any_of_devices(needed, floats)), blocks
+    # The mask is known while tracing, so that a narrow band can be cut out before anything runs.
+    return (None, blocks) if needed.all() else banded(needed, blocks)
 
 
 def known_blocks(

@@ -15,7 +15,7 @@ from traces import equations
 import attn
 from attn import masks, per_head, positions, scores
 from attn.functional import pallas_tpu, pallas_tpu_layout
-from attn.functional.attention import _call as checked_call
+from attn.functional.attention import call_of_heads as checked_call
 from attn.functional.contract import Call
 from attn.functional.implementations import IMPLEMENTATIONS
 from attn.functional.pallas_tpu_layout import FIRST, LAST, MOST_BLOCKS, NEEDED, WHOLE, steps

@@ -105,7 +105,7 @@ EXPECTED = {
 
 
 def test_every_recipe_is_tested():
-    assert set(RECIPES) == {*EXPECTED, "Drop-ins"}
+    assert set(RECIPES) == {*EXPECTED, "Drop-ins", "Pooled weights"}
 
 
 @pytest.mark.served
@@ -157,6 +157,19 @@ def test_the_drop_in_runs_as_shown():
     names = {}
     exec(compile(SETTING + RECIPES["Drop-ins"], "docs/attention.md", "exec"), names)
     assert names["out"].shape == (2, T, 16)
+
+
+def test_pooled_weights_are_as_shown():
+    names = {}
+    exec(compile(SETTING + RECIPES["Pooled weights"], "docs/attention.md", "exec"), names)
+    a, b = names["a"], names["b"]
+    assert (a, b) == (3, 2) and names["weights"].shape == (N, 3, 4)
+    for n in range(N):
+        query, key = (np.asarray(names[x][:, n], float) for x in ("query", "key"))
+        s = np.where(J <= I, query @ key.T / np.sqrt(H), -np.inf)
+        p = np.exp(s - log_sum_exp(s, axis=1, keepdims=True))
+        expected = [[p[m : m + a, k : k + b].sum(axis=1).mean() for k in range(0, T, b)] for m in range(0, T, a)]
+        np.testing.assert_allclose(names["weights"][n], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.derivatives("forward")
