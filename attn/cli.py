@@ -141,7 +141,7 @@ def _add_inspect(commands):
         "--output",
         metavar="FILE",
         help="Write to this file: a page for the browser (.html), or a picture (.png, .svg or .pdf). Default: "
-        "RUN/inspect.png, RUN/inspect.html with --compare or --training; in the current folder for pretrained weights.",
+        "RUN/inspect.png, RUN/inspect.html with one of the next options; in the current folder for pretrained weights.",
     )
     inspect.add_argument(
         "--compare",
@@ -153,6 +153,11 @@ def _add_inspect(commands):
         action="store_true",
         help="On a page, show a slider through training: of each run the steps with snapshots "
         "(config.training.snapshots) or checkpoints.",
+    )
+    inspect.add_argument(
+        "--effects",
+        action="store_true",
+        help="On a page, sort heads also by how exact match on held-out strings changes when a head is removed.",
     )
 
 

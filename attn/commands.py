@@ -158,7 +158,8 @@ def _inspect_run(arguments: argparse.Namespace) -> int:
     output = _inspection_file(arguments, run.folder)
     if output.suffix == ".html":
         compare = arguments.compare and _load_any(arguments.compare)
-        run.view(arguments.input, compare=compare, training=arguments.training, warn=_warn).save(output)
+        options = dict(training=arguments.training, effects=arguments.effects, warn=_warn)
+        run.view(arguments.input, compare=compare, **options).save(output)
     else:
         run.inspect(arguments.input, output)
     _warn_of_unknown(run.vocabulary, arguments.input)
@@ -184,6 +185,8 @@ def _inspect_foreign(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.training:
         raise InputError("--training: pretrained weights have no snapshots of their training; give a run")
+    if arguments.effects:
+        raise InputError("--effects: pretrained weights have no held-out strings; give a run")
     output = _inspection_file(arguments, pathlib.Path())
     title = f"{pathlib.Path(arguments.run).name}: {shortened(readable(arguments.input), 90)}"
     compare = arguments.compare and _load_any(arguments.compare)
@@ -206,8 +209,9 @@ def _check_has_input(arguments: argparse.Namespace):
     for name, value in given.items():
         if value is not None:
             raise InputError(f"{name}={value}: give an INPUT to draw")
-    if arguments.training:
-        raise InputError("--training: give an INPUT to draw")
+    for name in ("training", "effects"):
+        if getattr(arguments, name):
+            raise InputError(f"--{name}: give an INPUT to draw")
 
 
 def _pixels(path: str) -> np.ndarray:
@@ -221,7 +225,7 @@ def _pixels(path: str) -> np.ndarray:
 
 def _inspection_file(arguments: argparse.Namespace, folder: pathlib.Path) -> pathlib.Path:
     """Return the file to write maps into: that of --output, or one in a folder."""
-    needs_page = [name for name in ("compare", "training") if getattr(arguments, name)]
+    needs_page = [name for name in ("compare", "training", "effects") if getattr(arguments, name)]
     default = folder / ("inspect.html" if needs_page else "inspect.png")
     output = default if arguments.output is None else pathlib.Path(arguments.output)
     if output.suffix not in (".html", ".png", ".svg", ".pdf"):

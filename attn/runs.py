@@ -13,9 +13,8 @@ import numpy as np
 from flax import nnx
 
 from attn.inspection import pictures
-from attn.inspection.capture import Maps, answer_inputs, answer_logits, capture, capture_each
+from attn.inspection.capture import Maps, answer_inputs, answer_logits, capture
 from attn.inspection.passes import Pass
-from attn.inspection.views import View, view_frames
 from attn.settings import LENGTHS, Constraint, between, checked
 from attn.tasks.examples import Questions, padded
 from attn.tasks.generated import Generated
@@ -30,6 +29,7 @@ from attn.training.history import saved_parameters
 from attn.training.identity import digest_of
 from attn.training.progress import shortened
 from attn.training.state import initial_state, model_structure
+from attn.viewer import View
 
 
 def _are_texts(values: object) -> bool:
@@ -80,9 +80,9 @@ class Run:
             encode.
         """
         sources = [self.read(text, number) for number, text in enumerate(texts, start=1)]
-        return [self.vocabulary.write(answer) for answer in self._answers(sources, beam_width)]
+        return [self.vocabulary.write(answer) for answer in self.answers(sources, beam_width)]
 
-    def _answers(self, sources: list[list[int]], beam_width: int = 1) -> list[np.ndarray]:
+    def answers(self, sources: list[list[int]], beam_width: int = 1) -> list[np.ndarray]:
         """Return the answers as tokens to sources without end tokens."""
         if not sources:
             return []
@@ -177,7 +177,7 @@ class Run:
           InputError: as in `predict`.
         """
         source = self.read(text)
-        return capture(self.model, self.vocabulary, source, *self._answers([source]))
+        return capture(self.model, self.vocabulary, source, *self.answers([source]))
 
     def with_graphdef(self, graphdef: nnx.GraphDef) -> "Run":
         """Return the run with another structure of the model for the same parameters; see `attn.interventions`."""
@@ -191,7 +191,7 @@ class Run:
         """
         source = self.read(text)
         if answer is None:
-            [tokens] = self._answers([source])
+            [tokens] = self.answers([source])
         else:
             tokens = np.array([*self.vocabulary.read(answer, "target"), self.vocabulary.end])
         inputs, tokens = answer_inputs(self.vocabulary, source, tokens)
@@ -225,47 +225,37 @@ class Run:
           InputError: as in `predict`.
         """
         source = self.read(text)
-        return self._frames(source, *self._answers([source]), warn)
+        from attn.viewing import frames
 
-    def _frames(self, source: list[int], answer: np.ndarray, warn: Callable[[str], None] | None) -> dict[int, Maps]:
-        """Return the maps of an answer to a source, by step of `history(warn)`; for None only those of this step."""
-        steps, runs = zip(*[(self.step, self)] if warn is None else self.history(warn))
-        maps = capture_each(self.model, [run.params for run in runs], self.vocabulary, source, answer)
-        return dict(zip(steps, maps))
+        return frames(self, source, *self.answers([source]), warn)
 
     def view(
-        self, text: str, *, compare=None, training: bool = False, warn: Callable[[str], None] = warnings.warn
+        self,
+        text: str,
+        *,
+        compare=None,
+        training: bool = False,
+        effects: bool = False,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> View:
         """Return a page of the attention weights while the model answers `text`, as `attn.view` makes it.
+
+        Heads can be sorted by their mass on the true source as well, if the task says what that is.
 
         Args:
           text: the input.
           compare: a second run or pretrained model, beside it. A run with the same tokens reads the answer of this one.
           training: with a slider through training; see `history`. Of two runs, the steps that both have kept, and their
             ends.
+          effects: also measure how exact match on held-out strings changes when each head is removed.
           warn: as in `history`.
 
         Raises:
           InputError: as in `predict`, or the second model has other tokens or maps of other sizes.
         """
-        source = self.read(text)
-        [answer] = self._answers([source])
-        history = warn if training else None
-        first, second = self._frames(source, answer, history), None
-        if isinstance(compare, Run) and compare.token_names() == self.token_names():
-            second = compare._frames(compare.read(text), answer, history)
-        elif compare is not None:
-            try:
-                second = {self.step: compare.look(text)}
-            except ValueError as error:
-                raise InputError(f"{compare.path}: {error}") from None
-        first, second = _labelled(first, second)
-        if training and len(first) == 1:
-            warn(
-                "no slider: no earlier step was kept" + (" of both" if compare else "") + " (config.training.snapshots)"
-            )
-        paths = self.folder, None if compare is None else compare.path
-        return view_frames(first, second, paths, self._title([*first.values()][-1]))
+        from attn.viewing import view_run  # imported here, since that module needs runs
+
+        return view_run(self, text, compare=compare, training=training, effects=effects, warn=warn)
 
     @property
     def path(self) -> pathlib.Path:
@@ -286,10 +276,11 @@ class Run:
 
     def draw(self, maps: Maps, output: str | os.PathLike) -> pathlib.Path:
         """Draw captured attention weights into a picture file, and return its path."""
-        pictures.save(pictures.draw_maps(maps, self._title(maps)), pathlib.Path(output))
+        pictures.save(pictures.draw_maps(maps, self.title(maps)), pathlib.Path(output))
         return pathlib.Path(output)
 
-    def _title(self, maps: Maps) -> str:
+    def title(self, maps: Maps) -> str:
+        """Return the title of maps: the run's name, the source and the answer, shortened."""
         length = len(maps.written) - (maps.written[-1] == "end")  # of the answer without its end token
         title = f"{self.name}: {' '.join(maps.source[:-1])}  →  {' '.join(maps.written[:length])}"
         return shortened(title, 90)
@@ -388,21 +379,6 @@ def load_history(run: str | os.PathLike, warn: Callable[[str], None] = warnings.
       RunError: as in `load`.
     """
     return load(run, warn).history(warn)
-
-
-def _labelled(first: dict[int, Maps], second: dict[int, Maps] | None) -> tuple[dict[str, Maps], dict[str, Maps] | None]:
-    """Return frames by label; of two runs only those of steps that both have, and the last of each as one frame."""
-    if second is None:
-        return {f"step {step:,}": maps for step, maps in first.items()}, None
-    *earlier, last = first
-    *others, end = second
-    both = [step for step in earlier if step in others]
-    ends = f"step {last:,}" if last == end else f"steps {last:,} and {end:,}"
-    labels = [*(f"step {step:,}" for step in both), ends]
-    frames = (
-        dict(zip(labels, [*(each[step] for step in both), each[key]])) for each, key in ((first, last), (second, end))
-    )
-    return tuple(frames)
 
 
 def _power_of_two(number: int) -> int:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from attn.inspection.capture import Maps
 from attn.tasks.vocabulary import InputError
-from attn.viewer import view
-from attn.viewer.view import View
+from attn.viewer import View, view
 
 _SHOWN = 12  # tokens of each model in a message
 
@@ -17,6 +16,7 @@ def view_frames(
     second: Mapping[str, Maps] | None,
     paths: tuple[str | os.PathLike, str | os.PathLike | None],
     title: str,
+    measures: Mapping[str, Mapping] | None = None,
 ) -> View:
     """Return the view of the maps of one model or two, by the label of each frame.
 
@@ -25,17 +25,18 @@ def view_frames(
       second: those of the second model, with the same labels; None for one model.
       paths: of the models, which name them.
       title: of the page.
+      measures: of the first model, as in `attn.view`.
 
     Raises:
       InputError: the tokens or the sizes of the maps differ, so that they cannot be compared.
     """
     if second is None:
-        return view(**_argument(first), title=title)
+        return view(**_argument(first), title=title, measures=measures)
     names = _names(*paths)
     check_same_tokens([*first.values()][-1], [*second.values()][-1], names)
     [compare] = _argument(second).values()
     try:
-        return view(**_argument(first), compare=compare, names=names, title=title)
+        return view(**_argument(first), compare=compare, names=names, title=title, measures=measures)
     except ValueError as error:
         raise InputError(str(error)) from None
 
