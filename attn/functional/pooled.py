@@ -238,18 +238,20 @@ class Grid:
 
 def _pool_heads(call: Call, chosen, grid: Grid) -> Float[Array, "N t s"]:
     """Compute the pooled weights of all heads."""
-    normalizer = ()
-    if name_of(chosen) != "reference":
-        _, normalizer = heads.attend_heads(chosen, call, return_normalizer=True)
+    is_whole, of_queries = name_of(chosen) == "reference", ()
+    if chosen.all_heads:
+        _, of_queries = heads.attend_heads(chosen, call, return_normalizer=True)
 
-    def one_head(query, mask, score, dropout, key, *normalizer):
-        head = contract.resolve(Call(gathered(query), key, key[:, :0], mask, score, call.scale))
-        if not normalizer:
+    def one_head(query, mask, score, dropout, key, value, *normalizer):
+        head = contract.resolve(Call(gathered(query), key, value, mask, score, call.scale))
+        if is_whole:
             return grid.pool_whole(reference.weights(head, jnp.arange(head.T, dtype=jnp.int32)))
+        if not normalizer:
+            _, normalizer = heads.attend_one(chosen, head)
         return _pool(head, Normalizer(*map(gathered, normalizer)), grid)
 
     at_once = blockwise.heads_at_once(call.query.shape[1])
-    return heads.map_heads(one_head, call, (call.key,), axis=0, at_once=at_once, of_queries=normalizer)
+    return heads.map_heads(one_head, call, (call.key, call.value), axis=0, at_once=at_once, of_queries=of_queries)
 
 
 _pool_heads_compiled = jax.jit(_pool_heads, static_argnums=(1, 2))
