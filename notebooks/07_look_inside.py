@@ -38,7 +38,7 @@ meshes.use_cores(32)  # batches of 32 are sharded over the cores
 
 # %%
 trainer = Trainer(pathlib.Path(tempfile.mkdtemp()), say=lambda line: None)
-run = trainer.train({"task": {"name": "reverse", "max_length": 12}, "training": {"steps": 1_500}})
+run = trainer.train({"task": {"name": "reverse", "max_length": 12}, "training": {"steps": 1_500, "snapshots": 12}})
 text = "3 1 4 1 5"
 print(run.predict([text]), run.about()[-1])
 
@@ -57,11 +57,10 @@ for kind, effect in effects.items():
 print(f"cross    weight on the true source:                {np.round(mass['cross'], 2).tolist()}")
 
 # %% [markdown]
-# The maps, with heads that can be sorted by either:
-#
-# ```python
-# attn.view(run.look(text), measures={"effect on exact match": effects, "mass on the true source": mass})
-# ```
+# The maps, on a page to look into: sort the heads by either, hover, move the slider through training.
+
+# %%
+run.view(text, training=True, effects=True)
 
 # %% [markdown]
 # ## Remove heads
@@ -130,10 +129,8 @@ axes[0, 0].set_ylabel("weights")
 axes[1, 0].set_ylabel("d loss / d weight")
 plt.show()
 
-# %% [markdown]
-# ```python
-# attn.view(slopes["cross"], rows=maps.written, columns=maps.source, title="d loss / d weight")
-# ```
+# %%
+attn.view({"cross": slopes["cross"]}, rows=maps.written, columns=maps.source, title="d loss / d weight")
 
 # %% [markdown]
 # ## Patch activations
@@ -198,10 +195,12 @@ if model is not None:
     figure.colorbar(image, ax=ax)
     plt.show()
 
-# %% [markdown]
-# ```python
-# attn.view(model.look(ids), measures={"rise of the loss without it": {"encoder": losses}})
-# ```
+# %%
+if model is not None:
+    page = attn.view(model.look(ids), measures={"rise of the loss without it": {"encoder": losses}}, title="rxnmapper")
+else:
+    page = "the model of reactions is not installed"
+page
 
 # %% [markdown]
 # How many atoms does this head map right if the heads of the layer below it look at everything equally, or those of all

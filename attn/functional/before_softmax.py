@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from attn.functional import checks, contract, dtypes, heads, mods
-from attn.functional.attention import _call
+from attn.functional.attention import call_of_heads
 from attn.functional.contract import Call
 
 
@@ -24,7 +24,7 @@ def scores_and_visibility(
       TypeError, ValueError: as `attn.multi_head_attention_weights`.
     """
     query, key = checks.check_arrays(("T N H", query), ("S K H", key))
-    call = _call(query, key, key[..., :0], mask, score, scale)
+    call = call_of_heads(query, key, key[..., :0], mask, score, scale)
 
     def one_head(query, mask, score, dropout, key):
         head = contract.prepare(contract.resolve(Call(query, key, key[:, :0], mask, score, call.scale)))
