@@ -67,6 +67,7 @@ def test_predict_reads_standard_input(copy_run, capsys, monkeypatch):
         (["inspect", "RUN", "3", "--training", "--output", "x.png"], ["x.png", ".html", "--training"]),
         (["inspect", "RUN", "3", "--compare", "RUN", "--output", "x.svg"], ["x.svg", ".html", "--compare"]),
         (["inspect", "RUN", "--training"], ["--training", "INPUT"]),
+        (["inspect", "RUN", "--effects"], ["--effects", "INPUT"]),
         (["inspect", "RUN", "--compare", "EMPTY"], ["--compare=", "INPUT"]),
         (["inspect", "RUN", "3", "--output", "x.html", "--compare", "EMPTY"], ["EMPTY", "not a run's folder"]),
         (["inspekt", "RUN"], ["inspekt", "inspect"]),
@@ -170,6 +171,24 @@ def test_a_page_has_a_slider_through_training_and_a_second_run_beside(copy_run, 
     assert cli.main(["inspect", str(copy_run), "3 1", "--compare", str(other)]) == 0
     assert payload(copy_run / "inspect.html")["frames"] == [""]
     (copy_run / "inspect.html").unlink()  # others use the run too
+
+
+def test_a_page_sorts_heads_by_what_they_do_for_the_task(copy_run, tmp_path, capsys):
+    """The effect is that of evaluating without the head, and known of the last frame, which is the run."""
+    page, run = tmp_path / "page.html", attn.load(copy_run)
+    words = ["inspect", str(copy_run), "3 1 4 1 5", "--training", "--effects", "--output", str(page)]
+    assert cli.main(words) == 0, capsys.readouterr().err
+    by_name = {measure["name"]: measure["values"][0] for measure in payload(page)["measures"]}
+    kinds = [kind["name"] for kind in payload(page)["kinds"]]
+    mass, effect = by_name["mass on the true source"], by_name["effect on exact match"]
+    weights = run.look("3 1 4 1 5").weights["cross"][0]  # [N T S]: the answer is the source
+    expected = weights[:, np.arange(5), np.arange(5)].mean(axis=1)
+    np.testing.assert_allclose(mass[-1][kinds.index("cross")], expected, atol=1e-6)
+    assert mass[-1][kinds.index("encoder")] == [None] * len(weights)
+    assert all(number is None for frame in effect[:-1] for kind in frame for number in kind)
+    without = attn.interventions.ablate(run, [("cross", 0, 1)]).evaluate(range(1, 7), 20)
+    change = without.overall().exact_match.value() - run.evaluate(range(1, 7), 20).overall().exact_match.value()
+    assert effect[-1][kinds.index("cross")][1] == pytest.approx(change, abs=0.02)
 
 
 def test_a_second_run_reads_the_answer_of_the_first(repository, tiny, trained, copy_run):

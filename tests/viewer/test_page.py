@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import viewer_hostile as hostile
-from viewer_payloads import payload_of, sheets
+from viewer_payloads import payload_of, sheets, tops
 
 import attn
-from attn.viewer import page
+from attn.viewer import before, page
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 STATIC = ROOT / "attn/viewer/static"
@@ -247,3 +247,25 @@ def test_the_example_of_the_page_about_the_viewer_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "viewer.md", "exec"), {})
     assert (tmp_path / "page.html").stat().st_size > 60_000
+
+
+def test_queries_and_keys_too_many_for_a_map_are_pooled_with_the_exact_largest_of_each_row(monkeypatch):
+    monkeypatch.setattr(before, "_MOST_CELLS", 1_000)
+    monkeypatch.setattr(before, "_CELLS_AT_ONCE", 10_000)  # 7 rows at a time
+    rng = np.random.default_rng(0)
+    T, N, H = 701, 2, 4
+    query, key = (jnp.asarray(2 * rng.normal(size=(T, N, H)), jnp.float32) for _ in range(2))
+    payload = payload_of(attn.view(query=query, key=key, mask=attn.masks.causal() & (lambda i, j: j != i)).html())
+    s = np.einsum("tnh,snh->nts", np.asarray(query, float), np.asarray(key, float)) / 2
+    allowed = np.tri(T, k=-1, dtype=bool)
+    e = np.where(allowed, np.exp(s), 0)
+    p = e / np.maximum(e.sum(-1, keepdims=True), 1e-300)
+    layer = payload["kinds"][0]["layers"][0]
+    assert (layer["rows"], layer["columns"], layer["block"], layer["shape"]) == (T, T, [3, 3], [234, 234])
+    cells = [[p[0, i : i + 3, j : j + 3].sum(1).mean() for j in range(0, T, 3)] for i in range(0, T, 3)]
+    np.testing.assert_allclose(sheets(payload)[0], cells, atol=0.008 * np.max(cells))
+    index, value = tops(payload)
+    assert index[0, 0] == 2**32 - 1 and value[0, 0] == 0  # the first query sees no key
+    np.testing.assert_array_equal(index[1:T, 0], p[0, 1:].argmax(axis=-1))
+    np.testing.assert_allclose(value[:, 0], p.max(axis=-1).ravel(), rtol=2e-5)
+    assert "the largest weight of each row is exact" in payload["note"]
