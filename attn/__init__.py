@@ -19,7 +19,7 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from attn import interop, mechanisms, pretrained, tasks
+    from attn import interop, mechanisms, pretrained, tasks, viewer
     from attn.functional import (
         Dropout,
         Unsupported,
@@ -60,7 +60,7 @@ def __getattr__(name: str):
     """Import a public name at its first use: commands set up their process first, and `tasks` imports TFDS."""
     if name == "interventions":
         return importlib.import_module("attn.inspection.interventions")
-    if name in ("functional", "interop", "mechanisms", "pretrained", "tasks"):
+    if name in ("functional", "interop", "mechanisms", "pretrained", "tasks", "viewer"):
         return importlib.import_module(f"attn.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'attn' has no attribute {name!r}")
@@ -92,4 +92,5 @@ __all__ = [
     "scores",
     "tasks",
     "view",
+    "viewer",
 ]

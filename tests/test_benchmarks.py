@@ -32,6 +32,18 @@ def test_the_tokens_per_second_of_smollm2_are_the_recorded_ones():
     assert f"{values['ratio']:.2f} times as many" in text
 
 
+def test_the_numbers_of_the_viewer_are_the_recorded_ones():
+    rows = json.loads((ROOT / "benchmarks/results/viewer.json").read_text())["rows"]
+    text = (ROOT / "benchmarks/README.md").read_text()
+    for name in ("6 x 8 of 64 x 64", "12 x 12 of 512 x 512", "12 x 12 of 512 x 512, exact", "8 of 32,768 x 32,768"):
+        assert f"| {name} | {rows[name]['first_picture_seconds']:.2f} | {rows[name]['page_bytes'] / 1e6:.2f} |" in text
+    assert f"after {rows['50 views on one page']['all_pictures_seconds']:.1f} s" in text
+    # What pages must reach; a test does not time, it reads what was measured.
+    for name in ("12 x 12 of 512 x 512", "8 of 32,768 x 32,768"):
+        assert rows[name]["first_picture_seconds"] < 1
+    assert rows["6 x 8 of 64 x 64"]["page_bytes"] < 300_000
+
+
 def test_the_message_of_a_training_step_is_the_recorded_one():
     programs = json.loads((ROOT / "benchmarks/results/programs.json").read_text())["programs"]["reverse"]
     text = (ROOT / "benchmarks/README.md").read_text()

@@ -54,7 +54,8 @@ def kinds_of_functions(mask, score, query, key, scale, shape, rows, columns) -> 
             raise ValueError(f"shape: {cells}; view a part, such as shape=(2048, 2048)")
         from attn.functional import pooled_attention_weights
 
-        weights = np.asarray(pooled_attention_weights(query, key, **options), np.float32)
+        pooled = jax.jit(lambda query, key: pooled_attention_weights(query, key, **options))(query, key)
+        weights = np.asarray(pooled, np.float32)
         largest = _largest_of_rows(query, key, options)
         return [Kind("attention", "attention", [weights], *axes, pooled_from=(T, S), largest=[largest])]
     scores, visible = map(np.asarray, before_softmax.scores_and_visibility(query, key, **options))
@@ -81,12 +82,15 @@ def _largest_of_rows(query, key, options) -> tuple[np.ndarray, np.ndarray]:
     T, S, N = query.shape[0], key.shape[0], query.shape[1]
     at_once = max(1, _CELLS_AT_ONCE // (N * S))
 
-    def of_rows(rows):
-        weights = multi_head_attention_weights(query, key, rows=rows, **options)  # [N R S]
-        return weights.argmax(axis=-1), weights.max(axis=-1)
+    def of_all(query, key, rows):
+        def of_rows(rows):
+            weights = multi_head_attention_weights(query, key, rows=rows, **options)  # [N R S]
+            return weights.argmax(axis=-1), weights.max(axis=-1)
+
+        return jax.lax.map(of_rows, rows)
 
     rows = jnp.minimum(jnp.arange(-(-T // at_once) * at_once), T - 1).reshape(-1, at_once)
-    index, value = jax.jit(lambda rows: jax.lax.map(of_rows, rows))(rows)  # [T/R N R]
+    index, value = jax.jit(of_all)(query, key, rows)  # [T/R N R]
     index, value = (np.moveaxis(np.asarray(x), 1, 0).reshape(N, -1, 1)[:, :T] for x in (index, value))
     return np.where(value > 0, index, 0xFFFFFFFF).astype("<u4"), value.astype("<f4")
 
