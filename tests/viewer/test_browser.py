@@ -346,3 +346,44 @@ def test_axe_finds_no_accessibility_error(opened, width, scheme):
         faults = [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found["violations"]]
         assert not faults
         assert len(found["passes"]) > 10
+
+
+def test_one_token_five_hundred_times(opened):
+    """Rows and columns are told apart by number; the tokens are shown around the chosen one."""
+    x = softmax(500, 500)
+    page = opened(attn.view(x, rows=["the"] * 500, columns=["the"] * 500))
+    large_map(page).focus()
+    page.page.keyboard.press("End")
+    page.page.get_by_role("button", name="Tokens", exact=True).click()
+    page.page.locator(".chips.rows .chip").first.wait_for()
+    chips = page.page.locator(".chips .chip")
+    assert 2 <= chips.count() <= 800 and set(chips.all_inner_texts()) == {"the"}
+    assert "499" in readout(page)
+
+
+def test_a_long_sequence_does_not_hang(opened):
+    """8,192 positions: pooled, with the exact largest weight of the row under the crosshair."""
+    x = np.zeros((8_192, 8_192), np.float32)
+    columns = (np.arange(8_192) * 7) % 8_192
+    x[np.arange(8_192), columns] = 1
+    page = opened(attn.view(x))
+    large_map(page).focus()
+    for _ in range(3):
+        page.page.keyboard.press("ArrowDown")
+    page.page.wait_for_timeout(200)
+    text = page.page.locator(".head").inner_text()
+    row = page.page.evaluate("attnViewer.state().row")
+    assert row == 3 and "Pooled by mass" in page.page.locator("body").inner_text()
+    [exact] = [line for line in text.splitlines() if line.startswith("Exact largest")]
+    number, column = (int(each.replace(",", "")) for each in exact.split(":")[1].replace("row", "").split("→ column"))
+    assert column == columns[number]
+
+
+def test_the_same_view_twice_and_on_paper(opened):
+    frame = attn.view(softmax(2, 3, 5, 5), title="twice")._repr_html_()
+    page = opened(f"<!DOCTYPE html><body>{frame}{frame}</body>", ready=False)
+    for inside in page.page.frames[1:]:
+        inside.wait_for_selector("html[data-ready=true]", state="attached")
+    alone = opened(attn.view(softmax(2, 3, 5, 5)))
+    alone.page.emulate_media(media="print")
+    assert large_map(alone).is_visible() and not alone.page.get_by_role("button", name="PNG").is_visible()
