@@ -54,15 +54,18 @@ MEASURES = (
 )
 
 
-def computed(kinds: Sequence[Kind]) -> dict[str, list[list[float | None]]]:
+def computed(kinds: Sequence[Kind]) -> dict[str, list[tuple[float | None, ...]]]:
     """Compute all `MEASURES`: for each name, for each kind, one number per head; None where it has no meaning."""
-    return {measure.name: [_of_kind(measure, kind) for kind in kinds] for measure in MEASURES}
+    rows = [_of_kind(kind) for kind in kinds]
+    return {measure.name: [heads[n] for heads in rows] for n, measure in enumerate(MEASURES)}
 
 
-def _of_kind(measure: Measure, kind: Kind) -> list[float | None]:
+def _of_kind(kind: Kind) -> list[tuple[float | None, ...]]:
+    """Return, for each measure, one number per head."""
     if kind.quantity != "weights" or kind.pooled_from is not None:
-        return [None] * kind.num_heads()
-    return [_finite(measure.of_head(_visible(head))) for layer in kind.layers for head in layer]
+        return [(None,) * kind.num_heads()] * len(MEASURES)
+    heads = (_visible(head) for layer in kind.layers for head in layer)
+    return [*zip(*([_finite(measure.of_head(head)) for measure in MEASURES] for head in heads))]
 
 
 def given(values: Mapping, kinds: Sequence[Kind], frames: int) -> dict[str, list[list[list[float | None]]]]:
