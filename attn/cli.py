@@ -146,7 +146,7 @@ def _add_inspect(commands):
     inspect.add_argument(
         "--compare",
         metavar="RUN2",
-        help="On a page, show a second run or pretrained model beside it. It must have the same tokens.",
+        help="On a page, show a second run or pretrained model beside it, with the same tokens, layers and heads.",
     )
     inspect.add_argument(
         "--training",

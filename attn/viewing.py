@@ -36,6 +36,8 @@ def view_run(
     [answer] = run.answers([source])
     history = warn if training else None
     first, second = frames(run, source, answer, history), None
+    if compare is not None and not hasattr(compare, "look"):
+        raise InputError(f"compare: got {type(compare).__name__}, must be a run or a pretrained model")
     if compare is not None and _same_tokens(run, compare):
         second = frames(compare, compare.read(text), answer, history)
     elif compare is not None:
@@ -48,8 +50,9 @@ def view_run(
         whose = " of both" if compare else ""
         warn(f"no slider: no earlier step was kept{whose} (config.training.snapshots)")
     paths = run.path, None if compare is None else compare.path
+    groups = getattr(run.config.model, "num_groups", None)
     title = run.title([*first.values()][-1])
-    return view_frames(first, second, paths, title, _measures(run, first, effects))
+    return view_frames(first, second, paths, title, _measures(run, first, effects), groups)
 
 
 def _same_tokens(run, other) -> bool:

@@ -222,7 +222,7 @@ def test_models_of_other_tokens_are_not_compared(repository, copy_run, tmp_path,
     run = attn.load(copy_run)
     maps = run.look("3 1")
     for other, word in (({"source": ["3", "2", "end"]}, "source"), ({"written": ["1", "3", "end"]}, "answer")):
-        with pytest.raises(InputError, match=rf"^--compare: .* the {word} is '3 1 end' for A and '.*' for B$"):
+        with pytest.raises(InputError, match=rf"^compare: .* the {word} is '3 1 end' for A and '.*' for B$"):
             view_frames({"": maps}, {"": maps._replace(**other)}, ("runs/A", "runs/B"), "")
     layers = {name: np.repeat(weights, 2, axis=0) for name, weights in maps.weights.items()}
     with pytest.raises(InputError, match=r"^compare: 'A' has .*, but 'B' has .* must be of the same sizes$"):

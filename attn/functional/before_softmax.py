@@ -1,4 +1,4 @@
-"""What the softmax sees: the scores of all pairs of positions and whether they are visible, for many heads."""
+"""The arguments of the softmax: the scores of all pairs of positions and which are visible, for many heads."""
 
 import jax
 import jax.numpy as jnp

@@ -15,6 +15,7 @@ from attn.nn.model import Model, Weights
 from attn.tasks.examples import PAD, Tokens, decoder_input
 from attn.tasks.vocabulary import Vocabulary
 from attn.training.decoding import prompts
+from attn.viewer.arrays import MASKED
 from attn.viewer.kinds import TITLES, Axis, Kind, Picture
 
 _TINY = np.finfo(np.float32).tiny
@@ -61,14 +62,18 @@ class Maps(NamedTuple):
             Axis(f"{role}: {label}", tuple(names))
             for role, (label, names) in (("query", self.rows(name)), ("key", self.columns(name)))
         ]
-        layers = [np.asarray(layer, np.float32) for layer in self.weights[name]]
+        layers = [np.array(layer, np.float32) for layer in self.weights[name]]
+        offset = len(self.source) if self.axes[name][1] == "both" and self.axes[name][0] == "answer" else 0
+        if name == "decoder":
+            for layer in layers:
+                _mark_later_keys(layer, offset)
         picture = None
         if self.picture is not None and [*self.axes[name]] == ["source", "source"]:
             picture = self._patches()
-        return Kind(name, TITLES.get(name, name), layers, *axes, picture=picture)
+        return Kind(name, TITLES.get(name, name), layers, *axes, picture=picture, offset=offset)
 
     def _patches(self) -> Picture:
-        """Return the picture of the source, whose last token is no patch; ink is dark."""
+        """Return the picture of the source, whose last token is not a patch; ink is dark."""
         num_patches = len(self.source) - 1
         side = math.isqrt(self.picture.size // num_patches)  # of a patch, in pixels
         rows, columns = (pixels // side for pixels in self.picture.shape)
@@ -81,6 +86,12 @@ class Maps(NamedTuple):
             "answer": ("read so far", self.read),
             "both": ("source, and read so far", self.source + self.read),
         }[self.axes[name][1]]
+
+
+def _mark_later_keys(weights: Float[np.ndarray, "N T S"], offset: int):
+    """Mark the keys that causality hides as masked, which a weight of 0 alone is not; a visible prefix has others."""
+    i, j = offset + np.arange(weights.shape[1])[:, None], np.arange(weights.shape[2])
+    weights[(j > i) & (weights == 0)] = MASKED
 
 
 def capture(model: Model, vocabulary: Vocabulary, source: Tokens, answer: Int[Array | np.ndarray, "T"]) -> Maps:

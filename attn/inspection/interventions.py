@@ -131,7 +131,7 @@ def weight_gradients(
       model: a run or a pretrained model.
       given: the input.
       loss: a function of the logits `[T V]` to a number; None for minus the log-probability of the model's own answer,
-        for a language model of the next tokens. A new function is compiled anew.
+        for a language model of the next tokens. A new function is compiled again.
       answer: that is read; None for the model's own.
 
     Returns:

@@ -17,6 +17,7 @@ def view_frames(
     paths: tuple[str | os.PathLike, str | os.PathLike | None],
     title: str,
     measures: Mapping[str, Mapping] | None = None,
+    groups: int | None = None,
 ) -> View:
     """Return the view of the maps of one model or two, by the label of each frame.
 
@@ -26,17 +27,18 @@ def view_frames(
       paths: of the models, which name them.
       title: of the page.
       measures: of the first model, as in `attn.view`.
+      groups: number of key/value heads that heads share; None if each has its own.
 
     Raises:
       InputError: the tokens or the sizes of the maps differ, so that they cannot be compared.
     """
     if second is None:
-        return view(**_argument(first), title=title, measures=measures)
+        return view(**_argument(first), title=title, measures=measures, groups=groups)
     names = _names(*paths)
     check_same_tokens([*first.values()][-1], [*second.values()][-1], names)
     [compare] = _argument(second).values()
     try:
-        return view(**_argument(first), compare=compare, names=names, title=title, measures=measures)
+        return view(**_argument(first), compare=compare, names=names, title=title, measures=measures, groups=groups)
     except ValueError as error:
         raise InputError(str(error)) from None
 
@@ -52,7 +54,7 @@ def check_same_tokens(first: Maps, second: Maps, names: tuple[str, str]):
         if ours != theirs:
             word = {"source": "source", "read": "text that the decoder reads", "written": "answer"}[part]
             raise InputError(
-                f"--compare: the tokens must be the same, but the {word} is {_shown(ours)} for {names[0]} and "
+                f"compare: the tokens must be the same, but the {word} is {_shown(ours)} for {names[0]} and "
                 f"{_shown(theirs)} for {names[1]}"
             )
 

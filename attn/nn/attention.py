@@ -115,7 +115,10 @@ class Attention(nnx.Module):
             heads = attend_on_mesh(query, memory, departures, scale=self.scale, implementation=self.implementation)
         else:
             uniform = functools.partial(_uniform_weights, query, memory.key, options)
-            weights = taps.weights(weights, Context(sides.q, sides.k, uniform))
+            # A row of padding sees no key: a change that divides by the sum of a row would make it NaN, and 0 * NaN in
+            # later layers would carry that to all rows.
+            sees_a_key = (weights != 0).any(axis=-1, keepdims=True)
+            weights = jnp.where(sees_a_key, taps.weights(weights, Context(sides.q, sides.k, uniform)), 0)
             heads = _weighted_sum(weights, memory.value)
         heads = heads if taps.heads is None else taps.heads(heads, Context(sides.q, sides.k))
         heads = constrain(heads, *_HEADS)

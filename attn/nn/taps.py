@@ -1,6 +1,6 @@
 """Taps: functions that see and change what a model computes on its way, without a change of the model's code.
 
-A tap is asked once for each site of each layer, and returns a function of the value there, or None to leave it. Taps
+A tap is called once for each site of each layer, and returns a function of the value there, or None to leave it. Taps
 are part of the structure of a stack, as `flax.nnx.split` gives it, so whatever takes a structure and parameters
 (decoding with a cache, evaluation, attention maps) works with them. The parameters stay as they are.
 
@@ -31,7 +31,7 @@ class Site(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What is known about a value besides the value.
+    """The surroundings of a value.
 
     Attributes:
       q, k: rows of the queries and of the keys; `q.token` are the numbers of the tokens in their text.

@@ -169,7 +169,8 @@ def view(model: Pretrained, given, *, compare=None, title: str = "") -> View:
         raise InputError(f"{compare.path}: a run reads text, not a picture")
     first = {"": look(model, given)}
     second = None if compare is None else {"": compare.look(given)}
-    return view_frames(first, second, (model.path, None if compare is None else compare.path), title)
+    paths = model.path, None if compare is None else compare.path
+    return view_frames(first, second, paths, title, groups=model.origin.config.get("num_key_value_heads"))
 
 
 def _of_picture(kind: Vision, pixels: np.ndarray, weights: Float[np.ndarray, "L N T T"]) -> Maps:

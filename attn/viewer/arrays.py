@@ -39,7 +39,7 @@ def as_layers(weights, batch: int | None, name: str) -> list[np.ndarray]:
     """
     if not _is_sequence(weights):
         return _layers_of_array(as_array(weights, name), batch, name)
-    if not weights:
+    if not weights or all(_is_sequence(each) and not each for each in weights):
         raise ValueError(f"{name}: got no layers, must be {FORMS}")
     if _holds_numbers(weights):
         return _layers_of_array(as_array(_nested(weights, name), name), batch, name)

@@ -1,11 +1,13 @@
 """Masks, scores and weights of the attention functions as maps, before or without a model."""
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attn.viewer.arrays import MASKED
-from attn.viewer.kinds import Axis, Kind, as_names
+from attn.viewer.arrays import MASKED, as_array
+from attn.viewer.kinds import Axis, Kind, as_names, is_whole
 
 _MOST_CELLS = 64_000_000  # of maps that are computed whole
 _CELLS_AT_ONCE = 16_000_000  # of those of which only the largest of each row are kept
@@ -14,65 +16,90 @@ _CELLS_AT_ONCE = 16_000_000  # of those of which only the largest of each row ar
 def kinds_of_functions(mask, score, query, key, scale, shape, rows, columns) -> list[Kind]:
     """Return the maps of a mask and a score, composed as `attn.multi_head_attention` composes them.
 
-    Without queries and keys the score changes products of 0. With both, the weights come first.
+    Without queries and keys the score changes products of 0. With both, the weights come first; above `_MOST_CELLS`
+    cells these are pooled, and the only maps.
 
     Args:
       mask, score, scale: as for `attn.multi_head_attention`.
       query, key: `[T N H]` and `[S K H]`, or `[T H]` and `[S H]`; None for none.
-      shape: (T, S); None for those of the queries and keys or of the names.
+      shape: (T, S), without queries and keys; None for the numbers of names.
       rows, columns: names, or None.
 
     Raises:
       TypeError, ValueError: as `attn.multi_head_attention_weights`; no sizes are given, or they differ.
     """
+    from attn.functional import before_softmax
+
+    names = _names(rows, columns)
+    if query is None and key is None:
+        heads = before_softmax.marked_heads(mask, score) or 1
+        T, S = _sizes(shape, names)
+        if heads * T * S > _MOST_CELLS:
+            cells = f"{heads} x {T:,} x {S:,} is over {_MOST_CELLS:,} cells"
+            raise ValueError(f"shape: {cells}; view a part, such as shape=(2048, 2048)")
+        query, key, scale = jnp.zeros((T, heads, 1)), jnp.zeros((S, heads, 1)), 1.0
+        shown = [] if score is None else ["scores"]
+    else:
+        if shape is not None:
+            raise ValueError("shape: goes with a mask or a score alone; queries and keys have their lengths")
+        query, key = _queries_and_keys(query, key)
+        shown = ["attention", "scores"]
+    (T, N, _), (S, K, _) = query.shape, key.shape
+    for axis, each, size in (("rows", names[0], T), ("columns", names[1], S)):
+        if each is not None and len(each) != size:
+            raise ValueError(f"{size:,} {axis}, but {len(each):,} names")
+    sides = dict(rows=Axis("query", names[0]), columns=Axis("key", names[1]), groups=K if K < N else None)
+    options = dict(mask=mask, score=score, scale=scale)
+    if N * T * S > _MOST_CELLS:
+        weights, largest = _pooled(query, key, options)
+        return [Kind("attention", "attention", [weights], **sides, pooled_from=(T, S), largest=[largest])]
+    shown += [] if mask is None else ["mask"]
+    return [_kind(name, query, key, options, sides) for name in shown]
+
+
+def _names(rows, columns) -> list[tuple[str, ...] | None]:
+    for axis, each in (("rows", rows), ("columns", columns)):
+        if isinstance(each, Mapping):
+            raise ValueError(
+                f"{axis}: got a dictionary, must be a list: the maps of a mask and a score share their names"
+            )
+    return [None if each is None else as_names(axis, each) for axis, each in (("rows", rows), ("columns", columns))]
+
+
+def _queries_and_keys(query, key) -> tuple[jax.Array, jax.Array]:
+    """Return queries `[T N H]` and keys `[S K H]`."""
+    if query is None or key is None:
+        raise ValueError("query and key: got one without the other, must be both or none")
+    arrays = [
+        x if isinstance(x, jax.Array) else jnp.asarray(as_array(x, n)) for n, x in (("query", query), ("key", key))
+    ]
+    arrays = [x[:, None] if x.ndim == 2 else x for x in arrays]
+    if any(x.ndim != 3 for x in arrays):
+        shapes = " and ".join(str(list(x.shape)) for x in arrays)
+        raise ValueError(f"query and key: got {shapes}, must be [T N H] and [S K H], or [T H] and [S H]")
+    return tuple(arrays)
+
+
+def _kind(name: str, query: jax.Array, key: jax.Array, options, sides) -> Kind:
+    """Return the map "attention", "scores" or "mask", masked where a pair is hidden."""
     from attn.functional import before_softmax, multi_head_attention_weights
 
-    if (query is None) != (key is None):
-        raise ValueError("query and key: got one without the other, must be both or none")
-    names = [None if each is None else as_names(axis, each) for axis, each in (("rows", rows), ("columns", columns))]
-    axes = [Axis(label, each) for label, each in zip(("query", "key"), names)]
-    if query is None:
-        T, S = _sizes(shape, names)
-        heads = before_softmax.marked_heads(mask, score) or 1
-        query, key, scale = jnp.zeros((T, heads, 1)), jnp.zeros((S, heads, 1)), 1.0
-        maps = [] if score is None else ["scores"]
-    else:
-        query, key = (x[:, None] if jnp.ndim(x) == 2 else jnp.asarray(x) for x in (query, key))
-        if jnp.ndim(query) != 3 or jnp.ndim(key) != 3:
-            raise ValueError(
-                f"query and key: got {list(query.shape)} and {list(key.shape)}, must be [T N H] and [S K H], or [T H] "
-                "and [S H]"
-            )
-        maps = ["attention", "scores"]
-    maps += [] if mask is None else ["mask"]
-    T, S, N = query.shape[0], key.shape[0], query.shape[1]
-    _check_names(names, T, S)
-    options, common = dict(mask=mask, score=score, scale=scale), dict(rows=axes[0], columns=axes[1])
-    if N * T * S > _MOST_CELLS:
-        if "attention" not in maps:
-            cells = f"{N} x {T:,} x {S:,} is over {_MOST_CELLS:,} cells"
-            raise ValueError(f"shape: {cells}; view a part, such as shape=(2048, 2048)")
-        from attn.functional import pooled_attention_weights
-
-        pooled = jax.jit(lambda query, key: pooled_attention_weights(query, key, **options))(query, key)
-        weights = np.asarray(pooled, np.float32)
-        largest = _largest_of_rows(query, key, options)
-        return [Kind("attention", "attention", [weights], *axes, pooled_from=(T, S), largest=[largest])]
     scores, visible = map(np.asarray, before_softmax.scores_and_visibility(query, key, **options))
-    computed = {
-        "scores": lambda: np.where(visible, scores.astype(np.float32), MASKED),
-        "mask": lambda: np.where(visible, np.float32(1), MASKED),
-        "attention": lambda: np.where(
-            visible, np.asarray(multi_head_attention_weights(query, key, **options), np.float32), MASKED
-        ),
-    }
-    titles = {"scores": "scores before the softmax", "mask": "mask", "attention": "attention"}
-    groups = key.shape[1] if key.shape[1] < N else None
-    quantities = {"attention": "weights"}
-    return [
-        Kind(name, titles[name], [computed[name]()], **common, groups=groups, quantity=quantities.get(name, name))
-        for name in maps
-    ]
+    if name == "mask":
+        shown = np.ones_like(scores)
+    else:
+        shown = scores if name == "scores" else np.asarray(multi_head_attention_weights(query, key, **options))
+    layer = np.where(visible, shown.astype(np.float32), MASKED)
+    title = {"scores": "scores before the softmax"}.get(name, name)
+    return Kind(name, title, [layer], **sides, quantity={"attention": "weights"}.get(name, name))
+
+
+def _pooled(query: jax.Array, key: jax.Array, options) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Return the pooled weights `[N t s]`, and the exact largest of each row."""
+    from attn.functional import pooled_attention_weights
+
+    pooled = jax.jit(lambda query, key: pooled_attention_weights(query, key, **options))(query, key)
+    return np.asarray(pooled, np.float32), _largest_of_rows(query, key, options)
 
 
 def _largest_of_rows(query, key, options) -> tuple[np.ndarray, np.ndarray]:
@@ -101,13 +128,7 @@ def _sizes(shape, names) -> tuple[int, int]:
         if None in names:
             raise ValueError("shape: give (T, S), the numbers of queries and keys, or names of rows and columns")
         return len(names[0]), len(names[1])
-    sizes = (shape, shape) if isinstance(shape, int) else tuple(shape)
-    if len(sizes) != 2 or not all(isinstance(size, int | np.integer) and size > 0 for size in sizes):
+    sizes = tuple(shape) if isinstance(shape, Sequence) else (shape, shape)
+    if len(sizes) != 2 or not all(is_whole(size) for size in sizes):
         raise ValueError(f"shape: got {shape!r}, must be (T, S), two positive whole numbers")
     return int(sizes[0]), int(sizes[1])
-
-
-def _check_names(names, T: int, S: int):
-    for axis, each, size in (("rows", names[0], T), ("columns", names[1], S)):
-        if each is not None and len(each) != size:
-            raise ValueError(f"{size:,} {axis}, but {len(each):,} names")

@@ -15,33 +15,34 @@ class Measure:
 
     Attributes:
       name, help, unit: for people.
-      of_head: from the weights `[T S]` of a head, float64, masked cells 0, to its number.
+      of_head: from the weights `[T S]` of a head, float64, masked cells 0, and the position of query 0 among the keys,
+        to its number.
     """
 
     name: str
     help: str
     unit: str
-    of_head: Callable[[np.ndarray], float]
+    of_head: Callable[[np.ndarray, int], float]
 
 
-def entropy(p: np.ndarray) -> float:
+def entropy(p: np.ndarray, offset: int = 0) -> float:
     """Return the mean over queries of -sum_j p_j log p_j, in nats, over the queries that see a key."""
     logs = np.log(np.where(p > 0, p, 1))
     return _mean_over_rows(p, -(p * logs).sum(axis=1))
 
 
-def distance(p: np.ndarray) -> float:
-    """Return the mean over queries of sum_j p_j |i - j|, over the queries that see a key."""
-    i, j = np.arange(p.shape[0])[:, None], np.arange(p.shape[1])
+def distance(p: np.ndarray, offset: int) -> float:
+    """Return the mean over queries of sum_j p_j |i + offset - j|, over the queries that see a key."""
+    i, j = offset + np.arange(p.shape[0])[:, None], np.arange(p.shape[1])
     return _mean_over_rows(p, (p * abs(i - j)).sum(axis=1))
 
 
-def diagonal(p: np.ndarray) -> float:
+def diagonal(p: np.ndarray, offset: int = 0) -> float:
     """Return the largest mass of the cells with one j - i, per row: 1 if each query attends to the key at one shift."""
     return _largest_sum(p, 1)
 
 
-def antidiagonal(p: np.ndarray) -> float:
+def antidiagonal(p: np.ndarray, offset: int = 0) -> float:
     """Return the largest mass of the cells with one j + i, per row: 1 if each query reads the text backwards."""
     return _largest_sum(p, -1)
 
@@ -65,7 +66,7 @@ def _of_kind(kind: Kind) -> list[tuple[float | None, ...]]:
     if kind.quantity != "weights" or kind.pooled_from is not None:
         return [(None,) * kind.num_heads()] * len(MEASURES)
     heads = (_visible(head) for layer in kind.layers for head in layer)
-    return [*zip(*([_finite(measure.of_head(head)) for measure in MEASURES] for head in heads))]
+    return [*zip(*([_finite(measure.of_head(head, kind.offset)) for measure in MEASURES] for head in heads))]
 
 
 def given(values: Mapping, kinds: Sequence[Kind], frames: int) -> dict[str, list[list[list[float | None]]]]:
@@ -101,15 +102,19 @@ def _numbers(name: str, values, kind: Kind, frames: int) -> list[list[float | No
     count = kind.num_heads()
     if values is None:
         return [[None] * count] * frames
-    rows = values if isinstance(values, list | tuple) else [*np.asarray(values, float)]
-    try:
-        flat = np.concatenate([np.ravel(np.asarray(row, float)) for row in rows])
+    heads = [len(layer) for layer in kind.layers]
+    try:  # layers may differ in their heads, and then come as lists
+        rows = np.asarray(values, float) if len(set(heads)) == 1 else [np.asarray(row, float) for row in values]
+        shape = list(np.shape(rows)) if len(set(heads)) == 1 else [len(row) for row in rows]
+        flat = np.concatenate([np.ravel(row) for row in rows])
     except (TypeError, ValueError):
-        flat = np.zeros(0)
-    if flat.size not in (count, count * frames):
-        shape = [*np.shape(values)] if not isinstance(values, list | tuple) else f"{flat.size} numbers"
+        shape, flat = type(values).__name__, np.zeros(0)
+    shapes = [[len(heads), heads[0]], [frames, len(heads), heads[0]]] if len(set(heads)) == 1 else [heads]
+    shapes += [[count]] if len(heads) == 1 else []
+    if shape not in shapes:
+        allowed = " or ".join(map(str, shapes))
         raise ValueError(
-            f"measures: {name!r} of {kind.name}: got {shape}, must be one number for each of {count} heads"
+            f"measures: {name!r} of {kind.name}: got {shape}, must be one number for each of {count} heads, {allowed}"
         )
     flat = np.broadcast_to(flat.reshape(-1, count), (frames, count))
     return [[_finite(float(number)) for number in frame] for frame in flat]

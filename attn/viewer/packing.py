@@ -50,7 +50,9 @@ def planned(kinds: Sequence[Kind], repeats: int, budget: int, exact: bool) -> Pa
       exact: keep all values as float32, no matter how many.
     """
     layers = [layer for kind in kinds for layer in kind.layers]
+    tops_bytes = sum(index.size * _TOP_BYTES for kind in kinds for index, _ in kind.largest or ())
     known = min((kind.largest[0][0].shape[-1] for kind in kinds if kind.largest), default=0)
+    known *= exact or tops_bytes <= budget
     cells = repeats * sum(layer.size for layer in layers)
     whole = tuple(tuple((1, 1) for _ in kind.layers) for kind in kinds)
     if exact or 4 * cells <= min(budget, _EXACT):
@@ -91,6 +93,7 @@ def packed(runs: Sequence[Sequence[Sequence[Kind]]], packing: Packing) -> dict:
         cells = layer if block == (1, 1) else pooled(layer, block, kind.quantity)
         for sheet in cells:
             low, high = _range(sheet)
+            low = max(low, 0.0) if kind.quantity == "weights" else low  # what rounding left below 0
             ranges.append((low, high))
             values += sheet.tobytes() if packing.encoding == "float32" else levels(sheet, low, high).tobytes()
         if packing.tops:
@@ -148,7 +151,7 @@ def levels(sheet: np.ndarray, low: float, high: float) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         x = np.where(np.isfinite(sheet), sheet, 0).astype(np.float64)
         if low >= 0:
-            codes = _LEVELS * np.sqrt(x / (high or 1))
+            codes = _LEVELS * np.sqrt(np.maximum(x, 0) / (high if high > 0 else 1))
         else:
             most = max(abs(low), abs(high))
             codes = _LEVELS / 2 * (1 + np.sign(x) * np.sqrt(abs(x) / most))
@@ -184,10 +187,12 @@ def _text(data: bytes) -> str:
 
 def note(kinds: Sequence[Kind], packing: Packing) -> str:
     """Say in words what of the maps is exact, rounded or pooled."""
+    # Half a step of the levels at the largest value; maps with negative values have half as many on each side.
+    share = "0.8 %" if all(kind.quantity in ("weights", "mask") for kind in kinds) else "1.6 %"
     if packing.encoding == "float32":
         words = "All values are exact (float32)."
     elif not packing.pools:
-        words = "Values are rounded to 7 bits: within 0.8 % of the largest of each map, closer for small values."
+        words = f"Values are rounded to 7 bits: within {share} of the largest of each map, closer for small values."
     else:
         blocks = sorted({block for layers in packing.blocks for block in layers if block != (1, 1)})
         how = "mass" if any(kind.quantity == "weights" for kind in kinds) else "largest value"

@@ -33,7 +33,7 @@ def document(payload: dict, title: str, kinds: list[Kind]) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     picture = f"data:image/png;base64,{base64.b64encode(mosaic(kinds[0])).decode()}"
-    name, shown = html.escape(_printable(title) or "Attention"), html.escape(kinds[0].title)
+    name, shown = html.escape(_printable(title) or "Attention"), html.escape(_printable(kinds[0].title))
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'

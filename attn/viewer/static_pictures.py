@@ -1,5 +1,6 @@
 """A view as a picture for papers and slides: a grid of heads with names along both axes."""
 
+import io
 import pathlib
 import warnings
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attn.viewer.arrays import is_masked
+from attn.viewer.files import write_whole
 from attn.viewer.kinds import Kind, Picture
 
 _MOST_AXES = 64  # heads; of more, each kind is one image of small maps
@@ -20,8 +22,8 @@ def draw(kinds: Sequence[Kind], title: str) -> Figure:
     """Draw every layer and head, one row per layer of each kind; both are counted from 0.
 
     Of weights dark is 1 and white is 0; other quantities have a scale per head, blue below 0 and orange above it.
-    Masked cells are grey, NaN is magenta. Over a picture, the weights of the query that is not a patch are drawn, such
-    as a class token's, or else the mean over queries.
+    Masked cells are grey, NaN is magenta. Over a picture, the weights of the class token are drawn, the one token that
+    is not a patch; without one the mean over queries. Of many heads, small maps show the largest magnitude of a block.
     """
     if sum(kind.num_heads() for kind in kinds) > _MOST_AXES:
         return _draw_mosaics(kinds, title)
@@ -42,13 +44,14 @@ def draw(kinds: Sequence[Kind], title: str) -> Figure:
     for row, count in zip(axes, [*(len(each[1]) for each in overlays), *(len(k.layers[n]) for k, n in rows)]):
         for ax in row[count:]:
             ax.remove()
-    figure.suptitle(title, fontsize=9, parse_math=False)
+    figure.suptitle(_short(title, 90), fontsize=9, parse_math=False)
     return figure
 
 
 def _draw_layer(row: Iterable[Axes], kind: Kind, number: int):
     heads = kind.layers[number]
-    name = kind.title if kind.quantity != "weights" else f"{kind.title}\nlayer {number}"
+    is_only = kind.quantity != "weights" and len(kind.layers) == 1
+    name = _short(kind.title, 60) if is_only else f"{_short(kind.title, 60)}\nlayer {number}"
     for head, (ax, weights) in enumerate(zip(row, heads)):
         _draw_map(ax, weights, kind)
         _set_title(ax, name, head, len(heads))
@@ -81,7 +84,14 @@ def _shown(weights: np.ndarray, quantity: str) -> tuple[np.ndarray, dict]:
     if quantity in ("weights", "mask"):
         return weights, dict(vmin=0, vmax=1, cmap="Blues")
     most = float(abs(finite).max()) if finite.size else 1.0
-    return weights, dict(vmin=-most or -1, vmax=most or 1, cmap="PuOr_r")
+    return weights, dict(vmin=-most or -1, vmax=most or 1, cmap=_signed())
+
+
+def _signed():
+    """Return the colours from blue over white to orange."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("signed", ["#12356f", "#5b9bd5", "#f7f7f7", "#e59a4b", "#8a4207"])
 
 
 def _paint(ax: Axes, where: np.ndarray, color: str):
@@ -95,15 +105,15 @@ def _set_ticks(axis, names: Sequence[str] | None, size: int, cells: int):
     every = -(-cells // 40)
     shown = range(0, cells, every)
     block = -(-size // cells)
-    labels = [_short(names[cell]) if names else f"{cell * block:,}" for cell in shown]
+    labels = [_short(names[cell * block]) if names else f"{cell * block:,}" for cell in shown]
     axis.set_ticks(shown, labels, fontsize=6 if every == 1 else 5, parse_math=False)
 
 
-def _short(name: str) -> str:
-    """Return a name as it can be drawn: at most 20 characters, without control characters."""
+def _short(name: str, most: int = 20) -> str:
+    """Return a text as it can be drawn: at most so many characters, without control characters."""
     name = name.encode("utf-8", "backslashreplace").decode()
     name = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in name)
-    return name if len(name) <= 20 else f"{name[:19]}…"
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _set_title(ax: Axes, name: str, head: int, num_heads: int):
@@ -115,7 +125,7 @@ def _overlay(kind: Kind, number: int) -> tuple[str, np.ndarray, Picture]:
     heads, picture = kind.layers[number], kind.picture
     rows, columns = picture.grid
     patches = slice(picture.first, picture.first + rows * columns)
-    if heads.shape[1] > rows * columns:
+    if heads.shape[1] == heads.shape[2] == rows * columns + 1:
         query, who = heads[:, 0 if picture.first else -1], "class token"
     else:
         query, who = heads.mean(axis=1), "mean over queries"
@@ -142,7 +152,7 @@ def _draw_mosaics(kinds: Sequence[Kind], title: str) -> Figure:
     figure = Figure(figsize=(width, sum(heights) + 0.8), layout="constrained")
     axes = figure.subplots(len(kinds), 1, squeeze=False, height_ratios=heights)[:, 0]
     for ax, kind, grid in zip(axes, kinds, grids):
-        ax.imshow(grid, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+        ax.imshow(grid, interpolation="nearest")
         side = _THUMBNAIL + 1
         every = -(-max(len(kind.layers), kind.num_heads() // len(kind.layers)) // 32)
         heads, layers = range(0, grid.shape[1] // side, every), range(0, len(kind.layers), every)
@@ -150,33 +160,61 @@ def _draw_mosaics(kinds: Sequence[Kind], title: str) -> Figure:
         ax.set_yticks([layer * side + side // 2 for layer in layers], [*layers], fontsize=6)
         ax.set(xlabel="head", ylabel="layer")
         ax.set_title(f"{kind.title}, each map relative to its largest", fontsize=8, parse_math=False)
-    figure.suptitle(title, fontsize=9, parse_math=False)
+    figure.suptitle(_short(title, 90), fontsize=9, parse_math=False)
     return figure
 
 
 def _mosaic(kind: Kind) -> np.ndarray:
+    """Return the small maps of all heads as one image `[height width 4]`, with white between them."""
     most = max(len(layer) for layer in kind.layers)
-    rows = []
-    for layer in kind.layers:
-        maps = [np.pad(thumbnail(head, _THUMBNAIL), ((0, 1), (0, 1))) for head in layer]
-        rows.append(np.pad(np.hstack(maps), ((0, 0), (0, (most - len(maps)) * (_THUMBNAIL + 1)))))
-    return np.vstack(rows)
+    grid = np.ones((len(kind.layers) * (_THUMBNAIL + 1), most * (_THUMBNAIL + 1), 4))
+    for number, layer in enumerate(kind.layers):
+        for head, weights in enumerate(layer):
+            y, x = number * (_THUMBNAIL + 1), head * (_THUMBNAIL + 1)
+            grid[y : y + _THUMBNAIL, x : x + _THUMBNAIL] = _colors(weights, kind.quantity)
+    return grid
 
 
-def thumbnail(head: np.ndarray, side: int) -> np.ndarray:
-    """Return a head as `[side side]`: each cell the largest magnitude there, relative to the head's largest."""
+def _colors(head: np.ndarray, quantity: str) -> np.ndarray:
+    """Return a small map in colour: blue below 0 and orange above it, grey where all is masked, magenta for NaN."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_rgba
+
+    sizes = thumbnail(head, _THUMBNAIL)
+    if quantity in ("weights", "mask"):
+        colors = colormaps["Blues"](sizes)
+    else:
+        above = thumbnail(np.where(head > 0, head, 0), _THUMBNAIL, thumbnail_scale(head))
+        below = thumbnail(np.where(head < 0, head, 0), _THUMBNAIL, thumbnail_scale(head))
+        colors = _signed()(0.5 + np.where(above >= below, above, -below) / 2)
+    nan = np.isnan(head) & ~is_masked(head)
+    colors[thumbnail(~is_masked(head), _THUMBNAIL, 1.0) == 0] = to_rgba(_MASKED)
+    colors[thumbnail(nan, _THUMBNAIL, 1.0) > 0] = to_rgba(_NAN)
+    return colors
+
+
+def thumbnail_scale(head: np.ndarray) -> float:
+    """Return the largest finite magnitude of a head, or 1 if it is 0."""
+    return float(abs(np.where(np.isfinite(head), head, 0)).max()) or 1.0
+
+
+def thumbnail(head: np.ndarray, side: int, scale: float | None = None) -> np.ndarray:
+    """Return a head as `[side side]`: each cell the largest magnitude there, relative to `scale` or the head's own."""
+    scale = thumbnail_scale(head) if scale is None else scale
     x = abs(np.where(np.isfinite(head), head, 0))
     for axis in (0, 1):
         size = x.shape[axis]
         if size > side:
             x = np.maximum.reduceat(x, np.arange(side) * size // side, axis=axis)
         x = x.take(np.arange(side) * x.shape[axis] // side, axis=axis)
-    return x / (x.max() or 1)
+    return x / scale
 
 
 def save(figure: Figure, path: pathlib.Path):
     """Write a figure in the format that the path's suffix names."""
+    data = io.BytesIO()
     with warnings.catch_warnings():
         # A character that no font has is drawn as a box.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(path, dpi=120)
+        figure.savefig(data, dpi=120, format=path.suffix.lower().removeprefix("."))
+    write_whole(path, data.getvalue())

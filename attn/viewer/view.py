@@ -9,12 +9,13 @@ import numpy as np
 
 from attn.viewer import before, measures, packing, page
 from attn.viewer.arrays import NO_WEIGHTS
-from attn.viewer.kinds import Kind, as_kinds, as_picture
+from attn.viewer.files import write_whole
+from attn.viewer.kinds import Kind, as_kinds, as_picture, is_whole
 
 _ENDINGS = (".html", ".svg", ".png", ".pdf")
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class View:
     """Maps of one or two runs, through one or more frames; it shows itself in a notebook.
 
@@ -70,7 +71,7 @@ class View:
         return page.document(payload, self.title, self.kinds)
 
     def save(self, path: str | os.PathLike, *, exact: bool = False) -> pathlib.Path:
-        """Write a page (.html) or a picture of the last frame (.svg, .png, .pdf), and return its path.
+        """Write a page (.html) or a picture of the last frame (.svg, .png, .pdf) of each run, and return its path.
 
         Args:
           path: the file, in a folder that exists.
@@ -85,14 +86,22 @@ class View:
             raise ValueError(f"save: got {str(path)!r}, the ending must be one of {', '.join(_ENDINGS)}")
         if path.suffix.lower() == ".html":
             text = self.html(budget=max(self.budget, packing.FILE_BUDGET), exact=exact)
-            partial = path.with_name(f".{path.name}.partial")  # so that a reader never sees half of a page
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
+            write_whole(path, text.encode("utf-8"))
         else:
             from attn.viewer import static_pictures  # imported here, since it imports matplotlib
 
-            static_pictures.save(static_pictures.draw(self.kinds, self.title), path)
+            static_pictures.save(static_pictures.draw(self._pictured(), self.title), path)
         return path
+
+    def _pictured(self) -> list[Kind]:
+        """Return the kinds of the last frame; those of two runs below each other."""
+        last = {name: [*frames.values()][-1] for name, frames in self.runs.items()}
+        if len(last) == 1:
+            return _first(last)
+        titled = (
+            [dataclasses.replace(kind, title=f"{kind.title}, {name}") for kind in kinds] for name, kinds in last.items()
+        )
+        return [kind for both in zip(*titled) for kind in both]
 
     def _measures(self) -> list[dict]:
         by_run = [[measures.computed(kinds) for kinds in frames.values()] for frames in self.runs.values()]
@@ -170,19 +179,42 @@ def view(
     if sources["mask or score"]:
         if compare is not None:
             raise ValueError("compare: goes with weights or frames")
+        if batch is not None:
+            raise ValueError("batch: goes with weights or frames; query and key have no batch axis")
         kinds = before.kinds_of_functions(mask, score, query, key, scale, shape, rows, columns)
         runs = {"": {"": kinds}}
     else:
-        options = dict(rows=rows, columns=columns, batch=batch)
+        options = dict(rows=rows, columns=columns, batch=batch, pooled_from=_sizes_before(pooled_from))
+        if scale is not None or shape is not None:
+            raise ValueError("scale and shape: go with mask, score, query and key")
+        names = _checked_names(names)
         runs = {names[0]: _frames(weights, frames, options)}
         if compare is not None:
             other = _frames(compare, None, options) if frames is None else _frames(None, compare, options)
             _check_same(runs[names[0]], other, names)
             runs[names[1]] = other
+        runs = _of_one_quantity(runs)
     _check_budget(budget)
     change = _changes(_first(_first(runs)), groups, picture, pooled_from)
     runs = {name: {label: change(kinds) for label, kinds in each.items()} for name, each in runs.items()}
-    return View(runs, _given(measures, [*_first(runs).values()]), str(title), budget)
+    return View(runs, _given(measures, [*_first(runs).values()]), "" if title is None else str(title), budget)
+
+
+def _checked_names(names) -> tuple[str, str]:
+    """Return the names of two runs, as texts."""
+    texts = tuple(map(str, names)) if isinstance(names, Sequence) and not isinstance(names, str) else ()
+    if len(texts) != 2 or len(set(texts)) != 2 or not all(text.strip() for text in texts):
+        raise ValueError(f"names: got {names!r}, must be two different texts, one per run")
+    return texts
+
+
+def _sizes_before(pooled_from) -> tuple[int, int] | None:
+    """Return (T, S), two whole numbers, or None."""
+    if pooled_from is None:
+        return None
+    if not isinstance(pooled_from, Sequence) or len(pooled_from) != 2 or not all(map(is_whole, pooled_from)):
+        raise ValueError(f"pooled_from: got {pooled_from!r}, must be (T, S), two positive whole numbers")
+    return int(pooled_from[0]), int(pooled_from[1])
 
 
 def _frames(weights, frames, options) -> dict[str, list[Kind]]:
@@ -191,6 +223,8 @@ def _frames(weights, frames, options) -> dict[str, list[Kind]]:
     if not isinstance(frames, Mapping) or not frames:
         raise TypeError(f"frames: got {type(frames).__name__}, must be a dictionary {{label: weights}} with an entry")
     by_label = {str(label): as_kinds(each, **options) for label, each in frames.items()}
+    if len(by_label) != len(frames):
+        raise ValueError(f"frames: two labels of {', '.join(map(repr, frames))} are the same text")
     labels = [*by_label]
     for label in labels[1:]:
         _check_alike(by_label[labels[0]], by_label[label], f"frames: {labels[0]!r}", f"{label!r}")
@@ -208,6 +242,23 @@ def _check_alike(first: list[Kind], second: list[Kind], name: str, other: str):
     if shapes[0] != shapes[1]:
         shown = [", ".join(f"{kind} {_sizes(layers)}" for kind, layers in each.items()) for each in shapes]
         raise ValueError(f"{name} has {shown[0]}, but {other} has {shown[1]}: they must be of the same sizes")
+    for ours, theirs in zip(first, second):
+        for axis in ("rows", "columns"):
+            if getattr(ours, axis).names != getattr(theirs, axis).names:
+                raise ValueError(
+                    f"{name} and {other} have other names of {axis} of {ours.name!r}: they must be the same"
+                )
+
+
+def _of_one_quantity(runs: Mapping[str, Mapping[str, list[Kind]]]) -> dict[str, dict[str, list[Kind]]]:
+    """Return the maps with one quantity per kind: they are weights only if those of all runs and frames are."""
+    every = [kinds for frames in runs.values() for kinds in frames.values()]
+    others = {kind.name: kind.quantity for kinds in every for kind in kinds if kind.quantity != "weights"}
+
+    def changed(kinds: list[Kind]) -> list[Kind]:
+        return [dataclasses.replace(kind, quantity=others.get(kind.name, kind.quantity)) for kind in kinds]
+
+    return {name: {label: changed(kinds) for label, kinds in frames.items()} for name, frames in runs.items()}
 
 
 def _sizes(layers: Sequence[tuple[int, ...]]) -> str:
@@ -220,7 +271,7 @@ def _changes(kinds: Sequence[Kind], groups, picture, pooled_from):
     changes = {}
     if groups is not None:
         for layer in (layer for kind in kinds for layer in kind.layers):
-            if not _is_whole(groups) or len(layer) % groups:
+            if not is_whole(groups) or len(layer) % groups:
                 raise ValueError(f"groups: got {groups!r}, must be a divisor of the {len(layer)} heads")
         changes["groups"] = int(groups)
     if pooled_from is not None:
@@ -239,19 +290,15 @@ def _changes(kinds: Sequence[Kind], groups, picture, pooled_from):
 
 
 def _checked_sizes(pooled_from, kinds: Sequence[Kind]) -> tuple[int, int]:
-    sizes = tuple(pooled_from) if isinstance(pooled_from, Sequence) else ()
-    shapes = [layer.shape[1:] for kind in kinds for layer in kind.layers]
-    fits = len(sizes) == 2 and all(
-        _is_whole(size) and size >= shape[axis] and -(-size // -(-size // shape[axis])) == shape[axis]
-        for shape in shapes
-        for axis, size in enumerate(sizes)
-    )
-    if not fits:
-        shown = " and ".join(sorted({f"{t} x {s}" for t, s in shapes}))
-        raise ValueError(
-            f"pooled_from: got {pooled_from!r}, must be (T, S), whose blocks of equal length give maps of {shown}"
-        )
-    return int(sizes[0]), int(sizes[1])
+    """Return (T, S) if blocks of equal length give maps of the sizes at hand."""
+    for t, s in (layer.shape[1:] for kind in kinds for layer in kind.layers):
+        for size, cells in zip(pooled_from, (t, s)):
+            if size < cells or -(-size // -(-size // cells)) != cells:
+                raise ValueError(
+                    f"pooled_from: got {tuple(pooled_from)}, must be (T, S), whose blocks of equal length give maps of "
+                    f"{t} x {s}"
+                )
+    return int(pooled_from[0]), int(pooled_from[1])
 
 
 def _given(values: Mapping | None, frames: Sequence[Sequence[Kind]]) -> dict[str, list]:
@@ -263,12 +310,8 @@ def _given(values: Mapping | None, frames: Sequence[Sequence[Kind]]) -> dict[str
 
 
 def _check_budget(budget):
-    if not _is_whole(budget):
+    if not is_whole(budget):
         raise ValueError(f"budget: got {budget!r}, must be a positive number of bytes")
-
-
-def _is_whole(number) -> bool:
-    return isinstance(number, int | np.integer) and not isinstance(number, bool) and number > 0
 
 
 def _first(by_name: Mapping):

@@ -116,9 +116,11 @@ export class PictureView implements Part {
   /** Arrow keys move over the patches; page keys change the row. */
   #press(event: KeyboardEvent): void {
     const { view, shown } = this.#app;
-    const [, columns] = shown.kind.picture!.grid;
-    const steps: Record<string, number> = { ArrowUp: -columns, ArrowDown: columns };
-    const change = steps[event.key] ? { column: view.column + steps[event.key] } : keyChange(this.#app, event.key);
+    const { first, grid } = shown.kind.picture!;
+    const steps: Record<string, number> = { ArrowUp: -grid[1], ArrowDown: grid[1] };
+    const column = view.column + (steps[event.key] ?? 0);
+    const isPatch = column >= first && column < first + grid[0] * grid[1];
+    const change = steps[event.key] ? { column: isPatch ? column : view.column } : keyChange(this.#app, event.key);
     if (!change || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
     this.#app.update(change);

@@ -61,13 +61,14 @@ export class Readout implements Part {
   }
 
   #describeMass(): string {
-    const { view, shown, scene } = this.#app;
-    const texts = shown.sources.flatMap((source) => {
-      if (source === "difference") return [];
-      const masses = scene.hidden(view, source === "first" ? 0 : 1);
+    const { view, shown, scene, data } = this.#app;
+    const runs = new Set(shown.sources.flatMap((source) => (source === "difference" ? [0, 1] : [source === "first" ? 0 : 1])));
+    const texts = [...runs].flatMap((run) => {
+      const masses = scene.hidden(view, run);
       if (!masses) return [];
       const mean = masses.reduce((sum, mass) => sum + mass, 0) / masses.length;
-      return [`${formatNumber(masses[shown.row])} of this row, ${formatNumber(mean)} on average over rows`];
+      const name = runs.size > 1 ? `${data.payload.runs[run]} ` : "";
+      return [`${name}${formatNumber(masses[shown.row])} of this row, ${formatNumber(mean)} on average over rows`];
     });
     return texts.length ? `Hidden mass: ${texts.join("; ")}` : "";
   }
