@@ -59,6 +59,20 @@ def pytest_collection_finish():
     gc.set_threshold(100_000)
 
 
+MOST_MAPS = 40_000  # memory maps of a process, of 65,530 that Linux allows: each compiled program has some
+_ended = 0  # tests
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown():
+    """Forget the compiled programs of a worker before they take all memory maps, beyond which XLA crashes."""
+    global _ended
+    _ended += 1
+    maps = pathlib.Path("/proc/self/maps")  # on Linux alone
+    if _ended % 50 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def optimized():
     """Compile as outside of the tests, with all optimisations."""

@@ -35,7 +35,8 @@ def shell(copy_run, tiny, tmp_path):
     shutil.copytree(RECORDED / "bert_masked", tmp_path / "model")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "text", "##s"]
     (tmp_path / "model" / "vocab.txt").write_text("\n".join(words))
-    for name in ("benchmarks", "configs", "train.py", "launch", "Makefile", "requirements.txt", "pyproject.toml"):
+    files = ("Makefile", "pyproject.toml", "requirements.txt", "requirements-browser.txt", "train.py")
+    for name in ("benchmarks", "configs", "launch", *files):
         (tmp_path / name).symlink_to(ROOT / name)
     small = {f"--config.{key}={value}" for key, value in (tiny | {"training.steps": "20"}).items()}
     one_stack = {setting for setting in small if "coder_layers" not in setting}

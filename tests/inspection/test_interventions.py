@@ -311,8 +311,24 @@ def test_a_model_without_attention_layers_is_refused(new_run):
         ablate(new_run("lstm"), [("cross", 0, 0)])
 
 
+@pytest.mark.parametrize("name", ATTENDING)
+def test_an_edit_that_divides_by_the_sum_of_a_row_answers_as_one_that_spares_empty_rows(new_run, name):
+    """In decoding there are rows of padding, which see no key: 0 / 0 there must not reach the answer."""
+    run = new_run(name)
+
+    def divided(kind, layer, w):
+        return w**2 / (w**2).sum(axis=-1, keepdims=True)
+
+    def guarded(kind, layer, w):
+        total = (w**2).sum(axis=-1, keepdims=True)
+        return jnp.where(total == 0, 0, w**2 / jnp.where(total == 0, 1, total))
+
+    assert edit(run, divided).predict([TEXT, "2"]) == edit(run, guarded).predict([TEXT, "2"])
+    assert np.isfinite(logits_of(edit(run, divided))).all()
+
+
 def test_answers_of_different_lengths_are_refused_with_a_hint(run, monkeypatch):
-    monkeypatch.setattr(type(run), "_answers", lambda run, sources: [np.array([*range(1, 1 + sources[0][0]), 8])])
+    monkeypatch.setattr(type(run), "answers", lambda run, sources: [np.array([*range(1, 1 + sources[0][0]), 8])])
     with pytest.raises(ValueError, match=r"read: got shapes \[4\] for the source and \[3\] .* give answer="):
         patch(run, TEXT, OTHER, states=[("encoder", 0)])
 

@@ -222,12 +222,19 @@ def test_heads_are_sorted_by_a_measure(opened):
 
 
 def test_a_picture_lies_under_its_patches(opened):
+    """Patch 6 of 4 x 4, after a class token, is the third of the second row; the other patches have no colour."""
     x = np.zeros((17, 17))
     x[:, 1 + 6] = 1
     page = opened(attn.view(x, picture=np.random.default_rng(0).random((8, 8))))
     page.page.get_by_role("button", name="Picture", exact=True).click()
-    assert page.page.evaluate("attnViewer.state().tab") == "picture"
-    assert page.page.locator("canvas:visible").count() >= 2
+    page.page.wait_for_timeout(150)
+    box = page.page.locator(".picture-box canvas").bounding_box()
+    side = box["width"] / 4
+    dark = [luminance(page.color(box["x"] + (n % 4 + 0.4) * side, box["y"] + (n // 4 + 0.4) * side)) for n in range(16)]
+    assert int(np.argmin(dark)) == 6 and dark[6] < 0.5 * min(dark[:6] + dark[7:])
+    page.page.mouse.move(box["x"] + 2.5 * side, box["y"] + 1.5 * side)
+    page.page.wait_for_timeout(100)
+    assert "column 7: 1" in readout(page)
 
 
 def test_the_choices_are_kept_in_the_address(opened):
@@ -297,7 +304,10 @@ def test_hostile_arrays_are_drawn(opened, name):
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280, 5000])
 def test_the_page_never_scrolls_sideways(opened, width):
-    view = attn.view({"cross": softmax(4, 8, 40, 60), "encoder": softmax(4, 8, 60, 60)}, title="A title " * 9)
+    maps = {"cross": softmax(4, 8, 40, 60), "encoder": softmax(4, 8, 60, 60)}
+    long = ["a name that is longer than sixty characters, as those of a file's path may be"] * 60
+    names = ("/a/long/path/without/a/space/to/a/run/of/mine/reverse-20261130", "the other")
+    view = attn.view(maps, compare=maps, names=names, columns=long, title="A title " * 9)
     page = opened(view, width=width)
     assert page.page.evaluate("document.documentElement.scrollWidth") <= width
     for tab in ("Tokens", "Map"):
@@ -330,16 +340,13 @@ def test_axe_finds_no_accessibility_error(opened, width, scheme):
     axe = ROOT / "viewer/node_modules/axe-core/axe.min.js"
     if not axe.exists():
         pytest.skip("no axe-core: `make viewer` installs it")
-    view = attn.view(
-        frames={n: {"cross": softmax(2, 3, 6, 6), "encoder": softmax(2, 3, 6, 6)} for n in range(3)},
-        rows=WORDS,
-        columns=WORDS,
-        title="A model",
-    )
+    frames = {n: {"cross": softmax(2, 3, 6, 6), "encoder": softmax(2, 3, 6, 6)} for n in range(3)}
+    picture = attn.viewer.Picture(np.eye(6), (2, 3))
+    view = attn.view(frames=frames, compare=frames, rows=WORDS, columns=WORDS, title="A model", picture=picture)
     page = opened(view, width=width, color_scheme=scheme)
     page.page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
     page.page.evaluate(axe.read_text())
-    for tab in ("Map", "Tokens"):
+    for tab in ("Map", "Tokens", "Picture"):
         page.page.get_by_role("button", name=tab, exact=True).click()
         page.page.wait_for_timeout(50)
         found = page.page.evaluate("axe.run()")

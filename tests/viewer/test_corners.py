@@ -11,7 +11,7 @@ from viewer_payloads import payload_of, sheets
 
 import attn
 from attn.viewer import Axis, Kind, Picture, static_pictures
-from attn.viewer.arrays import MASKED
+from attn.viewer.arrays import MASKED, is_masked
 from attn.viewer.measures import computed
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -62,6 +62,14 @@ def test_distance_counts_from_where_the_queries_stand():
     """The last query of four reads itself: a query of a cache at position 3."""
     kind = Kind("decoder", "decoder", [np.eye(4, dtype=np.float32)[None, 3:]], Axis("query"), Axis("key"), offset=3)
     assert computed([kind])["distance"] == [(0.0,)]
+
+
+def test_keys_that_causality_hides_are_masked_not_zero(copy_run):
+    """In the decoder's own map, and nowhere in the cross-attention."""
+    kinds = {kind.name: kind for kind in attn.load(copy_run).look("3 1 4").kinds()}
+    for layer in kinds["decoder"].layers:
+        np.testing.assert_array_equal(is_masked(layer), np.broadcast_to(np.tri(4) == 0, layer.shape))
+    assert not any(is_masked(layer).any() for layer in kinds["cross"].layers)
 
 
 def test_only_a_class_token_is_called_one():
