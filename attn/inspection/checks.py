@@ -75,6 +75,11 @@ def _is_number(number) -> bool:
 
 
 def check_to(to: str):
+    """Check what takes the place of the weights of an ablated head.
+
+    Raises:
+      ValueError: neither "zero" nor "mean".
+    """
     if to not in ("zero", "mean"):
         raise ValueError(f"to: got {to!r}, must be 'zero' or 'mean'")
 

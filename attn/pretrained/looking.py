@@ -24,7 +24,7 @@ _LONGEST_ANSWER = 32  # tokens that an encoder-decoder writes if no answer is gi
 
 
 class Reading(NamedTuple):
-    """What a model reads, as the arguments of a call with a batch of one, and as tokens.
+    """The input of a model, as the arguments of a call with a batch of one, and as tokens.
 
     Attributes:
       arguments: of the call.

@@ -54,7 +54,10 @@ def kinds_of_functions(mask, score, query, key, scale, shape, rows, columns) -> 
         weights, largest = _pooled(query, key, options)
         return [Kind("attention", "attention", [weights], **sides, pooled_from=(T, S), largest=[largest])]
     shown += [] if mask is None else ["mask"]
-    return [_kind(name, query, key, options, sides) for name in shown]
+    scores, visible = map(np.asarray, before_softmax.scores_and_visibility(query, key, **options))
+    values = {"scores": lambda: scores, "mask": lambda: 1, "attention": lambda: _weights(query, key, options)}
+    # In float32 before the masked cells are put in: their bits would not survive a conversion.
+    return [_kind(name, np.where(visible, np.float32(values[name]()), MASKED), sides) for name in shown]
 
 
 def _names(rows, columns) -> list[tuple[str, ...] | None]:
@@ -80,16 +83,14 @@ def _queries_and_keys(query, key) -> tuple[jax.Array, jax.Array]:
     return tuple(arrays)
 
 
-def _kind(name: str, query: jax.Array, key: jax.Array, options, sides) -> Kind:
-    """Return the map "attention", "scores" or "mask", masked where a pair is hidden."""
-    from attn.functional import before_softmax, multi_head_attention_weights
+def _weights(query: jax.Array, key: jax.Array, options) -> np.ndarray:
+    from attn.functional import multi_head_attention_weights
 
-    scores, visible = map(np.asarray, before_softmax.scores_and_visibility(query, key, **options))
-    if name == "mask":
-        shown = np.ones_like(scores)
-    else:
-        shown = scores if name == "scores" else np.asarray(multi_head_attention_weights(query, key, **options))
-    layer = np.where(visible, shown.astype(np.float32), MASKED)
+    return np.asarray(multi_head_attention_weights(query, key, **options))
+
+
+def _kind(name: str, layer: np.ndarray, sides) -> Kind:
+    """Return the kind "attention", "scores" or "mask" of one layer `[N T S]`, masked where a pair is hidden."""
     title = {"scores": "scores before the softmax"}.get(name, name)
     return Kind(name, title, [layer], **sides, quantity={"attention": "weights"}.get(name, name))
 

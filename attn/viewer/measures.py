@@ -103,13 +103,14 @@ def _numbers(name: str, values, kind: Kind, frames: int) -> list[list[float | No
     if values is None:
         return [[None] * count] * frames
     heads = [len(layer) for layer in kind.layers]
-    try:  # layers may differ in their heads, and then come as lists
-        rows = np.asarray(values, float) if len(set(heads)) == 1 else [np.asarray(row, float) for row in values]
-        shape = list(np.shape(rows)) if len(set(heads)) == 1 else [len(row) for row in rows]
+    is_array = len(set(heads)) == 1  # where layers differ in their heads, there is a list per layer
+    try:
+        rows = np.asarray(values, float) if is_array else [np.asarray(row, float) for row in values]
+        shape = list(np.shape(rows)) if is_array else [len(row) for row in rows]
         flat = np.concatenate([np.ravel(row) for row in rows])
     except (TypeError, ValueError):
         shape, flat = type(values).__name__, np.zeros(0)
-    shapes = [[len(heads), heads[0]], [frames, len(heads), heads[0]]] if len(set(heads)) == 1 else [heads]
+    shapes = [[len(heads), heads[0]], [frames, len(heads), heads[0]]] if is_array else [heads]
     shapes += [[count]] if len(heads) == 1 else []
     if shape not in shapes:
         allowed = " or ".join(map(str, shapes))

@@ -23,7 +23,7 @@ _TOP_BYTES = 6  # of an index and a value, compressed
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """How maps are packed.
+    """The way in which maps are packed.
 
     Attributes:
       encoding: "float32" or "levels".
@@ -52,7 +52,7 @@ def planned(kinds: Sequence[Kind], repeats: int, budget: int, exact: bool) -> Pa
     layers = [layer for kind in kinds for layer in kind.layers]
     tops_bytes = sum(index.size * _TOP_BYTES for kind in kinds for index, _ in kind.largest or ())
     known = min((kind.largest[0][0].shape[-1] for kind in kinds if kind.largest), default=0)
-    known *= exact or tops_bytes <= budget
+    known = known if exact or tops_bytes <= budget else 0
     cells = repeats * sum(layer.size for layer in layers)
     whole = tuple(tuple((1, 1) for _ in kind.layers) for kind in kinds)
     if exact or 4 * cells <= min(budget, _EXACT):

@@ -170,6 +170,7 @@ def view(
     Raises:
       TypeError, ValueError: naming the argument, what was given and what is allowed.
     """
+    pooled_from = _checked_lengths(pooled_from)
     sources = {"weights": weights is not None, "frames": frames is not None}
     sources["mask or score"] = any(x is not None for x in (mask, score, query, key))
     if sum(sources.values()) != 1:
@@ -184,16 +185,10 @@ def view(
         kinds = before.kinds_of_functions(mask, score, query, key, scale, shape, rows, columns)
         runs = {"": {"": kinds}}
     else:
-        options = dict(rows=rows, columns=columns, batch=batch, pooled_from=_sizes_before(pooled_from))
         if scale is not None or shape is not None:
             raise ValueError("scale and shape: go with mask, score, query and key")
-        names = _checked_names(names)
-        runs = {names[0]: _frames(weights, frames, options)}
-        if compare is not None:
-            other = _frames(compare, None, options) if frames is None else _frames(None, compare, options)
-            _check_same(runs[names[0]], other, names)
-            runs[names[1]] = other
-        runs = _of_one_quantity(runs)
+        options = dict(rows=rows, columns=columns, batch=batch, pooled_from=pooled_from)
+        runs = _runs(weights, frames, compare, _checked_names(names), options)
     _check_budget(budget)
     change = _changes(_first(_first(runs)), groups, picture, pooled_from)
     runs = {name: {label: change(kinds) for label, kinds in each.items()} for name, each in runs.items()}
@@ -208,13 +203,22 @@ def _checked_names(names) -> tuple[str, str]:
     return texts
 
 
-def _sizes_before(pooled_from) -> tuple[int, int] | None:
+def _checked_lengths(pooled_from) -> tuple[int, int] | None:
     """Return (T, S), two whole numbers, or None."""
     if pooled_from is None:
         return None
     if not isinstance(pooled_from, Sequence) or len(pooled_from) != 2 or not all(map(is_whole, pooled_from)):
         raise ValueError(f"pooled_from: got {pooled_from!r}, must be (T, S), two positive whole numbers")
     return int(pooled_from[0]), int(pooled_from[1])
+
+
+def _runs(weights, frames, compare, names: tuple[str, str], options) -> dict[str, dict[str, list[Kind]]]:
+    """Return the maps of one run or two, by name and by frame."""
+    runs = {names[0]: _frames(weights, frames, options)}
+    if compare is not None:
+        runs[names[1]] = _frames(compare, None, options) if frames is None else _frames(None, compare, options)
+        _check_same(*runs.values(), names)
+    return _of_one_quantity(runs)
 
 
 def _frames(weights, frames, options) -> dict[str, list[Kind]]:
@@ -275,7 +279,8 @@ def _changes(kinds: Sequence[Kind], groups, picture, pooled_from):
                 raise ValueError(f"groups: got {groups!r}, must be a divisor of the {len(layer)} heads")
         changes["groups"] = int(groups)
     if pooled_from is not None:
-        changes["pooled_from"] = _checked_sizes(pooled_from, kinds)
+        _check_blocks(pooled_from, kinds)
+        changes["pooled_from"] = pooled_from
     pictures = {}
     if picture is not None:
         # Only the maps over the patches: of several kinds, those with the same number of columns as the first.
@@ -289,16 +294,15 @@ def _changes(kinds: Sequence[Kind], groups, picture, pooled_from):
     return changed
 
 
-def _checked_sizes(pooled_from, kinds: Sequence[Kind]) -> tuple[int, int]:
-    """Return (T, S) if blocks of equal length give maps of the sizes at hand."""
+def _check_blocks(pooled_from: tuple[int, int], kinds: Sequence[Kind]):
+    """Check that blocks of equal length of (T, S) give maps of the sizes at hand."""
     for t, s in (layer.shape[1:] for kind in kinds for layer in kind.layers):
         for size, cells in zip(pooled_from, (t, s)):
             if size < cells or -(-size // -(-size // cells)) != cells:
                 raise ValueError(
-                    f"pooled_from: got {tuple(pooled_from)}, must be (T, S), whose blocks of equal length give maps of "
+                    f"pooled_from: got {pooled_from}, must be (T, S), whose blocks of equal length give maps of "
                     f"{t} x {s}"
                 )
-    return int(pooled_from[0]), int(pooled_from[1])
 
 
 def _given(values: Mapping | None, frames: Sequence[Sequence[Kind]]) -> dict[str, list]:
