@@ -138,6 +138,23 @@ def gradient_norms(model: nnx.Module, source, read) -> Float[Array, "S"]:
     return influence(model, source, read, jnp.array([len(read) - 2]))[0]
 
 
+def log2_likelihoods(model: nnx.Module, source, read) -> Float[Array, "n"]:
+    """Return log2 q(y_t | x, y_1 ... y_{t-1}), the model's probability of each correct symbol of the answer.
+
+    For strings of n independent symbols, each one of V, the mean over strings of n log2 V plus the sum is a lower bound
+    of the bits of the answer that the decoder reads from the encoder; with one state between the two, of what the state
+    holds. Strings must not be padded.
+    """
+    logs = jax.nn.log_softmax(model(source, read, answer_length=len(read)), axis=-1)
+    return jnp.take_along_axis(logs[:-1], read[1:, None], axis=-1)[:, 0] / jnp.log(2.0)  # without the end token
+
+
+def last_state(model: nnx.Module, source, read) -> Float[Array, "D"]:
+    """Return the state from which a recurrent decoder starts: all that it knows of the source without attention."""
+    cache, _ = model.start(source, len(read))
+    return jnp.concatenate([part.ravel() for part in jax.tree.leaves(cache.own)])
+
+
 def answers_without(
     model: nnx.Module, source, read
 ) -> tuple[Float[Array, "L N T S"], Int[Array, "T"], Int[Array, "S T"]]:

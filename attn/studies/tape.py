@@ -1,29 +1,20 @@
 """An encoder that predicts its answer in one pass: the source on a tape, empty cells after it, no decoder.
 
-Its training batches have one length each, drawn by `config.data.source = "one_length"`.
+Its training batches have one length each: `config.data.source = "one_length"`, see `attn.studies.batches`.
 
 Source: Deletang et al. 2023, section 4; Ruoss et al. 2023, section 4.
 """
 
-import dataclasses
-import functools
-from collections.abc import Callable
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from attn import tasks
+import attn.studies.batches  # noqa: F401  registers "one_length"
 from attn.mechanisms.rows import Count, known, rows
 from attn.nn.encoder_only import EncoderOnly
 from attn.nn.model import PAD, Cache, Weights
 from attn.nn.models import register
 from attn.studies.mechanisms import TapeExample
-from attn.tasks.examples import Bucket, Example
-from attn.tasks.generated import DrawnBatches, Generated, bucket_of
 
-_LENGTHS = 2  # folded into a run's key to draw the lengths of batches
-_WIDTHS = 4  # number of widths that batches are padded to
 _END_LOGIT = 30.0  # logit of the end token after the last cell, whose position is given
 
 
@@ -78,35 +69,3 @@ class Tape(EncoderOnly):
         end = _END_LOGIT * jax.nn.one_hot(self.vocabulary - 1, self.vocabulary)
         logits = jnp.where((jnp.arange(capacity) < cells)[:, None], logits, end)
         return Cache(0, logits, (), example), {} if return_weights else None
-
-
-@dataclasses.dataclass(frozen=True)
-class OneLengthBatches(DrawnBatches):
-    """Batches whose examples have one length, drawn per step, and are padded to one of a few widths."""
-
-    @functools.cached_property
-    def buckets(self) -> tuple[Bucket, ...]:
-        """The shapes of batches."""
-        task, parts = self.data.task, range(1, _WIDTHS + 1)
-        longest = sorted({max(task.min_length, -(-task.max_length * part // _WIDTHS)) for part in parts})
-        tasks = [dataclasses.replace(task, max_length=length) for length in longest]
-        return tuple(bucket_of(task.sample, self.batch_size) for task in tasks)
-
-    def draw(self, step: int | Int[Array, ""]) -> tuple[Int[Array, ""], Callable[[Array], Example]]:
-        """Return the number of a step's bucket, and the function that draws an example of the step's length."""
-        task, key = self.data.task, jax.random.fold_in(jax.random.key(self.seed), _LENGTHS)
-        length = task.draw_length(jax.random.fold_in(key, step))
-        longest = jnp.array([bucket.source - 1 for bucket in self.buckets])  # less the end token
-        return jnp.searchsorted(longest, length), functools.partial(task.sample, length=length)
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class OneLength(Generated):
-    """The data of a task, drawn in batches of one length."""
-
-    def batches(self, batch_size: int, seed: int) -> OneLengthBatches:
-        """Return the training batches."""
-        return OneLengthBatches(self, batch_size, seed)
-
-
-tasks.SOURCES["one_length"] = OneLength
