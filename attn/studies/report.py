@@ -20,13 +20,13 @@ from attn.training.folders import RunError, write_whole
 
 T = TypeVar("T")
 BEGIN, END = "<!-- made by attn lengths: begin -->", "<!-- made by attn lengths: end -->"  # of the part of a page
-_NARROW = 4  # columns of a table that fit on a phone
-# Colors that are told apart with any color vision (Okabe and Ito 2008), with one meaning each: the Transformer and the
-# equation as published are blue, the LSTM and what lacks the part in question vermilion, the GRU orange, the LSTM with
-# attention green. Use another marker or dash as well.
-BLUE, VERMILION, ORANGE, GREEN, PURPLE, GRAY = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#666666"
+_NARROW = 3  # columns of a table without names that fit on a phone
+# Colors that are told apart with any color vision (Okabe and Ito 2008), and from white and black. Each has one meaning:
+# the Transformer and the equation as published are blue, the LSTM and what lacks the part in question vermilion, the
+# LSTM with attention green, the GRU purple. Use another marker or dash as well.
+BLUE, VERMILION, GREEN, PURPLE, GRAY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
 _LOOK = {
-    "axes.prop_cycle": matplotlib.cycler(color=(BLUE, VERMILION, GREEN, ORANGE, PURPLE, GRAY)),
+    "axes.prop_cycle": matplotlib.cycler(color=(BLUE, VERMILION, GREEN, PURPLE, GRAY)),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
@@ -56,7 +56,7 @@ class Table(NamedTuple):
         head = f"<thead><tr>{head}</tr></thead>" if head else ""
         rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in self.rows)
         table = f"<table><caption>{escape(self.caption)}</caption>{head}<tbody>{rows}</tbody></table>"
-        if max(map(len, self.rows), default=0) <= _NARROW:
+        if not self.header and max(map(len, self.rows), default=0) <= _NARROW:
             return table
         # Without a mouse, a box can be scrolled only if it can get the focus.
         return f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(self.caption)}">{table}</div>'
@@ -99,7 +99,7 @@ def tick_lengths(ax: Axes, lengths: Sequence[int]):
     """Make the x-axis logarithmic, with a tick and a plain number at each length."""
     ax.set_xscale("log")
     ax.set_xticks(lengths, lengths)
-    ax.minorticks_off()
+    ax.set_xticks([], minor=True)
 
 
 def save_json(path: pathlib.Path, values: Any, indent: int | None = None):

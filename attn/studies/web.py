@@ -15,7 +15,7 @@ from attn.studies.report import escape
 
 _STYLE = importlib.resources.files("attn.studies") / "web.css"
 _PIXELS, _MARGIN = 96, 0.04  # per inch; inches around a panel
-_LEAST, _MOST = 0.8, 1.25  # to which a panel shrinks before its row breaks, and grows
+_LEAST, _MOST = 0.72, 1.25  # to which a panel shrinks before its row breaks, and grows
 
 
 def html_page(title: str, description: str, body: str) -> str:

@@ -73,7 +73,7 @@ def check(numbers: Numbers) -> list[Check]:
 
 def draw(numbers: Numbers) -> Figure:
     """Share that each head maps as expected: of atoms by its argmax, and of reactions by the published algorithm."""
-    figure, axes = panels(2, 9.5, 4)
+    figure, axes = panels(2, 8, 3.5)
     titles = ("atoms, by the argmax alone", "reactions in full, by the algorithm")
     of_all = np.array(numbers["mapped_fully"]) / numbers["reactions"]
     for ax, title, values in zip(axes, titles, (np.array(numbers["shares"]), of_all)):

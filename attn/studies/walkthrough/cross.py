@@ -6,11 +6,11 @@ from matplotlib.figure import Figure
 from attn.runs import Run
 from attn.studies.jobs import Trainer, settings_of
 from attn.studies.probes import cross_weights, held_out, teacher_forced, untrained
-from attn.studies.report import BLUE, GRAY, ORANGE, Table, panels
+from attn.studies.report import BLUE, GRAY, GREEN, Table, panels
 from attn.studies.walkthrough.claims import Check, Claim, Numbers, Sizes
 
 _STRINGS = 50
-_COLORS = (ORANGE, BLUE)  # of odd and even layers
+_COLORS = (GREEN, BLUE)  # of odd and even layers
 
 
 def measure(sizes: Sizes, trainer: Trainer) -> Numbers:

@@ -35,8 +35,8 @@ _SIZES = {
     "keys": "{} keys",
     "layers": "{} layers",
     "length": "attention measured on {} symbols",
-    "max_length": "strings of up to {} symbols",
-    "min_length": "strings of at least {} symbols",
+    "max_length": "longest string {}",
+    "min_length": "shortest string {}",
     "num_heads": "{} heads",
     "num_layers": "{} layers",
     "pairs": "{} pairs of a query and a key",
@@ -74,20 +74,21 @@ def _contents(checks: Mapping[str, Sequence[Check]]) -> str:
         words = verdict(of_claim)
         style, mark = _STYLES[words]
         sign = f'<span class="mark {style}" aria-hidden="true">{mark}</span>'
+        title = escape(CLAIMS[name].title)
         unseen = f'<span class="unseen">: {words}</span>'
-        items.append(f'<li><a href="#{name}">{sign}<span>{_numbered(name)}{unseen}</span></a></li>')
+        items.append(f'<li><a href="#{name}">{sign}<span>{_number(name)}{title}{unseen}</span></a></li>')
     return "".join(items)
 
 
 def _header(measured: Mapping[str, Measurement], checks: Mapping[str, Sequence[Check]]) -> str:
     counts = collections.Counter(map(verdict, checks.values()))
     counted = " ".join(f"<span>{_badge(words)} {counts[words]}</span>" for words in _STYLES if counts[words])
+    counted = f'<p class="counts"><span>{len(checks)} claims:</span> {counted}</p>{_summary(checks)}' if checks else ""
     missing = [f"{CLAIMS[name].title} ({name})" for name in CLAIMS if name not in measured]
     more = f'<p class="muted">Not measured yet: {escape(", ".join(missing))}.</p>' if missing else ""
     note = _QUICK if any(each.quick for each in measured.values()) else ""
-    total = f'<p class="counts"><span>{len(checks)} claims:</span> {counted}</p>' if checks else ""
     lead = f'<h1 id="top">{_TITLE}</h1><p class="lead">{_LEAD}</p><p class="muted">{_RULE}</p>'
-    return f"{lead}{note}{total}{_summary(checks)}{more}"
+    return f"{lead}{note}{counted}{more}"
 
 
 def _summary(checks: Mapping[str, Sequence[Check]]) -> str:
@@ -96,9 +97,9 @@ def _summary(checks: Mapping[str, Sequence[Check]]) -> str:
     for name, of_claim in checks.items():
         claim = CLAIMS[name]
         rows.append(
-            f'<tr role="row"><th scope="row" role="rowheader"><a href="#{name}">{_numbered(name)}</a>'
-            f'<p>{escape(claim.sentence)}</p></th><td role="cell">{_badge(verdict(of_claim))}'
-            f'<span class="small">checks: {_counted(of_claim)}</span></td>'
+            f'<tr role="row"><th scope="row" role="rowheader">{_number(name)}'
+            f'<a href="#{name}">{escape(claim.title)}</a><p>{escape(claim.sentence)}</p></th>'
+            f'<td role="cell">{_badge(verdict(of_claim))}<span class="small">checks: {_counted(of_claim)}</span></td>'
             f'<td role="cell">{escape(_first_line(claim.measure))}</td></tr>'
         )
     return _blocks("summary", "All claims and their verdicts", ("Claim", "Verdict", "Measurement"), rows)
@@ -130,7 +131,7 @@ def section(name: str, measured: Measurement) -> str:
     quick = '<span class="tag">quick run</span>' if measured.quick else ""
     return (
         f'<section id="{name}" aria-labelledby="{name}-title"><div class="heading">'
-        f'<h2 id="{name}-title">{_numbered(name)}</h2>{_badge(verdict(checks))}{quick}'
+        f'<h2 id="{name}-title">{_number(name)}{escape(claim.title)}</h2>{_badge(verdict(checks))}{quick}'
         f'<a class="anchor" href="#{name}" aria-label="Link to {html.escape(claim.title)}">#</a></div>'
         f"<blockquote>{escape(claim.sentence)}</blockquote>"
         f'<p class="small">Source: <a href="{html.escape(claim.link)}">{escape(claim.source)}</a></p>'
@@ -141,9 +142,9 @@ def section(name: str, measured: Measurement) -> str:
     )
 
 
-def _numbered(name: str) -> str:
-    """Return the title of a claim, with its number in the walkthrough."""
-    return f'<span class="number-of">{[*CLAIMS].index(name) + 1}</span> {escape(CLAIMS[name].title)}'
+def _number(name: str) -> str:
+    """Return the number of a claim in the walkthrough."""
+    return f'<span class="number-of">{[*CLAIMS].index(name) + 1}</span> '
 
 
 def _first_line(function: Callable) -> str:

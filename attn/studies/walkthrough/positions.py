@@ -98,16 +98,14 @@ def check(numbers: Numbers) -> list[Check]:
 
 def draw(numbers: Numbers) -> Figure:
     """Exact match by length for each encoding, and what the best linear map misses by shift, one line per seed."""
-    figure, (left, right) = panels(2, 9.5, 3.3)
+    figure, (left, right) = panels(2, 8, 3)
     for name, style in _STYLES.items():
         for number, row in enumerate(numbers["copied"][name]):
             left.plot(numbers["lengths"], row, **style, label=None if number else name)
         for number, row in enumerate(numbers["fitted"].get(name, [])):
             right.plot(numbers["shifts"], row, **style | {"markersize": 3}, label=None if number else name)
-    right.plot(
-        numbers["shifts"], numbers["closed_form"], "x", color=BLUE, label="sinusoidal, closed form: largest error"
-    )
-    right.plot(numbers["shifts"], numbers["random"], ":", color="k", label="rows of random numbers, expected")
+    right.plot(numbers["shifts"], numbers["closed_form"], "x", color=BLUE, label="sinusoidal, closed form")
+    right.plot(numbers["shifts"], numbers["random"], ":", color="k", label="random rows, expected")
     left.set(xlabel="length", ylabel="exact match", title="copying", ylim=(-0.03, 1.05))
     tick_lengths(left, numbers["lengths"])
     left.legend(title="positions", alignment="left", loc="center right")
