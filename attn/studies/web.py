@@ -5,8 +5,10 @@ import html
 import importlib.resources
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
@@ -15,7 +17,6 @@ from attn.studies.report import escape
 
 _STYLE = importlib.resources.files("attn.studies") / "web.css"
 _PIXELS, _MARGIN = 96, 0.04  # per inch; inches around a panel
-_LEAST, _MOST = 0.72, 1.25  # to which a panel shrinks before its row breaks, and grows
 
 
 def html_page(title: str, description: str, body: str) -> str:
@@ -64,28 +65,45 @@ def _row(figure: Figure, panels: Sequence[Sequence[Axes]]) -> str:
         for ax in figure.axes:
             ax.set_visible(ax in panel)
         source = _svg(figure, Bbox([[box.x0 - _MARGIN, bottom], [box.x1 + _MARGIN, top]]))
-        width = (box.width + 2 * _MARGIN) * _PIXELS
-        sizes = f"flex:{width:.0f} 1 {_LEAST * width:.0f}px;max-width:min(100%,{_MOST * width:.0f}px)"
-        images.append(f'<img alt="{html.escape(_words(panel[0]))}" style="{sizes}" src="{source}">')
+        style = f"--width:{(box.width + 2 * _MARGIN) * _PIXELS:.0f}"
+        images.append(f'<img alt="{html.escape(_words(panel[0]))}" style="{style}" src="{source}">')
     for ax in figure.axes:
         ax.set_visible(True)
     return "".join(images)
 
 
 def _words(ax: Axes) -> str:
-    """Return what a panel shows: its title, axes, and the first and last value of each line, or the heights of bars."""
-    title = " ".join((ax.get_title("left") or ax.get_title("center")).split())
-    labels = [" ".join(label.split()) for label in (ax.get_ylabel(), ax.get_xlabel())]
-    parts = [title, " against ".join(filter(None, labels))]
+    """Return what a panel shows: its title, axes, the ends and extremes of each line, and the heights of bars."""
+    title = ax.get_title("left") or ax.get_title("center")
+    parts = [title, " against ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))]
     if ax.images:
         parts += ["map of {} by {}".format(*ax.images[0].get_array().shape[:2])]
-    for line in ax.lines:
-        if not line.get_label().startswith("_") and len(line.get_ydata()) > 0:
-            first, last = (f"{line.get_ydata()[end]:.3g}" for end in (0, -1))
-            parts.append(f"{line.get_label()}: {first}" + f" to {last}" * (first != last))
-    if heights := [f"{bar.get_height():.3g}" for bars in ax.containers for bar in bars]:
-        parts.append(f"bars: {', '.join(heights)}")
+    parts += [f"{line.get_label()}: {_course(line.get_ydata(orig=False))}" for line in ax.lines if _has_name(line)]
+    names = [label.get_text() for label in ax.get_xticklabels()]
+    for bars in ax.containers:
+        heights = [f"{bar.get_height():.3g}" for bar in bars]
+        if len(names) == len(heights):
+            heights = [f"{height} ({name})" for name, height in zip(names, heights)]
+        parts.append(f"{bars.get_label() if _has_name(bars) else 'bars'}: {', '.join(heights)}")
     return ". ".join(" ".join(part.split()) for part in parts if part)
+
+
+def _has_name(artist: Any) -> bool:
+    return not artist.get_label().startswith("_")  # matplotlib's names of those that have none
+
+
+def _course(values: np.ndarray) -> str:
+    """Return the first and the last value of a line, and the least and the greatest if they are between."""
+    shown = {f"{value:.3g}": float(value) for value in values}
+    if len(shown) <= 1:
+        return "".join(shown)
+    first, last = values[0], values[-1]
+    words = f"from {first:.3g} to {last:.3g}"
+    if (least := min(shown.values())) < min(first, last):
+        words += f", at least {least:.3g}"
+    if (most := max(shown.values())) > max(first, last):
+        words += f", at most {most:.3g}"
+    return words
 
 
 def _svg(figure: Figure, box: Bbox | str = "tight") -> str:
