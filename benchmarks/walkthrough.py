@@ -38,7 +38,7 @@ def main():
             parser.error(f"{folder}: {name} has not been measured")
         checks = claim.check(measured.numbers)
         print(f"## {claim.title}: {verdict(checks)}\n\n{claim.sentence}\n", *map(line, checks), "", sep="\n")
-        claim.draw(measured.numbers).savefig(figures / f"{name}.png", dpi=90)
+        claim.figure(measured.numbers).savefig(figures / f"{name}.png", dpi=90)
         save_json(results / f"{name}.json", as_values(name, measured), indent=2)
 
 

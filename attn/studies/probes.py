@@ -11,8 +11,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
 
+from attn.functional import masks
 from attn.inspection.influence import influence
-from attn.mechanisms.rows import Example
+from attn.mechanisms.rows import Example, rows
+from attn.nn.departures import Sides
 from attn.nn.model import PAD, Cache
 from attn.runs import Run
 from attn.studies.jobs import Settings, configured, name_of
@@ -65,7 +67,9 @@ def encode(run: Run, source: Int[Array, "S"]) -> Float[Array, "S D"]:
     """Return the output of a Transformer's encoder."""
 
     def program(params, source):
-        return nnx.merge(run.graphdef, params).encode(source, Example(jnp.sum(source != PAD)))[0]
+        length = jnp.sum(source != PAD)
+        of_source = rows(len(source), total=length, example=Example(length))
+        return nnx.merge(run.graphdef, params).encode(source, Sides(of_source, of_source, masks.padding(length)))[0]
 
     return jax.jit(program)(run.params, source)
 

@@ -1,11 +1,9 @@
-"""Write the results of a study: JSON, and tables and figures in Markdown or HTML. Files are written atomically.
+"""Write the results of a study: JSON, tables in Markdown or HTML, and figures. Files are written atomically.
 
 Reports are made only from the numbers, so that they can be written again from the JSON files.
 """
 
-import base64
 import html
-import io
 import json
 import pathlib
 import tempfile
@@ -22,15 +20,27 @@ from attn.training.folders import RunError, write_whole
 
 T = TypeVar("T")
 BEGIN, END = "<!-- made by attn lengths: begin -->", "<!-- made by attn lengths: end -->"  # of the part of a page
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 0.6rem 0 } caption { text-align: left; font-size: 0.9rem; color: #555 }
-th, td { padding: 0.15rem 0.7rem; border-bottom: 1px solid #ddd; text-align: left; font-variant-numeric: tabular-nums }
-img { max-width: 100% } section { border-top: 2px solid #eee; margin-top: 2.5rem } .tables { display: flex;
-flex-wrap: wrap; gap: 0 2rem } .holds { color: #176b2c } .fails { color: #a11a1a } .part { color: #8a5a00 }
-blockquote { margin: 0.5rem 0; padding-left: 1rem; border-left: 4px solid #ccc; font-size: 1.1rem }
-small { color: #555 } .reduced { background: #fff4d6; padding: 0.5rem 1rem }
-"""
+_NARROW = 3  # columns of a table without names that fit on a phone
+# Colors that are told apart with any color vision (Okabe and Ito 2008), and from white and black. Each has one meaning:
+# the Transformer and the equation as published are blue, the LSTM and what lacks the part in question vermilion, the
+# LSTM with attention green, the GRU purple. Use another marker or dash as well.
+BLUE, VERMILION, GREEN, PURPLE, GRAY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
+_LOOK = {
+    "axes.prop_cycle": matplotlib.cycler(color=(BLUE, VERMILION, GREEN, PURPLE, GRAY)),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "font.size": 9,
+    "image.cmap": "Blues",
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+}
 
 
 class Table(NamedTuple):
@@ -41,10 +51,15 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[Any]]
 
     def html(self) -> str:
-        """Return the table in HTML; floats have four significant digits."""
-        head = "".join(f"<th>{escape(name)}</th>" for name in self.header)
-        rows = "".join("<tr>" + "".join(f"<td>{_number(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
-        return f"<table><caption>{escape(self.caption)}</caption>{f'<tr>{head}</tr>' if head else ''}{rows}</table>"
+        """Return the table in HTML; floats have four significant digits, and a wide table scrolls in its own box."""
+        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.header)
+        head = f"<thead><tr>{head}</tr></thead>" if head else ""
+        rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in self.rows)
+        table = f"<table><caption>{escape(self.caption)}</caption>{head}<tbody>{rows}</tbody></table>"
+        if not self.header and max(map(len, self.rows), default=0) <= _NARROW:
+            return table
+        # Without a mouse, a box can be scrolled only if it can get the focus.
+        return f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(self.caption)}">{table}</div>'
 
     def markdown(self) -> str:
         """Return the table in Markdown, with its caption as a heading; cells are shown as they are."""
@@ -52,8 +67,10 @@ class Table(NamedTuple):
         return "\n".join([f"### {self.caption}\n", *(f"| {' | '.join(map(str, line))} |" for line in lines), ""])
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+def _cell(value: Any) -> str:
+    number = isinstance(value, (int, float))
+    text = f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if number else escape(str(value))
+    return f'<td class="number">{text}</td>' if number else f"<td>{text}</td>"
 
 
 def escape(text: str) -> str:
@@ -61,42 +78,28 @@ def escape(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def html_page(title: str, body: str) -> str:
-    """Return an HTML page that loads no other files."""
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
-    )
-
-
-def html_figure(figure: Figure, words: str) -> str:
-    """Return a figure as an image inside of an HTML page; `words` are its alternative text."""
-    file = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "attn"}):  # so that equal numbers give equal pages
-        figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
-    data = base64.b64encode(file.getvalue().encode()).decode()
-    return f'<p><img alt="{html.escape(words)}" src="data:image/svg+xml;base64,{data}"></p>'
-
-
-def html_equation(tex: str) -> str:
-    """Return an equation, in TeX as matplotlib reads it, as an image inside of an HTML page."""
-    figure = Figure(figsize=(0.01, 0.01))
-    figure.text(0, 0, f"${tex}$", fontsize=12)
-    return html_figure(figure, tex)
-
-
-def panels(columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """Return a figure of a size in inches, and its axes side by side, `[columns]`."""
+def panels(columns: int, width: float, height: float, rows: int = 1) -> tuple[Figure, np.ndarray]:
+    """Return a figure of a size in inches, and its axes in the order of reading, `[rows * columns]`."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, columns)
+    return figure, figure.subplots(rows, columns, squeeze=False).ravel()
+
+
+def styled(draw: Callable[[], Figure]) -> Figure:
+    """Return the figure that `draw` makes, in the common style of all studies."""
+    with matplotlib.rc_context(_LOOK):
+        figure = draw()
+    for ax in figure.axes:
+        if not ax.images and ax.get_subplotspec() is not None:  # neither a map nor the bar of its colors
+            ax.grid(axis="y", color="0.9", linewidth=0.7)
+            ax.set_axisbelow(True)
+    return figure
 
 
 def tick_lengths(ax: Axes, lengths: Sequence[int]):
     """Make the x-axis logarithmic, with a tick and a plain number at each length."""
     ax.set_xscale("log")
     ax.set_xticks(lengths, lengths)
-    ax.minorticks_off()
+    ax.set_xticks([], minor=True)
 
 
 def save_json(path: pathlib.Path, values: Any, indent: int | None = None):

@@ -8,7 +8,7 @@ from attn import pretrained
 from attn.studies.jobs import Settings, Trainer, settings_of
 from attn.studies.probes import count_parameters, exact_match
 from attn.studies.recordings import CASES, FOLDER, Recording, real_rows
-from attn.studies.report import Table, panels
+from attn.studies.report import BLUE, GRAY, VERMILION, Table, panels
 from attn.studies.walkthrough.claims import Check, Claim, Numbers, Sizes
 
 _T5 = dict(encoder="unscaled + t5(per_stack=True)", cross="unscaled")
@@ -102,20 +102,25 @@ def check(numbers: Numbers) -> list[Check]:
 
 
 def draw(numbers: Numbers) -> Figure:
-    """Exact match of reversal of each style, worst seed, and differences from recorded outputs, by model."""
-    figure, (left, right) = panels(2, 10, 3.4)
+    """Exact match of reversal of each style, a dot per seed, and differences from recorded outputs, a dot per model."""
+    figure, (left, right) = panels(2, 8, 3)
     styles = numbers["styles"]
-    names = [style["style"] for style in styles]
-    left.bar(names, [min(style["exact_match"]) for style in styles], color="tab:blue")
-    left.set(ylabel="exact match", ylim=(0, 1.05))
     for number, style in enumerate(styles):
+        exact = style["exact_match"]
+        aside = 0.16 * (np.arange(len(exact)) - (len(exact) - 1) / 2)  # so that equal seeds can all be seen
+        left.plot(exact, number + aside, "o", color=BLUE)
         differences = [max(each, 1e-8) for each in style["recorded"].values()]
-        right.plot([number] * len(differences), differences, "o", color="tab:orange", alpha=0.7)
-    right.axhline(1e-5, color="0.6", linewidth=0.8)
-    right.set(yscale="log", ylabel="difference from recorded", ylim=(1e-8, 1e-4))
-    right.set_xticks(range(len(names)), names)
+        right.plot(differences, [number] * len(differences), "D", color=BLUE, alpha=0.7)
+        if not differences:
+            right.text(1.3e-8, number, "nothing recorded", va="center", color=GRAY)
+    worst = min(min(style["exact_match"]) for style in styles)
+    left.set(title="exact match of reversal", xlim=(min(worst, 0.99) - 0.0005, 1.0005))
+    right.axvline(1e-5, color=VERMILION, linewidth=1.2, linestyle="--")
+    right.text(1.3e-5, 0, "threshold", va="center", color=VERMILION)
+    right.set(xscale="log", title="difference from recorded outputs", xlim=(1e-8, 1e-4))
     for ax in (left, right):
-        ax.tick_params(axis="x", labelrotation=60, labelsize=8)
+        ax.set_yticks(range(len(styles)), [style["style"] for style in styles])
+        ax.set_ylim(len(styles) - 0.5, -0.5)
     return figure
 
 
@@ -142,10 +147,9 @@ CLAIM = Claim(
         "For every style, a model of its kind (encoder, decoder, or both; the style of ViT on strings) is trained to "
         "reverse strings, by the same program, and evaluated on held-out strings of all its lengths. T5's styles get "
         "the optimizer of configs/t5.py, since they learn slowly with the usual one.",
-        "Tiny models of each family, all of whose parameters had been drawn again, were run by the library "
-        "transformers, and their weights and outputs recorded. The weights are loaded into our blocks: logits, the "
-        "hidden states of every layer and all attention maps are compared, in float32, as fractions of the largest "
-        "output.",
+        "The library transformers ran tiny models of each family, with all parameters random, and their weights and "
+        "outputs were recorded. The weights are loaded into our blocks: logits, the hidden states of every layer and "
+        "all attention maps are compared, in float32, as fractions of the largest output.",
     ],
     full=Sizes(min_length=1, max_length=8, steps=4_000, num_layers=2, seeds=(0, 1, 2), each=100),
     quick=Sizes(min_length=1, max_length=6, steps=2_000, num_layers=2, seeds=(0,), each=50),

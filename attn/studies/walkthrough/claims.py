@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from attn.studies.jobs import Trainer
-from attn.studies.report import Table
+from attn.studies.report import Table, styled
 
 Numbers = dict[str, Any]
 
@@ -59,7 +59,7 @@ class Claim:
     """A claim about attention.
 
     Attributes:
-      measure: `(sizes, trainer) -> numbers`.
+      measure: `(sizes, trainer) -> numbers`; the first line of its docstring says what is measured.
       check: `numbers -> checks`; the claim holds if all checks hold.
       draw: `numbers -> figure`; the first line of its docstring is the figure's caption.
       tables: `numbers -> tables`.
@@ -89,6 +89,10 @@ class Claim:
     def sizes(self, quick: bool) -> Sizes:
         """Return the sizes of a quick or of a full measurement."""
         return self.quick if quick else self.full
+
+    def figure(self, numbers: Numbers) -> Figure:
+        """Return the figure in the common style of all claims."""
+        return styled(lambda: self.draw(numbers))
 
 
 class Measurement(NamedTuple):

@@ -6,10 +6,11 @@ from matplotlib.figure import Figure
 from attn.runs import Run
 from attn.studies.jobs import Trainer, settings_of
 from attn.studies.probes import cross_weights, held_out, teacher_forced, untrained
-from attn.studies.report import Table, panels
+from attn.studies.report import BLUE, GRAY, GREEN, Table, panels
 from attn.studies.walkthrough.claims import Check, Claim, Numbers, Sizes
 
 _STRINGS = 50
+_COLORS = (GREEN, BLUE)  # of odd and even layers
 
 
 def measure(sizes: Sizes, trainer: Trainer) -> Numbers:
@@ -52,33 +53,33 @@ def check(numbers: Numbers) -> list[Check]:
 
 
 def draw(numbers: Numbers) -> Figure:
-    """The mass through training, and the mean map at its end, of the first run of each task."""
-    figure, axes = panels(4, 10.5, 2.8)
+    """The mass of each head on the true source, through training; and the mean map at the end, of the first seed."""
+    figure, axes = panels(4, 10, 2.7)
     for ax, map_ax, task in ((axes[0], axes[1], "copy"), (axes[2], axes[3], "reverse")):
         of_task = [run for run in numbers["runs"] if run["task"] == task]
-        for run in of_task:
+        for number, run in enumerate(of_task):
             steps, masses = zip(*run["mass"])
             for layer, by_head in enumerate(np.moveaxis(np.array(masses), 0, -1)):  # [L N step]
-                ax.plot(steps, by_head.T, color=f"C{layer}", linewidth=1, alpha=0.7)
-        ax.axhline(1 / (numbers["length"] + 1), color="0.5", linestyle=":", linewidth=0.8)
-        title = f"{task}: mass on the true source\n(one line per head, one color per layer)"
-        ax.set(xlabel="step", ylim=(0, 1), title=title)
+                labels = [f"layer {layer + 1}, one line per head"] + [None] * (len(by_head) - 1)
+                style = {"color": _COLORS[layer % 2], "linestyle": ("--", "-")[layer % 2], "alpha": 0.75}
+                ax.plot(steps, by_head.T, linewidth=1.2, label=None if number else labels, **style)
+        ax.axhline(1 / (numbers["length"] + 1), color=GRAY, linestyle=":", linewidth=1, label="chance")
+        ax.set(xlabel="step", ylabel="mass", ylim=(0, 1.4), yticks=(0, 0.5, 1), title=f"{task}: on the true source")
+        ax.legend(loc="upper left", fontsize=7, handlelength=1.6, labelspacing=0.2)
         map_ax.imshow(of_task[0]["map"], cmap="Blues", vmin=0)
-        map_ax.set(xlabel="source", ylabel="answer", title=f"{task}: mean of all heads")
-    for ax in axes:
-        ax.title.set_fontsize(9)
+        map_ax.set(xlabel="source", ylabel="answer", title=f"{task}: mean map")
     return figure
 
 
 def tables(numbers: Numbers) -> list[Table]:
     """Return the mass on the true source at the end of each run, by layer and head."""
     rows = [
-        [run["task"], run["seed"], layer, head, mass]
+        [run["task"], run["seed"], layer, *by_head]
         for run in numbers["runs"]
         for layer, by_head in enumerate(run["mass"][-1][1], start=1)
-        for head, mass in enumerate(by_head, start=1)
     ]
-    return [Table("Mass on the true source after training", ["task", "seed", "layer", "head", "mass"], rows)]
+    heads = [f"head {n}" for n in range(1, len(rows[0]) - 2)]
+    return [Table("Mass on the true source after training", ["task", "seed", "layer", *heads], rows)]
 
 
 CLAIM = Claim(
@@ -91,9 +92,9 @@ CLAIM = Claim(
     equation=r"\mathrm{mass}^{(l,n)}=\frac{1}{T}\sum_t p^{(l,n)}_{t,\,j^*(t)},\quad "
     r"j^*(t)=t\ \mathrm{or}\ T-1-t",
     method=[
-        "One Transformer learns to copy, another one to reverse. Before training and at ten checkpoints, held-out "
-        "strings of one length are read with the correct tokens as decoder input, and the weights that each layer's "
-        "and head's cross-attention gives to the true source symbol, its mass, are averaged over symbols and strings.",
+        "One Transformer learns to copy, another one to reverse. Before training and at ten checkpoints, they read "
+        "held-out strings of one length, with the correct tokens as decoder input. The mass of a head is the weight "
+        "that its cross-attention gives to the true source symbol, the mean over symbols and strings.",
     ],
     full=Sizes(layers=2, max_length=32, length=16, steps=2_000, seeds=(0, 1, 2)),
     quick=Sizes(layers=1, max_length=12, length=10, steps=800, seeds=(0,)),

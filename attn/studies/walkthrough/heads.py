@@ -2,11 +2,12 @@
 
 import numpy as np
 from jaxtyping import Float, Int
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attn.studies.jobs import Settings, Trainer, losses, settings_of
 from attn.studies.probes import count_parameters, cross_weights, exact_match, held_out, teacher_forced, without
-from attn.studies.report import Table, panels
+from attn.studies.report import BLUE, GRAY, VERMILION, Table, panels
 from attn.studies.walkthrough.claims import Check, Claim, Numbers, Sizes
 
 _STRINGS = 100
@@ -14,7 +15,7 @@ _MUCH, _FAVORED = 0.25, 2.0  # thresholds: mass on an offset, and multiple of a 
 
 
 def measure(sizes: Sizes, trainer: Trainer) -> Numbers:
-    """Compare one head with many on a task of two relations; measure what each of the many does and is worth."""
+    """Train many heads, and one, on a task of two relations; measure where each attends, and exact match without it."""
     runs = [_measure_seed(sizes, trainer, seed) for seed in sizes.seeds]
     counts = {name: count_parameters(_settings(sizes, n, 0)) for name, n in (("many", sizes.num_heads), ("one", 1))}
     return {"num_heads": sizes.num_heads, "length": sizes.length, "parameters": counts, "runs": runs}
@@ -110,25 +111,46 @@ def check(numbers: Numbers) -> list[Check]:
 
 
 def draw(numbers: Numbers) -> Figure:
-    """The loss of one head and of many; of the first seed each head's mean map and their divergences."""
-    first = numbers["runs"][0]
-    figure, axes = panels(3 + numbers["num_heads"], 13, 2.7)
-    for run in numbers["runs"]:
-        for which, color in (("many", "tab:blue"), ("one", "tab:red")):
-            axes[0].plot(*zip(*run[which]["losses"]), ".-", color=color, label=which if run is first else None)
-    axes[0].set(yscale="log", xlabel="step", title="training loss")
-    axes[0].legend(fontsize=7)
-    for ax, weights, head in zip(axes[1:], first["maps"], first["attends_to"]):
+    """Training of many heads and of one; of the first seed, how heads differ, what each is worth, and their maps."""
+    first, n = numbers["runs"][0], numbers["num_heads"]
+    columns = max(4, n)
+    figure, axes = panels(columns, 2.5 * columns, 5.2, rows=2)
+    above, below = axes[:columns], axes[columns:]
+    _draw_training(above[0], above[1], numbers)
+    heads = range(1, n + 1)
+    above[2].imshow(first["divergence"], vmin=0, vmax=1, cmap="Blues")
+    for (row, column), bits in np.ndenumerate(first["divergence"]):
+        above[2].text(column, row, f"{bits:.2f}", ha="center", va="center", color="w" if bits > 0.5 else "k")
+    above[2].set(title="divergence, bits", xlabel="head", ylabel="head")
+    above[2].set_xticks(range(n), heads)
+    above[2].set_yticks(range(n), heads)
+    above[3].bar(heads, first["without_head"], color=BLUE, width=0.6)
+    above[3].axhline(first["many"]["exact_match"], color=GRAY, linewidth=1, linestyle=":", label="with all heads")
+    above[3].set(title="exact match without", xlabel="head removed", ylim=(0, 1.2), xticks=heads)
+    above[3].legend(loc="upper right")
+    for head, ax, weights, target in zip(heads, below, first["maps"], first["attends_to"]):
         ax.imshow(weights, cmap="Blues", vmin=0, vmax=1)
-        ax.set_title(head["nature"])
-    axes[-2].imshow(first["divergence"], cmap="Greys", vmin=0, vmax=1)
-    axes[-2].set_title("divergence, bits")
-    axes[-1].bar(range(1, numbers["num_heads"] + 1), first["without_head"], color="tab:orange")
-    axes[-1].set(title="exact match without", ylim=(0, 1), xlabel="head")
-    for ax in axes:
-        ax.title.set_fontsize(8)
-        ax.tick_params(labelsize=7)
+        ax.set(title=f"head {head}: {target['nature'].removesuffix('+0')}", xlabel="source j", ylabel="answer t")
+    for ax in (*above[4:], *below[n:]):
+        ax.remove()
     return figure
+
+
+def _draw_training(left: Axes, right: Axes, numbers: Numbers):
+    """Draw the loss and the exact match of many heads and of one, by seed."""
+    names = {"many": f"{numbers['num_heads']} heads", "one": "one wide head"}
+    seeds = np.arange(len(numbers["runs"]))
+    for which, color, marker, aside in (("many", BLUE, "o", -0.2), ("one", VERMILION, "s", 0.2)):
+        for seed, run in enumerate(numbers["runs"]):
+            style = {"color": color, "marker": marker, "label": None if seed else names[which]}
+            left.plot(*zip(*run[which]["losses"]), "-" if which == "many" else "--", **style)
+        exact = [run[which]["exact_match"] for run in numbers["runs"]]
+        right.bar(seeds + aside, exact, width=0.38, color=color, label=names[which])
+    left.set(yscale="log", xlabel="step", title="training loss")
+    left.legend()
+    right.set(title="exact match", xlabel="seed", ylim=(0, 1.45), yticks=(0, 0.5, 1))
+    right.set_xticks(seeds, [run["seed"] for run in numbers["runs"]])
+    right.legend(loc="upper right")
 
 
 def tables(numbers: Numbers) -> list[Table]:
@@ -150,19 +172,19 @@ def tables(numbers: Numbers) -> list[Table]:
 CLAIM = Claim(
     measure, check, draw, tables,
     title="Heads",
-    sentence="Several heads attend to different things at once; with as many parameters one wide head, whose weights "
-    "must serve all relations together, does less well.",
+    sentence="Several heads attend to different things at the same time. One wide head with as many parameters must "
+    "serve all relations with the same weights, and does worse.",
     source="Vaswani et al. 2017, section 3.2.2",
     link="https://arxiv.org/abs/1706.03762",
     equation=r"\mathrm{MultiHead}=\mathrm{Concat}(\mathrm{head}_1,\ldots,\mathrm{head}_N)W^{O},\quad "
     r"\mathrm{head}_n=\mathrm{Attention}(QW^{Q}_n,KW^{K}_n,VW^{V}_n)",
     method=[
         "A task of two relations at once: each output is the mirror image of its position, x(n−1−t), if that symbol is "
-        "odd, and otherwise the symbol after its position, x(t+1), wrapping around. A Transformer with several heads "
-        "learns it, and one with a single head as wide as all of them, with as many parameters.",
-        "Of the several: the Jensen-Shannon divergence of the weights of each pair, the mass of each on its best "
-        "offset from the start and from the end (up to two positions off) and on one kind of symbol over chance; and "
-        "exact match with each head removed, its part of W_O at zero.",
+        "odd, and otherwise the symbol after its position, x(t+1), wrapping around. Two Transformers with as many "
+        "parameters learn it: one has several heads, the other one head that is as wide as all of them.",
+        "Of the several heads: the Jensen-Shannon divergence of the weights of each pair; the mass of each head on its "
+        "best offset from the start and from the end (up to two positions off), and on one kind of symbol over chance; "
+        "and exact match with each head removed, its part of W_O set to zero.",
     ],
     full=Sizes(max_length=16, length=12, steps=2_500, num_heads=4, seeds=(0, 1, 2), each=50),
     quick=Sizes(max_length=8, length=8, steps=1_000, num_heads=4, seeds=(0,), each=30),

@@ -9,16 +9,21 @@ from attn.functional.positions import sinusoidal
 from attn.runs import Run
 from attn.studies.jobs import Trainer, settings_of
 from attn.studies.probes import encode, exact_match, position_table
-from attn.studies.report import Table, panels, tick_lengths
+from attn.studies.report import BLUE, GREEN, VERMILION, Table, panels, tick_lengths
 from attn.studies.walkthrough.claims import Check, Claim, Numbers, Sizes
 
-_COLORS = {"none": "tab:red", "sinusoidal": "tab:blue", "learned": "tab:green"}  # by encoding
+# Of lines by encoding; where all are equal, each can be seen below the next one.
+_STYLES = {
+    "none": {"color": VERMILION, "marker": "s"},
+    "sinusoidal": {"color": BLUE, "marker": "o", "linewidth": 3.5, "markersize": 8},
+    "learned": {"color": GREEN, "marker": "^", "linestyle": "--"},
+}
 
 
 def measure(sizes: Sizes, trainer: Trainer) -> Numbers:
-    """Permute the input; copy with each encoding; fit a linear map from each position to one `shift` later."""
+    """Permute the input; copy with each encoding; fit one linear map from each position to a later one."""
     lengths, shifts = [n for n in (2, 4, 8, 16, 32, 64, 128) if n <= sizes.max_length], sizes.shifts
-    runs = {name: [_train(sizes, trainer, name, seed) for seed in sizes.seeds] for name in _COLORS}
+    runs = {name: [_train(sizes, trainer, name, seed) for seed in sizes.seeds] for name in _STYLES}
     wave = np.asarray(sinusoidal(jnp.arange(sizes.max_length), sizes.width), np.float64)
     learned = [position_table(run)[: sizes.max_length] for run in runs["learned"]]
     return {
@@ -92,20 +97,20 @@ def check(numbers: Numbers) -> list[Check]:
 
 
 def draw(numbers: Numbers) -> Figure:
-    """Exact match by length for each encoding, and what the best linear map misses by shift."""
-    figure, (left, right) = panels(2, 9, 3.2)
-    for name, color in _COLORS.items():
+    """Exact match by length for each encoding, and what the best linear map misses by shift, one line per seed."""
+    figure, (left, right) = panels(2, 8, 3)
+    for name, style in _STYLES.items():
         for number, row in enumerate(numbers["copied"][name]):
-            left.plot(numbers["lengths"], row, ".-", color=color, label=None if number else name)
+            left.plot(numbers["lengths"], row, **style, label=None if number else name)
         for number, row in enumerate(numbers["fitted"].get(name, [])):
-            right.plot(numbers["shifts"], row, ".-", color=color, label=None if number else name)
-    right.plot(numbers["shifts"], numbers["closed_form"], "x", color="tab:blue", label="closed form (largest error)")
-    right.plot(numbers["shifts"], numbers["random"], ":", color="0.5", label="rows of random numbers, expected")
-    left.set(xlabel="length", ylabel="exact match", title="copying", ylim=(-0.03, 1.03))
+            right.plot(numbers["shifts"], row, **style | {"markersize": 3}, label=None if number else name)
+    right.plot(numbers["shifts"], numbers["closed_form"], "x", color=BLUE, label="sinusoidal, closed form")
+    right.plot(numbers["shifts"], numbers["random"], ":", color="k", label="random rows, expected")
+    left.set(xlabel="length", ylabel="exact match", title="copying", ylim=(-0.03, 1.05))
     tick_lengths(left, numbers["lengths"])
+    left.legend(title="positions", alignment="left", loc="center right")
     right.set(yscale="log", xlabel="shift k", ylabel="share missed", title="best linear map PE(t) → PE(t+k)")
-    for ax in (left, right):
-        ax.legend(fontsize=8)
+    right.legend(loc="center", bbox_to_anchor=(0.5, 0.6))
     return figure
 
 
@@ -117,7 +122,7 @@ def tables(numbers: Numbers) -> list[Table]:
 CLAIM = Claim(
     measure, check, draw, tables,
     title="Positions",
-    sentence="Attention alone sees a set: without positions the encoder commutes with every permutation. Sinusoids "
+    sentence="Attention alone sees a set: without positions, a permuted input gives the permuted output. Sinusoids "
     "tell positions apart, and a shift by k is one linear map, the same at every position.",
     source="Vaswani et al. 2017, section 3.5",
     link="https://arxiv.org/abs/1706.03762",
@@ -128,8 +133,8 @@ CLAIM = Claim(
         "with the first one permuted. Sums over keys run in another order, so the last bits may differ.",
         "Models with sinusoids, with a learned table and without positions learn to copy.",
         "For every shift k the closed form is compared with the sinusoids themselves, in float32; and the linear map "
-        "that best takes row t to row t + k, for all t at once, is found by least squares. Rows of random numbers "
-        "would miss the square root of 1 - D / (T - k).",
+        "that best takes row t to row t + k, for all t at once, is found by least squares. Of rows of random "
+        "numbers it is expected to miss a share of √(1 − D / (T − k)).",
     ],
     full=Sizes(width=32, max_length=96, steps=2_500, seeds=(0, 1, 2), shifts=tuple(range(1, 33))),
     quick=Sizes(width=24, max_length=48, steps=600, seeds=(0,), shifts=(1, 2, 4, 8)),

@@ -8,12 +8,12 @@ from matplotlib.figure import Figure
 from attn.functional import attention_weights
 from attn.studies.jobs import Trainer, losses, settings_of
 from attn.studies.probes import exact_match
-from attn.studies.report import Table, panels
+from attn.studies.report import BLUE, GRAY, VERMILION, Table, panels, tick_lengths
 from attn.studies.walkthrough.claims import Check, Claim, Numbers, Sizes
 
 
 def measure(sizes: Sizes, trainer: Trainer) -> Numbers:
-    """Measure variances, entropies and Jacobians of random queries and keys; train models with and without scale."""
+    """Measure variances, entropies and Jacobians of random queries and keys; train with the scale and without."""
     return {
         "keys": sizes.keys,
         "by_width": [_at_width(sizes, width) for width in sizes.widths],
@@ -80,20 +80,32 @@ def check(numbers: Numbers) -> list[Check]:
 
 
 def draw(numbers: Numbers) -> Figure:
-    """Variance, entropy and Jacobian against the width, and the loss against the step."""
-    figure, axes = panels(4, 11, 2.9)
+    """Against the width, with the scale and without: variance, entropy, norm of the Jacobian; and loss by step."""
+    figure, axes = panels(4, 10, 2.6)
     rows = numbers["by_width"]
-    colors = {"scaled": "tab:blue", "unscaled": "tab:red"}
-    for ax, name, title in zip(axes, ("variance", "entropy", "jacobian"), ("variance of q·k", "entropy", "|Jacobian|")):
-        for kind, color in colors.items():
-            ax.plot([row["width"] for row in rows], [row[kind][name] for row in rows], ".-", color=color, label=kind)
-        ax.set(xscale="log", xlabel="width d_k", title=title)
+    styles = {
+        "scaled": {"color": BLUE, "marker": "o", "label": "with 1/√d_k"},
+        "unscaled": {"color": VERMILION, "marker": "s", "linestyle": "--", "label": "without"},
+    }
+    titles = {"variance": "variance of q·k", "entropy": "entropy, nats", "jacobian": "norm of Jacobian"}
+    for ax, (name, title) in zip(axes, titles.items()):
+        for kind, style in styles.items():
+            ax.plot([row["width"] for row in rows], [row[kind][name] for row in rows], **style)
+        ax.set(xlabel="width d_k", title=title)
+        tick_lengths(ax, [row["width"] for row in rows])
+        ax.tick_params(axis="x", labelsize=7)
     axes[0].set_yscale("log")
-    axes[1].axhline(np.log(numbers["keys"]), color="0.6", linewidth=0.8, linestyle=":")
-    for run in numbers["trainings"]:
-        axes[3].plot(*zip(*run["losses"]), ".-", color=colors["scaled" if run["scaled"] else "unscaled"])
-    axes[3].set(xlabel="step", title=f"training loss, d_k = {numbers['trained_width']}", yscale="log")
-    axes[0].legend(fontsize=8)
+    axes[0].legend()
+    for ax in axes[1:3]:
+        ax.set_ylim(bottom=0)
+    entropy = np.log(numbers["keys"])
+    axes[1].axhline(entropy, color=GRAY, linewidth=1, linestyle=":")
+    axes[1].text(rows[-1]["width"], 1.02 * entropy, "even weights: log S", ha="right", va="bottom", color=GRAY)
+    axes[1].set_ylim(top=1.2 * entropy)
+    for number, run in enumerate(numbers["trainings"]):
+        style = styles["scaled" if run["scaled"] else "unscaled"]
+        axes[3].plot(*zip(*run["losses"]), **style | {"label": style["label"] if number < 2 else None})
+    axes[3].set(xlabel="step", title=f"loss, d_k = {numbers['trained_width']:,}", yscale="log")
     return figure
 
 
@@ -109,8 +121,8 @@ def tables(numbers: Numbers) -> list[Table]:
 CLAIM = Claim(
     measure, check, draw, tables,
     title="Divide by √d_k",
-    sentence="The dot product of wide queries and keys grows with their width; divided by √d_k it does not, and the "
-    "softmax stays where it can learn.",
+    sentence="The dot products of queries and keys grow with their width d_k. Divided by √d_k they do not, and the "
+    "softmax keeps a gradient that a model can learn from.",
     source="Vaswani et al. 2017, section 3.2.1 and its footnote",
     link="https://arxiv.org/abs/1706.03762",
     equation=r"\mathrm{Var}(q\cdot k)=d_k,\quad \mathrm{Var}(q\cdot k/\sqrt{d_k})=1,\quad "
@@ -119,7 +131,7 @@ CLAIM = Claim(
         "Queries and keys with independent standard normal entries: the variance of their products, and, for one query "
         "over S keys, the entropy of its weights and the Frobenius norm of the softmax's Jacobian, all with the scale "
         "and without, against the width d_k.",
-        "Then two Transformers with one wide head learn to reverse strings; they differ in the scale alone.",
+        "Then two Transformers with one wide head learn to reverse strings. They differ only in the scale.",
     ],
     full=Sizes(
         widths=(4, 16, 64, 256, 1024, 4096), pairs=20_000, queries=256, keys=64, trained_width=1024,

@@ -7,8 +7,9 @@ import pytest
 
 import attn
 from attn.functional.positions import sinusoidal
+from attn.nn.model import PAD
 from attn.studies import jobs
-from attn.studies.probes import count_parameters, exact_match, hide, match_width, restored, without
+from attn.studies.probes import count_parameters, encode, exact_match, hide, match_width, restored, untrained, without
 from attn.studies.walkthrough import access, bottleneck, cross, heads, parallel, positions, reading, scaling
 from attn.studies.walkthrough.claims import Check, verdict
 from attn.training.folders import RunError
@@ -53,6 +54,19 @@ def test_a_shift_of_the_sinusoids_is_the_rotation(shift):
     np.testing.assert_allclose(wave(t) @ R.T, wave(t + shift), atol=1e-12)
     np.testing.assert_allclose(R @ R.T, np.eye(width), atol=1e-12)
     np.testing.assert_allclose(sinusoidal(jnp.asarray(t), width), wave(t), atol=1e-5)
+
+
+@pytest.mark.parametrize(("mechanism", "commutes"), [("none", True), ("sinusoidal", False)])
+def test_encoding_commutes_with_permutations_only_without_positions(mechanism, commutes):
+    run = untrained(jobs.settings_of("copy", 8, 10, 0, width=16, mechanism=mechanism))
+    moved = positions._permuted(run, 8)  # in units of the last place
+    assert moved < 64 if commutes else moved > 10_000
+
+
+def test_padding_does_not_change_an_encoding():
+    run, tokens = untrained(jobs.settings_of("copy", 8, 10, 0, width=16)), jnp.asarray([3, 1, 2])
+    padded = encode(run, jnp.concatenate([tokens, jnp.full(4, PAD)]))
+    np.testing.assert_allclose(padded[:3], encode(run, tokens), atol=1e-6)
 
 
 def test_a_linear_map_is_found_where_there_is_one():
