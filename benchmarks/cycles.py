@@ -70,13 +70,13 @@ def text_of(function, shapes: tuple, mesh: Mesh) -> str:
 
 
 def start_of(mesh: Mesh) -> float:
-    """Return the cycles that the compiler adds for starting an operation: its estimate of adding 1 to 8 x 128 numbers.
+    """Return the cycles that the compiler adds for starting an operation: its estimate of adding 1 to a number.
 
     For a GPU it adds nothing.
     """
     if mesh.devices.flat[0].platform != "tpu":
         return 0.0
-    x = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    x = jax.ShapeDtypeStruct((1,), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     return estimates.estimate(text_of(jax.jit(lambda x: x + 1), (x,), mesh)).cycles
 
 

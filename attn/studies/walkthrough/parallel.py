@@ -271,9 +271,9 @@ CLAIM = Claim(
         "What it means on devices that do much at once: the same steps compiled for a TPU v5e and an H100, which need "
         "not be there (benchmarks/cycles.py). Counted are the operations that run one after another, on a GPU its "
         "kernels, and the cycles that the compiler estimates for them, loops as often as they turn. Where the compiler "
-        "adds cycles for starting each operation, they are taken off, as if that were free: so the number of operations "
-        "does not decide about the cycles. These are counts of compiled programs, not times: no memory waits, stalls "
-        "or launches of kernels are in them.",
+        "adds cycles for starting each operation, they are taken off, as if that were free: so the number of "
+        "operations does not decide about the cycles. These are counts of compiled programs, not times: no memory "
+        "waits, stalls or launches of kernels are in them.",
         "Seconds on this machine, in turns, the median of some rounds. Two cores cannot decide the claim, because they "
         "do not compute many positions at once; so the seconds are a check only where there is an accelerator.",
     ],
