@@ -31,6 +31,7 @@ import estimates
 import jax
 import jax.numpy as jnp
 import programs
+from command_line import Parser, output_file
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from attn.functional import blockwise
@@ -70,13 +71,13 @@ def text_of(function, shapes: tuple, mesh: Mesh) -> str:
 
 
 def start_of(mesh: Mesh) -> float:
-    """Return the cycles that the compiler adds for starting an operation: its estimate of adding 1 to a number.
+    """Return the cycles that the compiler adds for starting an operation: its estimate of adding 1 to 128 numbers.
 
     For a GPU it adds nothing.
     """
     if mesh.devices.flat[0].platform != "tpu":
         return 0.0
-    x = jax.ShapeDtypeStruct((1,), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    x = jax.ShapeDtypeStruct((128,), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     return estimates.estimate(text_of(jax.jit(lambda x: x + 1), (x,), mesh)).cycles
 
 
@@ -84,7 +85,7 @@ def load(path: pathlib.Path) -> dict:
     """Return the results in a file, to be continued; new ones if there is no file.
 
     Raises:
-      ValueError: the file is of other compilers or models.
+      ValueError: the file is of other compilers or models, or is not a file of counts.
     """
     new = {
         "versions": programs.versions(),
@@ -94,24 +95,26 @@ def load(path: pathlib.Path) -> dict:
     }
     if not path.exists():
         return new
-    found = json.loads(path.read_text())
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: is not JSON ({error}); delete it or choose another --output") from None
     for what in ("versions", "models"):
-        if found.get(what) != new[what]:
+        if not isinstance(found, dict) or found.get(what) != new[what]:
             raise ValueError(f"{path}: was counted with other {what}; delete it or choose another --output")
     return found
 
 
 def main() -> int:
     """Count, print a line per program, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = list(parallel.DEVICES)
+    parser.add_argument("--devices", nargs="+", default=names, choices=names, help="Devices to compile for.")
     parser.add_argument(
-        "--devices", nargs="+", default=list(parallel.DEVICES), choices=parallel.DEVICES, help="Devices to compile for."
+        "--lengths", nargs="+", type=int, default=LENGTHS, choices=LENGTHS, help="Symbols of source and target."
     )
-    parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, help="Symbols of source and target.")
-    parser.add_argument("--tokens", nargs="+", type=int, default=TOKENS, help="Tokens of a batch.")
-    parser.add_argument(
-        "--output", type=pathlib.Path, default=parallel.COUNTS, help="Add the counts to this JSON file."
-    )
+    parser.add_argument("--tokens", nargs="+", type=int, default=TOKENS, choices=TOKENS, help="Symbols of a batch.")
+    parser.add_argument("--output", type=output_file, default=parallel.COUNTS, help="JSON file to add the counts to.")
     arguments = parser.parse_args()
     if absent := devices.absent(arguments.devices):
         print(*absent, sep="\n", file=sys.stderr)

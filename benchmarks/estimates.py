@@ -6,9 +6,9 @@ A device runs the operations of such a text one after another: a TPU has one cor
 stream. XLA writes its estimate of each into the text, and counts a loop's body once. Here a loop counts as often as it
 runs, a called computation where it is called, and of a `conditional` the branch with the most cycles.
 
-TPU: `estimated_cycles` of fusions, products and copies. Except in products they include a fixed number of cycles for
-starting an operation, 1,824 on a v5e, also where its arrays are in the core's own memory and its schedule is shorter.
-Copies between memories that run beside operations have no estimate.
+TPU: `estimated_cycles` of fusions, products and copies. Most include a fixed number of cycles for starting an
+operation, 1,824 on a v5e, also where its arrays are in the core's own memory and its whole schedule is shorter. Copies
+between memories that run beside operations have no estimate.
 
 GPU: `end_to_end_cycles` of every kernel, by the model by which XLA decides what to fuse, if the program was compiled
 with the options `GPU`. The launch of a kernel is not in it, and products are priced as on cores without tensor units.
@@ -97,8 +97,8 @@ def estimate(text: str, start: float = 0.0) -> Estimate:
 
     Args:
       text: of the program.
-      start: cycles that the compiler adds for starting an operation, except matrix products. An operation whose
-        estimate is about that or more has them.
+      start: cycles that the compiler adds for starting an operation. An operation whose estimate is about that or more
+        has them, others, such as most matrix products of a TPU, have not.
 
     Raises:
       ValueError: a loop whose number of iterations is unknown, a product or a call without an estimate, or a line that
@@ -153,8 +153,8 @@ class _Program:
             return self._of_computation(name)
         cycles = _cycles(operation)
         if cycles is not None:
-            started = cycles >= 0.95 * self._start and not _is_product(operation)
-            inside = max(0.0, cycles - self._start) if started else cycles
+            has_start = cycles >= 0.95 * self._start
+            inside = max(0.0, cycles - self._start) if has_start else cycles
             return Counter(cycles=cycles, inside=inside, operations=1)
         if code in _SUBSTANTIAL:
             raise ValueError(f"{operation.name}: the compiler gives no estimate for this {code}")
@@ -220,11 +220,6 @@ def _cycles(operation: _Operation) -> float | None:
     # A GPU's kernels have estimates of several models; the one without a name estimates all of them.
     costs = operation.config.get("reification_cost", ())
     return next((float(cost["end_to_end_cycles"]) for cost in costs if not cost["name"]), None)
-
-
-def _is_product(operation: _Operation) -> bool:
-    """Return whether a TPU's compiler has estimated an operation as a matrix product."""
-    return operation.config.get("window_config", {}).get("cost_model_type") == "COST_MODEL_TYPE_CLASSIC"
 
 
 def _read(line: str) -> _Operation:

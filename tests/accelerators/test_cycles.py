@@ -3,9 +3,11 @@
 import json
 
 import cycles
+import devices
 import estimates
 import jax
 import jax.numpy as jnp
+import programs
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -97,8 +99,6 @@ def test_loops_calls_and_branches_of_a_tpu_program_are_added_up():
 def test_cycles_for_starting_are_taken_from_operations_that_have_them():
     assert estimates.estimate(TPU, start=60).inside == 1000 - 60 + 3 * (4 * 10 + 100 - 60)
     assert estimates.estimate(TPU, start=102).inside == 1000 - 102 + 3 * 4 * 10  # 100 is about as much
-    product = TPU.replace('"1000"', '"1000","cost_model_type":"COST_MODEL_TYPE_CLASSIC"')
-    assert estimates.estimate(product, start=60).inside == 1000 + 3 * (4 * 10 + 100 - 60)
 
 
 def test_a_gpu_program_says_how_often_its_loops_turn_and_has_estimates_of_several_models():
@@ -186,3 +186,48 @@ def test_a_loop_counts_as_often_as_it_turns(mesh_of, name):
 def test_a_tpu_adds_cycles_for_starting_an_operation_and_a_gpu_none(mesh_of):
     assert 1_000 < cycles.start_of(mesh_of("v5e-1")) < 4_000
     assert cycles.start_of(mesh_of("h100-1")) == 0
+
+
+@pytest.mark.parametrize("name", parallel.DEVICES)
+def test_the_recorded_counts_are_those_of_the_compilers(mesh_of, name):
+    """The LSTM's at the shortest length, which takes seconds."""
+    mesh, recorded = mesh_of(name), json.loads(parallel.COUNTS.read_text())
+    if recorded["versions"] != programs.versions():
+        pytest.skip(f"the counts are of {recorded['versions']}")
+    row = parallel.counted({"counts": recorded}, name, "LSTM", 64)
+    start = cycles.start_of(mesh)
+    found = cycles.count(parallel.models()["LSTM"], 64, row["batch"], mesh, start)
+    assert start == recorded["start"][name]
+    assert (found.operations, found.without) == (row["operations"], row["without"])
+    assert found.cycles == pytest.approx(row["cycles"], abs=1) and found.inside == pytest.approx(row["inside"], abs=1)
+
+
+def test_results_go_on_where_they_stopped_and_others_are_refused(tmp_path, monkeypatch, capsys):
+    """Without the compilers: a device's estimate is made up."""
+    path, counted = tmp_path / "counts.json", []
+    found = estimates.Estimate(10.4, 9.6, 3, {"copy": 2})
+    monkeypatch.setattr(cycles, "count", lambda *arguments: counted.append(arguments) or found)
+    monkeypatch.setattr(cycles, "start_of", lambda mesh: 1.0)
+    monkeypatch.setattr(devices, "absent", lambda names: [])
+    monkeypatch.setattr(devices, "mesh_of", lambda name: name)
+    monkeypatch.setattr(devices, "for_no_device", lambda: None)
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["cycles.py", "--output", str(path), "--tokens", "2048", *words])
+        return cycles.main()
+
+    assert run("--devices", "v5e-1", "--lengths", "64") == 0 and len(counted) == 2
+    assert run("--lengths", "64", "1024") == 0 and len(counted) == 2 + 2 + 2 * 3
+    values = json.loads(path.read_text())
+    assert len(values["rows"]) == 10 and values["start"] == {"v5e-1": 1.0, "h100-1": 1.0}
+    assert values["rows"][0] == {
+        "device": "v5e-1", "model": "Transformer", "length": 64, "tokens": 2048, "batch": 32,
+        "cycles": 10, "inside": 10, "operations": 3, "without": {"copy": 2},
+    }  # fmt: skip
+    assert [row["length"] for row in values["rows"] if row["model"] == cycles.BLOCKS] == [1024, 1024]
+    for damage in (json.dumps(values | {"versions": {"jax": "0.1"}}), json.dumps(values | {"models": {}}), "[]", "{"):
+        path.write_text(damage)
+        with pytest.raises(SystemExit, match="2"):
+            run()
+        error = capsys.readouterr().err
+        assert str(path) in error and error.count("\n") == 1

@@ -204,8 +204,7 @@ def check(numbers: Numbers) -> list[Check]:
 
 def _checks_of_counts(numbers: Numbers, device: str, words: str) -> list[Check]:
     """Return the checks of what the compiler for a device said."""
-    lengths = [row["length"] for row in numbers["counts"]["rows"]]
-    shortest, longest, middle = min(lengths), max(lengths), 512
+    (shortest, *_, longest), middle = _counted_lengths(numbers), 512
 
     def growth(name: str) -> float:
         """Return the growth of the number of operations over that of the length."""
@@ -224,19 +223,32 @@ def _checks_of_counts(numbers: Numbers, device: str, words: str) -> list[Check]:
 
 
 def draw(numbers: Numbers) -> Figure:
-    """Time and products in series against the length."""
-    figure, axes = panels(2, 8, 3.2)
-    lengths = [row["length"] for row in numbers["rows"]]
+    """Products in series, estimated cycles of a step on two devices, and its time here, against the length."""
+    figure, axes = panels(3, 11, 3.2)
+    here, there = _lengths(numbers["rows"]), _counted_lengths(numbers)
     for name, color in zip(_MODELS, ("tab:red", "tab:blue")):
-        milliseconds = [row["seconds"][name] * 1e3 for row in numbers["rows"]]
-        for ax, values in zip(axes, (milliseconds, [row["in_series"][name] for row in numbers["rows"]])):
-            ax.plot(lengths, values, ".-", color=color, label=name)
-    axes[0].set(yscale="log", xlabel="length T", ylabel="ms", title="a training step of as many tokens")
-    axes[1].set(yscale="log", xlabel="length T", title="matrix products in series")
-    for ax in axes:
+        axes[0].plot(here, [row["in_series"][name] for row in numbers["rows"]], ".-", color=color, label=name)
+        for (device, words), style in zip(DEVICES.items(), ("-", "--")):
+            inside = [counted(numbers, device, name, length)["inside"] / 1e6 for length in there]
+            axes[1].plot(there, inside, style, marker=".", color=color, label=f"{name}, {words}")
+        axes[2].plot(here, [row["seconds"][name] * 1e3 for row in numbers["rows"]], ".-", color=color, label=name)
+    titles = ["products that need the one before", "compiled for devices: a count", "timed on this machine"]
+    units = ["matrix products in series", "estimated cycles of a step, millions", "time of a step, ms"]
+    for ax, lengths, title, unit in zip(axes, (here, there, here), titles, units):
+        ax.set(yscale="log", xlabel="length T, symbols", ylabel=unit, title=title)
         tick_lengths(ax, lengths)
-    axes[0].legend(fontsize=8)
+        ax.legend(fontsize=7)
     return figure
+
+
+def _lengths(rows: list[dict]) -> list[int]:
+    """Return the lengths of some rows, each once, in ascending order."""
+    return sorted({row["length"] for row in rows})
+
+
+def _counted_lengths(numbers: Numbers) -> list[int]:
+    """Return the lengths at which the counts that decide were taken."""
+    return _lengths([row for row in numbers["counts"]["rows"] if row["tokens"] == TOKENS])
 
 
 def tables(numbers: Numbers) -> list[Table]:
@@ -250,7 +262,17 @@ def tables(numbers: Numbers) -> list[Table]:
     ]  # fmt: skip
     header = ["T", "batch", "LSTM, ms", "Transformer, ms", "in series, LSTM", "Transformer", "in loops, LSTM"]
     header += ["Transformer"]
-    return [Table("A step: median time, matrix products in series, share of multiplications in loops", header, rows)]
+    here = Table("A step: median time, matrix products in series, share of multiplications in loops", header, rows)
+    return [here, *(_table_of_counts(numbers, device, words) for device, words in DEVICES.items())]
+
+
+def _table_of_counts(numbers: Numbers, device: str, words: str) -> Table:
+    """Return the counts of all models on a device."""
+    names = ["length", "batch", "model", "operations", "inside", "cycles"]
+    rows = [[row[name] for name in names] for row in numbers["counts"]["rows"] if row["device"] == device]
+    versions = ", ".join(f"{name} {version}" for name, version in numbers["counts"]["versions"].items())
+    caption = f"A step compiled for a {words}, counted and not timed ({versions})"
+    return Table(caption, ["T", *names[1:3], "operations one after another", "cycles inside of them", "estimate"], rows)
 
 
 CLAIM = Claim(
