@@ -233,7 +233,7 @@ def draw(numbers: Numbers) -> Figure:
             axes[1].plot(there, inside, style, marker=".", color=color, label=f"{name}, {words}")
         axes[2].plot(here, [row["seconds"][name] * 1e3 for row in numbers["rows"]], ".-", color=color, label=name)
     titles = ["products that need the one before", "compiled for devices: a count", "timed on this machine"]
-    units = ["matrix products in series", "estimated cycles of a step, millions", "time of a step, ms"]
+    units = ["matrix products in series", "estimated cycles, millions", "time of a step, ms"]
     for ax, lengths, title, unit in zip(axes, (here, there, here), titles, units):
         ax.set(yscale="log", xlabel="length T, symbols", ylabel=unit, title=title)
         tick_lengths(ax, lengths)
@@ -295,7 +295,8 @@ CLAIM = Claim(
         "kernels, and the cycles that the compiler estimates for them, loops as often as they turn. Where the compiler "
         "adds cycles for starting each operation, they are taken off, as if that were free: so the number of "
         "operations does not decide about the cycles. These are counts of compiled programs, not times: no memory "
-        "waits, stalls or launches of kernels are in them.",
+        "waits, stalls or launches of kernels are in them. And they are of batches that do not fill the device; with "
+        "eight times as many tokens, which are counted too, the amount of work decides, and the LSTM has less of it.",
         "Seconds on this machine, in turns, the median of some rounds. Two cores cannot decide the claim, because they "
         "do not compute many positions at once; so the seconds are a check only where there is an accelerator.",
     ],

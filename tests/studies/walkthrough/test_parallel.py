@@ -88,10 +88,34 @@ def test_the_checks_follow_the_counts(numbers, device, model, name, what):
 def test_the_figure_and_the_tables_say_what_is_a_count(numbers):
     axes = parallel.draw(numbers).axes
     assert [ax.get_ylabel() for ax in axes] == [
-        "matrix products in series", "estimated cycles of a step, millions", "time of a step, ms"]  # fmt: skip
+        "matrix products in series", "estimated cycles, millions", "time of a step, ms"]  # fmt: skip
     assert "count" in axes[1].get_title() and all(ax.get_xlabel() == "length T, symbols" for ax in axes)
     _, *counts = parallel.tables(numbers)
     assert len(counts) == len(parallel.DEVICES)
     for table in counts:
         assert "counted and not timed" in table.caption and f"jax {COUNTS['versions']['jax']}" in table.caption
         assert "Transformer in blocks" in {row[2] for row in table.rows}
+
+
+def test_the_document_shows_the_counts():
+    text = (ROOT / "docs/walkthrough.md").read_text()
+
+    def cells(device, length, tokens):
+        lstm, transformer = (parallel.counted({"counts": COUNTS}, device, name, length, tokens)
+                             for name in ("LSTM", "Transformer"))  # fmt: skip
+        operations = f"{lstm['operations']:,} : {transformer['operations']:,}"
+        cycles = [each["inside"] / 1e6 for each in (lstm, transformer)]
+        return [operations, f"{cycles[0]:.2f} : {cycles[1]:.2f} = {cycles[0] / cycles[1]:.2f}"]
+
+    for length in (64, 128, 256, 512, 1_024, 2_048):
+        row = [cell for device in parallel.DEVICES for cell in cells(device, length, parallel.TOKENS)]
+        assert f"| {length:,} | {' | '.join(row)} |" in text
+    for length in (64, 512, 2_048):
+        row = [cells(device, length, 16_384)[1] for device in parallel.DEVICES]
+        assert f"| {length:,} | {' | '.join(row)} |" in text
+    blocks = [
+        parallel.counted({"counts": COUNTS}, device, "Transformer in blocks", 2_048) for device in parallel.DEVICES
+    ]
+    for row in blocks:
+        assert f"{row['operations']:,}" in text
+    assert f"({COUNTS['start']['v5e-1']:,.0f} on a v5e)" in text
