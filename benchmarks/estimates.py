@@ -27,16 +27,8 @@ __all__ = ["GPU", "Estimate", "estimate"]
 GPU = {"xla_gpu_collect_cost_model_stats": True}  # options of `Lowered.compile`
 
 # Operations that are names of values and compute nothing.
-_NOTHING = {
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "after-all",
-    "AllocateBuffer",
-    "ConcatBitcast",
-}
+_NOTHING = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
+_NOTHING |= {"AllocateBuffer", "ConcatBitcast"}  # custom calls of a TPU, by their target
 # Operations that cannot be left out of a sum.
 _SUBSTANTIAL = {"dot", "convolution", "custom-call", "sort", "reduce", "scatter", "gather", "rng-bit-generator"}
 _COMPUTATION = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .*\{$")
@@ -101,11 +93,13 @@ def estimate(text: str, start: float = 0.0) -> Estimate:
         has them, others, such as most matrix products of a TPU, have not.
 
     Raises:
-      ValueError: a loop whose number of iterations is unknown, a product or a call without an estimate, or a line that
-        is not understood.
+      ValueError: a loop whose number of iterations is unknown, a product or a call without an estimate, no estimate at
+        all, or a line that is not understood.
     """
     sums = _Program(text, start).sums()
-    known = [sums.pop(name, 0) for name in ("cycles", "inside", "operations")]
+    if not sums["operations"]:
+        raise ValueError("the compiler gives no estimate for any operation of the program")
+    known = [sums.pop(name) for name in ("cycles", "inside", "operations")]
     return Estimate(*known, dict(sorted(sums.items())))
 
 

@@ -156,6 +156,8 @@ def test_a_product_or_call_without_an_estimate_is_refused(call):
 
 
 def test_what_is_not_understood_is_refused():
+    with pytest.raises(ValueError, match="no estimate for any operation"):
+        estimates.estimate(TPU.replace("estimated_cycles", "other"))
     with pytest.raises(ValueError, match="has no ENTRY"):
         estimates.estimate("HloModule jit_call\n")
     with pytest.raises(ValueError, match="not an operation: 'something else'"):
