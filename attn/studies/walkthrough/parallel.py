@@ -1,6 +1,8 @@
 """Claim: a recurrent network takes one step after another; attention takes all of them at once."""
 
+import json
 import math
+import pathlib
 import time
 
 import jax
@@ -14,20 +16,53 @@ from attn.studies.report import Table, panels, tick_lengths
 from attn.studies.walkthrough.claims import Check, Claim, Numbers, Sizes
 from attn.tasks.generated import Generated
 from attn.training import meshes
+from attn.training.config import Config, to_mapping
 from attn.training.state import initial_state
 from attn.training.steps import build_step_programs
 
+COUNTS = pathlib.Path(__file__).with_name("parallel_counts.json")  # benchmarks/cycles.py writes it
+DEVICES = {"v5e-1": "TPU v5e", "h100-1": "H100"}  # that steps were compiled for, as benchmarks/devices.py names them
+TOKENS = 2_048  # per batch, of the counts that decide and of the times
 _MODELS = ("LSTM", "Transformer")
 
 
-def measure(sizes: Sizes, trainer: Trainer) -> Numbers:
-    """Time a training step of each model at each length, in turns, and count its matrix products in series."""
-    transformer = {"model": {"name": "transformer"}}
-    settings = {
+def models() -> dict[str, Settings]:
+    """Return the settings of both models, which have about as many parameters.
+
+    The Transformer's attention is the equation as it stands, all pairs at once: that is what the claim is about.
+    """
+    transformer = {"model": {"name": "transformer", "implementation": "reference"}}
+    return {
         "Transformer": transformer,
         "LSTM": match_width({"model": {"name": "lstm"}}, count_parameters(transformer)),
     }
-    numbers = {"parameters": {name: count_parameters(each) for name, each in settings.items()}, "rows": []}
+
+
+def described(settings: Settings) -> dict:
+    """Return the number of parameters of a model, and all of its settings, as in JSON."""
+    model = to_mapping(configured(settings))["model"]
+    return json.loads(json.dumps({"parameters": count_parameters(settings), **model}))
+
+
+def step_config(settings: Settings, length: int, batch: int) -> Config:
+    """Return the config of one training step on strings of one length."""
+    task = {"name": "reverse", "min_length": length, "max_length": length}
+    return configured({**settings, "task": task, "training": {"batch_size": batch, "steps_per_call": 1}})
+
+
+def measure(sizes: Sizes, trainer: Trainer) -> Numbers:
+    """Time a training step of each model at each length, in turns, and count its matrix products in series.
+
+    The estimates of the compilers are copied from the package.
+    """
+    settings = models()
+    numbers = {
+        "parameters": {name: count_parameters(each) for name, each in settings.items()},
+        "models": {name: described(each) for name, each in settings.items()},
+        "backend": jax.default_backend(),
+        "counts": json.loads(COUNTS.read_text()),
+        "rows": [],
+    }
     for length in sizes.lengths:
         trainer.say(f"timing length {length:,}")
         batch = max(1, sizes.tokens // length)
@@ -56,9 +91,7 @@ class Step:
     """
 
     def __init__(self, settings: Settings, length: int, batch: int):
-        task = {"name": "reverse", "min_length": length, "max_length": length}
-        training = {"batch_size": batch, "steps_per_call": 1}
-        config = configured({**settings, "task": task, "training": training})
+        config = step_config(settings, length, batch)
         mesh = meshes.data_mesh(batch)
         programs = build_step_programs(config, Generated(config.task), mesh)
         # A lambda, since jit needs a weak reference, which tuples do not have.
@@ -128,40 +161,94 @@ def _inside(equation: core.JaxprEqn) -> list[core.Jaxpr]:
     return [getattr(value, "jaxpr", value) for value in values if is_program(value)]
 
 
+def counted(numbers: Numbers, device: str, model: str, length: int, tokens: int = TOKENS) -> dict:
+    """Return what the compiler for a device said of a model's training step.
+
+    `operations` run one after another, `cycles` are its estimate, `inside` the cycles without those that it adds for
+    starting each operation, and `without` the number of operations that it gives no estimate for.
+    """
+    wanted = {"device": device, "model": model, "length": length, "tokens": tokens}
+    return next(row for row in numbers["counts"]["rows"] if wanted.items() <= row.items())
+
+
 def check(numbers: Numbers) -> list[Check]:
-    """Check that the LSTM's chain grows with the length, that the Transformer's does not, and the times here."""
+    """Check that the LSTM's chains grow with the length and that the Transformer's do not, and the cycles.
+
+    Times are a check only on an accelerator: two cores do not compute many positions at once.
+    """
     first, last = numbers["rows"][0], numbers["rows"][-1]
 
     def growth(name: str) -> float:
         """Return the growth of the chain from the first length to the last, over that of the length itself."""
         return last["in_series"][name] / first["in_series"][name] / (last["length"] / first["length"])
 
-    counts, seconds = numbers["parameters"].values(), last["seconds"]
-    return [
-        Check("parameters: fewer over more", min(counts) / max(counts), least=0.95, premise=True),
+    parameters, seconds, recorded = numbers["parameters"].values(), last["seconds"], numbers["counts"]["models"]
+    same = [recorded.get(name) == model for name, model in numbers["models"].items()]
+    checks = [
+        Check("parameters: fewer over more", min(parameters) / max(parameters), least=0.95, premise=True),
+        Check("models of the counts that are those measured here, share", sum(same) / len(same), least=1, premise=True),
         Check("products in series: growth over the growth of T, LSTM", growth("LSTM"), least=0.8),
         Check("products in series: growth over the growth of T, Transformer", growth("Transformer"), most=0.2),
         Check("multiplications of the LSTM that stand inside its loops, share",
               last["share_in_loops"]["LSTM"], least=0.3),
-        Check(f"time of a training step at T = {last['length']}, LSTM over Transformer, on this machine",
-              seconds["LSTM"] / seconds["Transformer"], least=1.5),
+    ]  # fmt: skip
+    for device, words in DEVICES.items():
+        checks += _checks_of_counts(numbers, device, words)
+    if numbers["backend"] != "cpu":
+        checks.append(
+            Check(f"time of a training step at T = {last['length']}, LSTM over Transformer, on this machine",
+                  seconds["LSTM"] / seconds["Transformer"], least=1.5)
+        )  # fmt: skip
+    return checks
+
+
+def _checks_of_counts(numbers: Numbers, device: str, words: str) -> list[Check]:
+    """Return the checks of what the compiler for a device said."""
+    (shortest, *_, longest), middle = _counted_lengths(numbers), 512
+
+    def growth(name: str) -> float:
+        """Return the growth of the number of operations over that of the length."""
+        few, many = (counted(numbers, device, name, length)["operations"] for length in (shortest, longest))
+        return many / few / (longest / shortest)
+
+    inside = {name: counted(numbers, device, name, middle)["inside"] for name in _MODELS}
+    return [
+        Check(f"{words}: operations one after another, T = {shortest} to {longest}: growth over that of T, LSTM",
+              growth("LSTM"), least=0.8),
+        Check(f"{words}: operations one after another: growth over that of T, Transformer",
+              growth("Transformer"), most=0.2),
+        Check(f"{words}: estimated cycles inside of a step's operations at T = {middle}, LSTM over Transformer",
+              inside["LSTM"] / inside["Transformer"], least=1.5),
     ]  # fmt: skip
 
 
 def draw(numbers: Numbers) -> Figure:
-    """Time and products in series against the length."""
-    figure, axes = panels(2, 8, 3.2)
-    lengths = [row["length"] for row in numbers["rows"]]
+    """Products in series, estimated cycles of a step on two devices, and its time here, against the length."""
+    figure, axes = panels(3, 11, 3.2)
+    here, there = _lengths(numbers["rows"]), _counted_lengths(numbers)
     for name, color in zip(_MODELS, ("tab:red", "tab:blue")):
-        milliseconds = [row["seconds"][name] * 1e3 for row in numbers["rows"]]
-        for ax, values in zip(axes, (milliseconds, [row["in_series"][name] for row in numbers["rows"]])):
-            ax.plot(lengths, values, ".-", color=color, label=name)
-    axes[0].set(yscale="log", xlabel="length T", ylabel="ms", title="a training step of as many tokens")
-    axes[1].set(yscale="log", xlabel="length T", title="matrix products in series")
-    for ax in axes:
+        axes[0].plot(here, [row["in_series"][name] for row in numbers["rows"]], ".-", color=color, label=name)
+        for (device, words), style in zip(DEVICES.items(), ("-", "--")):
+            inside = [counted(numbers, device, name, length)["inside"] / 1e6 for length in there]
+            axes[1].plot(there, inside, style, marker=".", color=color, label=f"{name}, {words}")
+        axes[2].plot(here, [row["seconds"][name] * 1e3 for row in numbers["rows"]], ".-", color=color, label=name)
+    titles = ["products that need the one before", "compiled for devices: a count", "timed on this machine"]
+    units = ["matrix products in series", "estimated cycles, millions", "time of a step, ms"]
+    for ax, lengths, title, unit in zip(axes, (here, there, here), titles, units):
+        ax.set(yscale="log", xlabel="length T, symbols", ylabel=unit, title=title)
         tick_lengths(ax, lengths)
-    axes[0].legend(fontsize=8)
+        ax.legend(fontsize=7)
     return figure
+
+
+def _lengths(rows: list[dict]) -> list[int]:
+    """Return the lengths of some rows, each once, in ascending order."""
+    return sorted({row["length"] for row in rows})
+
+
+def _counted_lengths(numbers: Numbers) -> list[int]:
+    """Return the lengths at which the counts that decide were taken."""
+    return _lengths([row for row in numbers["counts"]["rows"] if row["tokens"] == TOKENS])
 
 
 def tables(numbers: Numbers) -> list[Table]:
@@ -175,7 +262,17 @@ def tables(numbers: Numbers) -> list[Table]:
     ]  # fmt: skip
     header = ["T", "batch", "LSTM, ms", "Transformer, ms", "in series, LSTM", "Transformer", "in loops, LSTM"]
     header += ["Transformer"]
-    return [Table("A step: median time, matrix products in series, share of multiplications in loops", header, rows)]
+    here = Table("A step: median time, matrix products in series, share of multiplications in loops", header, rows)
+    return [here, *(_table_of_counts(numbers, device, words) for device, words in DEVICES.items())]
+
+
+def _table_of_counts(numbers: Numbers, device: str, words: str) -> Table:
+    """Return the counts of all models on a device."""
+    names = ["length", "batch", "model", "operations", "inside", "cycles"]
+    rows = [[row[name] for name in names] for row in numbers["counts"]["rows"] if row["device"] == device]
+    versions = ", ".join(f"{name} {version}" for name, version in numbers["counts"]["versions"].items())
+    caption = f"A step compiled for a {words}, counted and not timed ({versions})"
+    return Table(caption, ["T", *names[1:3], "operations one after another", "cycles inside of them", "estimate"], rows)
 
 
 CLAIM = Claim(
@@ -188,13 +285,21 @@ CLAIM = Claim(
     equation=r"\mathrm{sequential\ operations}:\quad O(T)\ \mathrm{recurrent},\quad O(1)\ \mathrm{attention}",
     method=[
         "A training step of an LSTM and of a Transformer with as many parameters, on batches of as many tokens, "
-        "against the length T of source and target; in turns, the median of some rounds, on the machine at hand.",
-        "How much is sequential: the longest chain of matrix products in the step's program of which each needs the "
-        "one before, and the share of all multiplications that stand inside loops of more than one turn. Attention's "
-        "own products grow with T squared, so that on a machine with few cores long sequences may cost it more than it "
-        "saves. All lengths are below 600: from there on attn's attention goes block by block, in a loop, which saves "
-        "memory and is a choice, not a need.",
+        "against the length T of source and target. How much is sequential: the longest chain of matrix products in "
+        "the step's program of which each needs the one before, and the share of all multiplications that stand inside "
+        "loops of more than one turn. The claim is about these, and not about the amount of work: attention's products "
+        "grow with T squared. Attention is the equation as it stands: where T is long, attn goes block by block, in a "
+        "loop, which saves memory and is a choice, not a need.",
+        "What it means on devices that do much at once: the same steps compiled for a TPU v5e and an H100, which need "
+        "not be there (benchmarks/cycles.py). Counted are the operations that run one after another, on a GPU its "
+        "kernels, and the cycles that the compiler estimates for them, loops as often as they turn. Where the compiler "
+        "adds cycles for starting each operation, they are taken off, as if that were free: so the number of "
+        "operations does not decide about the cycles. These are counts of compiled programs, not times: no memory "
+        "waits, stalls or launches of kernels are in them. And they are of batches that do not fill the device; with "
+        "eight times as many tokens, which are counted too, the amount of work decides, and the LSTM has less of it.",
+        "Seconds on this machine, in turns, the median of some rounds. Two cores cannot decide the claim, because they "
+        "do not compute many positions at once; so the seconds are a check only where there is an accelerator.",
     ],
-    full=Sizes(lengths=(16, 32, 64, 128, 256, 512), tokens=2_048, rounds=9),
+    full=Sizes(lengths=(16, 32, 64, 128, 256, 512), tokens=TOKENS, rounds=9),
     quick=Sizes(lengths=(16, 64, 256), tokens=1_024, rounds=5),
 )  # fmt: skip
