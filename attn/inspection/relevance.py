@@ -70,4 +70,4 @@ def gradient_weighted(
 
 
 def _half(weights: Float[Array | np.ndarray, "N T S"]) -> Float[Array, "T S"]:
-    return weights.mean(axis=0) / 2
+    return jnp.mean(weights, axis=0) / 2
