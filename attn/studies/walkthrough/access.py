@@ -122,7 +122,7 @@ def draw(numbers: Numbers) -> Figure:
         ax.set(title=f"{name.replace('_', ' ')}, lengths {shortest} to {longest}", ylim=(0, 1.05))
         ax.tick_params("x", labelsize=8)
     axes[1].axhline(1 / numbers["symbols"], color="0.4", linestyle=":", linewidth=0.8)  # guessing one symbol
-    axes[1].text(3.4, 1 / numbers["symbols"] + 0.02, "one symbol guessed", ha="right", fontsize=8)
+    axes[1].text(1.5, 0.15, "dotted: one symbol guessed", ha="center", fontsize=8)
     shown = equal_weights(numbers)
     short.plot([row[0] for row in shown], [row[1] for row in shown], "k-", label="symbols known, order by luck")
     for number in range(len(numbers["seeds"])):

@@ -116,11 +116,9 @@ def draw(numbers: Numbers) -> Figure:
     figure, (named, hidden, near) = panels(3, 12.5, 4)
     for number, run in enumerate(numbers["runs"]):
         aside = 0.07 * (number - (len(numbers["runs"]) - 1) / 2)  # so that equal runs can all be seen
-        style = {
-            "markersize": 5,
-            **_looks(run),
-            "label": _looks(run)["label"] if run["seed"] == numbers["runs"][0]["seed"] else None,
-        }
+        style = {"markersize": 5, **_looks(run)}
+        if run["seed"] != numbers["runs"][0]["seed"]:
+            style["label"] = None  # one entry in the legend per kind of run
         for ax, values in (
             (named, [run[f"{name}_is_true_source"] for name in _MAPS]),
             (hidden, [run[f"changed_without_{name}"] for name in (*_MAPS, "random")]),
@@ -131,7 +129,7 @@ def draw(numbers: Numbers) -> Figure:
     near.plot(*effect.T, "--", color="0.4", label="answers that change\nif it is hidden, mean")
     limit = 1 - 1 / numbers["symbols"]
     hidden.axhline(limit, color="0.4", linestyle=":", linewidth=1)
-    hidden.text(3.45, limit + 0.02, "true source hidden, answer guessed", ha="right", fontsize=8)
+    hidden.text(2.75, limit - 0.2, "dotted: true source\nhidden, answer guessed", ha="center", fontsize=8)
     for ax, words in ((named, [*_MAPS.values()]), (hidden, [*_MAPS.values(), "a random\nposition"])):
         ax.set_xticks(range(len(words)), words)
         ax.axhline(0.9, color="tab:red", linewidth=0.8)
