@@ -129,7 +129,7 @@ def draw(numbers: Numbers) -> Figure:
     near.plot(*effect.T, "--", color="0.4", label="answers that change\nif it is hidden, mean")
     limit = 1 - 1 / numbers["symbols"]
     hidden.axhline(limit, color="0.4", linestyle=":", linewidth=1)
-    hidden.text(2.75, limit - 0.2, "dotted: true source\nhidden, answer guessed", ha="center", fontsize=8)
+    hidden.text(2.65, limit - 0.2, "dotted: true source\nhidden, then a guess", ha="center", fontsize=8)
     for ax, words in ((named, [*_MAPS.values()]), (hidden, [*_MAPS.values(), "a random\nposition"])):
         ax.set_xticks(range(len(words)), words)
         ax.axhline(0.9, color="tab:red", linewidth=0.8)
