@@ -29,7 +29,7 @@ from attn.inspection.checks import (
     checked_weights,
     chosen_rows,
 )
-from attn.inspection.edits import Ablate, AblateSome, Add, EditWeights, Head, Put, Replace, by_kind, one_hot_masks
+from attn.inspection.edits import Ablate, AblateSome, EditWeights, Head, Put, Replace, by_kind, one_hot_masks
 from attn.inspection.passes import Inspectable, Loss, Pass, check_loss, kinds_of, loss_of
 from attn.nn.taps import Edit, Site, Tap, tapped
 from attn.tasks.examples import Questions
@@ -142,23 +142,12 @@ def weight_gradients(
     kinds = kinds_of(model)
     each = model.full_pass(given, answer)
     check_loss(loss, each)
-    slopes = _slopes(model.graphdef, model.params, each, loss=loss)
+    slopes = passes.weight_slopes(model.graphdef, model.params, each, loss=loss)
     gradients = {}
     for kind, (num_layers, _) in kinds.sizes.items():
         stacked = np.stack([np.asarray(slopes[Site("weights", kind, layer)]) for layer in range(num_layers)])
         gradients[kind] = stacked[:, :, -len(each.labels) :] if kind in kinds.after_source else stacked
     return gradients
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef", "loss"))
-def _slopes(graphdef: nnx.GraphDef, params: nnx.State, each: Pass, *, loss: Loss | None) -> dict[Site, Array]:
-    _, values = jax.eval_shape(lambda: passes.kept(graphdef, params, each, _is_weights))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), values)
-
-    def of(shifts):
-        return loss_of(loss, each.labels, passes.run_with(graphdef, params, each, Add(shifts)))
-
-    return jax.grad(of)(zeros)
 
 
 def patch(
@@ -339,10 +328,6 @@ def _confirmed_by_mask(graphdef, params, masks, sources, targets, *, vocabulary,
 
 def _with_tap(model: M, tap: Tap) -> M:
     return model.with_graphdef(tapped(model.graphdef, model.params, tap))
-
-
-def _is_weights(site: Site) -> bool:
-    return site.value == "weights"
 
 
 def _two_passes(model: Inspectable, source, target, answer) -> tuple[Pass, Pass]:

@@ -1,6 +1,7 @@
 """One pass of a model over an input: what interventions need to know of runs and of pretrained models alike."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from attn.inspection.edits import Keep, sizes_of
+from attn.inspection.edits import Add, Keep, sizes_of
 from attn.nn.taps import Site, Tap, stacks, tapped
 
 Loss = Callable[[Float[Array, "T V"]], Float[Array, ""]]
@@ -118,6 +119,20 @@ def loss_of(loss: Loss | None, labels: Int[Array, "T"] | None, logits: Float[Arr
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(f"loss: returned {value.dtype}{[*value.shape]}, must be one real number of logits [T V]")
     return value
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "loss"))
+def weight_slopes(
+    graphdef: nnx.GraphDef, params: nnx.State, each: Pass, *, loss: Loss | None
+) -> dict[Site, Float[Array, "N T S"]]:
+    """Compute d loss / d p of the attention weights p of each layer: see `attn.interventions.weight_gradients`."""
+    _, values = jax.eval_shape(lambda: kept(graphdef, params, each, lambda site: site.value == "weights"))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), values)
+
+    def of(shifts):
+        return loss_of(loss, each.labels, run_with(graphdef, params, each, Add(shifts)))
+
+    return jax.grad(of)(zeros)
 
 
 def check_loss(loss, each: Pass, name: str = "loss"):

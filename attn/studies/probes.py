@@ -12,10 +12,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
 
 from attn.functional import masks
+from attn.inspection.capture import answer_logits
 from attn.inspection.influence import influence
+from attn.inspection.passes import Pass, weight_slopes
+from attn.inspection.relevance import gradient_weighted, rollout_to_source
 from attn.mechanisms.rows import Example, rows
 from attn.nn.departures import Sides
 from attn.nn.model import PAD, Cache
+from attn.nn.taps import Site
 from attn.runs import Run
 from attn.studies.jobs import Settings, configured, name_of
 from attn.tasks.examples import Questions, decoder_input
@@ -170,6 +174,39 @@ def answers_without(
     logits, _, weights = model.extend(read, cache, return_weights=True)
     hidden = jax.vmap(lambda j: model.extend(read, hide(cache, j))[0].argmax(-1))(jnp.arange(len(source)))
     return weights["cross"], logits.argmax(-1), hidden
+
+
+def source_maps(model: nnx.Module, source, read) -> dict[str, Float[Array, "T S"]]:
+    """Return the maps that say from which source token each answer comes, by name.
+
+    "argmax" and "largest" are the mean and the largest of the last layer's heads of cross-attention, "rollout" follows
+    all layers. "gradients" weighs the last layer by d y_t / d p[t, s], where y_t is the largest logit of step t. In the
+    last layer a weight p[t, s] changes step t alone, so that one pass for the sum over t gives all of these.
+    """
+    weights = model(source, read, return_weights=True)[1]
+    last = len(weights["cross"]) - 1
+    each = Pass(answer_logits, dict(source=source, read=read, answer_length=None), None)
+    slopes = weight_slopes(*nnx.split(model, nnx.Param), each, loss=_sum_of_largest)[Site("weights", "cross", last)]
+    cross = weights["cross"][last]
+    return {
+        "argmax": cross.mean(0),
+        "largest": cross.max(0),
+        "rollout": rollout_to_source(weights["encoder"], weights["decoder"], weights["cross"]),
+        "gradients": gradient_weighted(cross, slopes),
+    }
+
+
+def _sum_of_largest(logits: Float[Array, "T V"]) -> Float[Array, ""]:
+    return logits.max(-1).sum()
+
+
+def answers_after_another(model: nnx.Module, source, read) -> Int[Array, "T"]:
+    """Return the answer at each step if the symbol read at that step is replaced: 1 by 2, any other by the one below.
+
+    One symbol is replaced at a time. The begin token, at step 0, is not a symbol.
+    """
+    other = jnp.where(read == 1, 2, read - 1)
+    return jax.vmap(lambda t: model(source, read.at[t].set(other[t]))[t].argmax(-1))(jnp.arange(len(read)))
 
 
 def hide(cache: Cache, j: int | Int[Array, ""]) -> Cache:
