@@ -64,7 +64,7 @@ def write(measured: Mapping[str, Measurement]) -> str:
         "have all numbers. The page loads nothing. To measure a claim again, delete its JSON file and run its command."
         '</p><p class="top"><a href="#top">To the top</a></p></footer>\n</div>'
     )
-    return html_page(_TITLE, f"{_LEAD} {len(names)} claims, with their numbers, thresholds and figures.", body)
+    return html_page(_TITLE, f"{_LEAD} Claims measured: {len(names)}, with numbers, thresholds and figures.", body)
 
 
 def _contents(checks: Mapping[str, Sequence[Check]]) -> str:
@@ -83,7 +83,8 @@ def _contents(checks: Mapping[str, Sequence[Check]]) -> str:
 def _header(measured: Mapping[str, Measurement], checks: Mapping[str, Sequence[Check]]) -> str:
     counts = collections.Counter(map(verdict, checks.values()))
     counted = " ".join(f"<span>{_badge(words)} {counts[words]}</span>" for words in _STYLES if counts[words])
-    counted = f'<p class="counts"><span>{len(checks)} claims:</span> {counted}</p>{_summary(checks)}' if checks else ""
+    total = f"{len(checks)} claim{'s' * (len(checks) > 1)}"
+    counted = f'<p class="counts"><span>{total}:</span> {counted}</p>{_summary(checks)}' if checks else ""
     missing = [f"{CLAIMS[name].title} ({name})" for name in CLAIMS if name not in measured]
     more = f'<p class="muted">Not measured yet: {escape(", ".join(missing))}.</p>' if missing else ""
     note = _QUICK if any(each.quick for each in measured.values()) else ""

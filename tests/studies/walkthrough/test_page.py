@@ -58,7 +58,7 @@ def test_the_head_names_language_width_and_content(elements, names):
     metas = {attributes.get("name"): attributes.get("content") for tag, attributes in elements if tag == "meta"}
     assert root["lang"] == "en"
     assert metas["viewport"] == "width=device-width, initial-scale=1"
-    assert f"{len(names)} claims" in metas["description"]
+    assert f"Claims measured: {len(names)}," in metas["description"]
 
 
 def test_headings_are_in_order_and_landmarks_are_there_once(elements):
