@@ -3,7 +3,7 @@
 Importing this registers two sources of data, for `config.data.source`:
 
 - "one_length": every length of the task is equally likely, as in Deletang et al. 2023, section 4;
-- "short_strings": as many batches of lengths n to 2n as of 2n to 4n, so that models see many short strings.
+- "short_strings": shorter lengths are more likely, so that models see many short strings and still some long ones.
 """
 
 import dataclasses
@@ -57,13 +57,13 @@ class OneLength(Generated):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ShortStrings(OneLength):
-    """The data of a task, drawn in batches of one length n with a probability of about 1/n."""
+    """The data of a task, drawn in batches of one length n with a probability of about 1/sqrt(n)."""
 
     def draw_length(self, key: Array) -> Int[Array, ""]:
-        """Draw the length of a batch: log n is uniform, and n is rounded down."""
-        low, high = self.task.min_length, self.task.max_length + 1
-        length = low * (high / low) ** jax.random.uniform(key)
-        return jnp.clip(length.astype(jnp.int32), low, high - 1)  # rounding may reach `high`
+        """Draw the length of a batch: sqrt(n) is uniform, and n is rounded down."""
+        low, high = self.task.min_length**0.5, (self.task.max_length + 1) ** 0.5
+        length = jax.random.uniform(key, minval=low, maxval=high) ** 2
+        return jnp.clip(length.astype(jnp.int32), self.task.min_length, self.task.max_length)  # rounding may leave it
 
 
 tasks.SOURCES["one_length"] = OneLength

@@ -156,7 +156,7 @@ def check(numbers: Numbers) -> list[Check]:
         Check("the same over the bits that a probe reads from the state, LSTM and GRU, all widths: largest over "
               "smallest", max(per_bit) / min(per_bit), most=1.5),
         Check(f"bits of the source that the decoder reads at length {probed[-1]}, as a share, LSTM and GRU, most",
-              max(run["answered_bits"][-1] / source for run in _runs(models, *_STATE_ALONE)), most=0.8),
+              max(run["answered_bits"][-1] / source for run in _runs(models, *_STATE_ALONE)), most=0.9),
         Check("the same, LSTM with attention and Transformer, least",
               min(run["answered_bits"][-1] / source for run in _runs(models, *_ATTENTION)), least=0.95),
         Check(f"bits that a probe reads from the state at length {probed[-1]} over those at {probed[-2]}, LSTM and "
@@ -273,9 +273,10 @@ CLAIM = Claim(
         "An LSTM and a GRU, whose decoder starts from the encoder's last state and sees nothing else, an LSTM with "
         "multiplicative attention (Luong et al. 2015), and a Transformer learn to reverse strings of four different "
         "symbols, 2 bits each, with the same examples, optimizer and steps. Each width of the LSTM is compared with "
-        "others of as many parameters. Every batch has one length n, drawn with a probability of about 1/n, so that "
+        "others of as many parameters. Every batch has one length n, drawn with a probability of about 1/√n, so that "
         "short strings are learned first and well: only then is it the state that long strings do not fit into. "
-        "The models are evaluated on held-out strings of each length.",
+        "They are trained on lengths a little beyond the evaluated ones, since the very longest are learned last, and "
+        "evaluated on held-out strings of each length.",
         "What the state holds: the bits that the decoder reads from it (the length times 2, plus log2 of its "
         "probabilities of the correct symbols), and the bits that a linear probe reads, a logistic regression per "
         "position, fitted to one part of the held-out strings and measured on another. Both are lower bounds.",
@@ -284,7 +285,7 @@ CLAIM = Claim(
         "of a reversed string is the first of the source, so what it needs is the farthest.",
     ],
     full=Sizes(lengths=(4, 5, 6, 7, 8, 12, 16, 20, 24, 28, 32, 36, 40), trained_to=48, probed=(10, 20, 40),
-               widths=(32, 64, 128), steps=4_000, seeds=(0, 1, 2), each=200, fitted=2_000),
+               widths=(32, 64, 128), steps=3_000, seeds=(0, 1, 2), each=200, fitted=2_000),
     quick=Sizes(lengths=(4, 5, 6, 7, 8, 12, 16, 20, 24), trained_to=28, probed=(6, 12, 24), widths=(32, 64),
                 steps=1_000, seeds=(0,), each=50, fitted=1_000),
 )  # fmt: skip
