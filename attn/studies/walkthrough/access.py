@@ -11,7 +11,7 @@ from attn.functional import attention
 from attn.runs import Run
 from attn.studies.jobs import Trainer, configured, settings_of
 from attn.studies.probes import held_out, restored, without
-from attn.studies.report import Table, panels
+from attn.studies.report import BLUE, PURPLE, VERMILION, Table, panels
 from attn.studies.walkthrough.claims import Check, Claim, Numbers, Sizes
 
 _CONDITIONS = ("as trained", "removed", "averaged", "put back")
@@ -116,7 +116,7 @@ def draw(numbers: Numbers) -> Figure:
     shortest, longest = numbers["lengths"]
     for ax, name in zip(axes, ("exact_match", "token_accuracy")):
         values = np.array([[seed[condition][name] for condition in _CONDITIONS] for seed in numbers["seeds"]])
-        ax.bar(_CONDITIONS, values.mean(0), color=["tab:blue", "tab:red", "tab:orange", "tab:blue"])
+        ax.bar(_CONDITIONS, values.mean(0), color=[BLUE, VERMILION, PURPLE, BLUE])
         for row in values:
             ax.plot(_CONDITIONS, row, "k.", markersize=4)
         ax.set(title=f"{name.replace('_', ' ')}, lengths {shortest} to {longest}", ylim=(0, 1.05))
@@ -127,7 +127,7 @@ def draw(numbers: Numbers) -> Figure:
     short.plot([row[0] for row in shown], [row[1] for row in shown], "k-", label="symbols known, order by luck")
     for number in range(len(numbers["seeds"])):
         label = "all weights equal, each seed" if number == 0 else None
-        short.plot([row[0] for row in shown], [row[2 + number] for row in shown], "o", color="tab:orange", label=label)
+        short.plot([row[0] for row in shown], [row[2 + number] for row in shown], "o", color=PURPLE, label=label)
     short.axvspan(_SHORTEST_SHOWN - 0.5, shortest - 0.5, color="0.92", label="too short to count")
     short.set(title="all weights equal, short strings", xlabel="length", ylabel="exact match")
     short.set_xlim(_SHORTEST_SHOWN - 0.5, shown[-1][0] + 0.5)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from attn.studies.jobs import Settings, Trainer, configured
 from attn.studies.probes import count_parameters, match_width
-from attn.studies.report import Table, panels, tick_lengths
+from attn.studies.report import BLUE, VERMILION, Table, panels, tick_lengths
 from attn.studies.walkthrough.claims import Check, Claim, Numbers, Sizes
 from attn.tasks.generated import Generated
 from attn.training import meshes
@@ -223,21 +223,28 @@ def _checks_of_counts(numbers: Numbers, device: str, words: str) -> list[Check]:
 
 
 def draw(numbers: Numbers) -> Figure:
-    """Products in series, estimated cycles of a step on two devices, and its time here, against the length."""
-    figure, axes = panels(3, 11, 3.2)
+    """What runs in series here and on two devices, the cycles that compilers estimate, and the time of a step here."""
+    figure, axes = panels(2, 9, 6, rows=2)
     here, there = _lengths(numbers["rows"]), _counted_lengths(numbers)
-    for name, color in zip(_MODELS, ("tab:red", "tab:blue")):
-        axes[0].plot(here, [row["in_series"][name] for row in numbers["rows"]], ".-", color=color, label=name)
+    for name, color in zip(_MODELS, (VERMILION, BLUE)):
+        for ax, values in (
+            (axes[0], [row["in_series"][name] for row in numbers["rows"]]),
+            (axes[3], [row["seconds"][name] * 1e3 for row in numbers["rows"]]),
+        ):
+            ax.plot(here, values, ".-", color=color, label=name)
         for (device, words), style in zip(DEVICES.items(), ("-", "--")):
-            inside = [counted(numbers, device, name, length)["inside"] / 1e6 for length in there]
-            axes[1].plot(there, inside, style, marker=".", color=color, label=f"{name}, {words}")
-        axes[2].plot(here, [row["seconds"][name] * 1e3 for row in numbers["rows"]], ".-", color=color, label=name)
-    titles = ["products that need the one before", "compiled for devices: a count", "timed on this machine"]
-    units = ["matrix products in series", "estimated cycles, millions", "time of a step, ms"]
-    for ax, lengths, title, unit in zip(axes, (here, there, here), titles, units):
+            rows = [counted(numbers, device, name, length) for length in there]
+            for ax, values in (
+                (axes[1], [row["operations"] for row in rows]),
+                (axes[2], [row["inside"] / 1e6 for row in rows]),
+            ):
+                ax.plot(there, values, style, marker=".", color=color, label=f"{name}, {words}")
+    titles = ["products that need the one before", "compiled: one after another", "compiled: estimated", "timed here"]
+    units = ["matrix products in series", "operations", "cycles, millions", "time of a step, ms"]
+    for ax, lengths, title, unit in zip(axes, (here, there, there, here), titles, units):
         ax.set(yscale="log", xlabel="length T, symbols", ylabel=unit, title=title)
         tick_lengths(ax, lengths)
-        ax.legend(fontsize=7)
+        ax.legend()
     return figure
 
 

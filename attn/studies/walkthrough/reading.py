@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from attn.runs import Run
 from attn.studies.jobs import Settings, Trainer, settings_of
 from attn.studies.probes import answers_after_another, answers_without, held_out, source_maps, teacher_forced
-from attn.studies.report import Table, panels
+from attn.studies.report import BLUE, GREEN, VERMILION, Table, panels
 from attn.studies.walkthrough.claims import Check, Claim, Numbers, Sizes
 
 _MAPS = {"argmax": "mean head", "rollout": "rollout", "gradients": "gradient-\nweighted"}  # names of them in the figure
@@ -132,9 +132,9 @@ def draw(numbers: Numbers) -> Figure:
     hidden.text(2.65, limit - 0.2, "dotted: true source\nhidden, then a guess", ha="center", fontsize=8)
     for ax, words in ((named, [*_MAPS.values()]), (hidden, [*_MAPS.values(), "a random\nposition"])):
         ax.set_xticks(range(len(words)), words)
-        ax.axhline(0.9, color="tab:red", linewidth=0.8)
+        ax.axhline(0.9, color="0.2", linewidth=0.8)
         ax.set(ylim=(-0.03, 1.07), xlim=(-0.5, len(words) - 0.5))
-    named.set(title="Is the named symbol the true source?", ylabel="share of symbols (red line: threshold)")
+    named.set(title="Is the named symbol the true source?", ylabel="share of symbols (line: threshold)")
     hidden.set(title="Does hiding it change the answer?", ylabel="share of answers that change")
     near.set(title="What lies beside the true source", xlabel="source position − true source", ylim=(-0.03, 1.07))
     near.set_ylabel("weight of the mean head")
@@ -145,8 +145,8 @@ def draw(numbers: Numbers) -> Figure:
 def _looks(run: dict) -> dict[str, str]:
     """Return color, marker and label of a run."""
     if run["replaced"]:
-        return {"color": "tab:green", "marker": "^", "label": "reverse, trained with\nreplaced symbols"}
-    color, marker = {"reverse": ("tab:blue", "o"), "copy": ("tab:orange", "s")}[run["task"]]
+        return {"color": VERMILION, "marker": "^", "label": "reverse, trained with\nreplaced symbols"}
+    color, marker = {"reverse": (BLUE, "o"), "copy": (GREEN, "s")}[run["task"]]
     return {"color": color, "marker": marker, "label": run["task"]}
 
 
