@@ -93,7 +93,7 @@ plt.show()
 # %% [markdown]
 # After training, the gradient of the LSTM without attention need not be small, but its answers are still wrong: a
 # gradient that arrives is necessary, and not sufficient. Over twelve symbols it fades little; the walkthrough measures
-# it over 128.
+# it over 40.
 
 # %% [markdown]
 # ## Attention maps and influence
@@ -113,5 +113,6 @@ Image(str(runs["LSTM with attention"].inspect(text, trainer.folder / "attention.
 
 # %% [markdown]
 # The anti-diagonal appears in a recurrent model too: attention finds the alignment, not the Transformer around it.
-# `attn walkthrough --only bottleneck` measures this up to length 128 and over several seeds. To train such models as
-# runs: `python train.py --config=configs/lstm.py`, `gru.py`, `lstm_attention.py`. Next: `05_invent_a_variant`.
+# `attn walkthrough --only bottleneck` measures this for several widths and seeds, with the bits that the states hold. To
+# train such models as runs: `python train.py --config=configs/lstm.py`, `gru.py`, `lstm_attention.py`. Next:
+# `05_invent_a_variant`.
