@@ -32,6 +32,7 @@ _STYLES = {
 # Sizes in words; others are shown as their name and value.
 _SIZES = {
     "each": "{} strings per length",
+    "fitted": "probes fitted to {} strings",
     "keys": "{} keys",
     "layers": "{} layers",
     "length": "attention measured on {} symbols",
@@ -40,8 +41,10 @@ _SIZES = {
     "num_heads": "{} heads",
     "num_layers": "{} layers",
     "pairs": "{} pairs of a query and a key",
+    "probed": "bits read at lengths {}",
     "queries": "{} queries",
     "reactions": "{} reactions",
+    "replaced_tokens": "share of replaced symbols {}",
     "rounds": "{} rounds",
     "steps": "{} training steps",
     "strings": "{} strings",
