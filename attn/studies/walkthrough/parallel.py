@@ -239,8 +239,8 @@ def draw(numbers: Numbers) -> Figure:
                 (axes[2], [row["inside"] / 1e6 for row in rows]),
             ):
                 ax.plot(there, values, style, marker=".", color=color, label=f"{name}, {words}")
-    titles = ["products that need the one before", "compiled: one after another", "compiled: estimated", "timed here"]
-    units = ["matrix products in series", "operations", "cycles, millions", "time of a step, ms"]
+    titles = ["products that need the one before", "compiled: a count", "compiled: a count of estimates", "timed here"]
+    units = ["matrix products in series", "operations in series", "estimated cycles, millions", "time of a step, ms"]
     for ax, lengths, title, unit in zip(axes, (here, there, there, here), titles, units):
         ax.set(yscale="log", xlabel="length T, symbols", ylabel=unit, title=title)
         tick_lengths(ax, lengths)

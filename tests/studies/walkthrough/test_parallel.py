@@ -88,8 +88,10 @@ def test_the_checks_follow_the_counts(numbers, device, model, name, what):
 def test_the_figure_and_the_tables_say_what_is_a_count(numbers):
     axes = parallel.draw(numbers).axes
     assert [ax.get_ylabel() for ax in axes] == [
-        "matrix products in series", "estimated cycles, millions", "time of a step, ms"]  # fmt: skip
-    assert "count" in axes[1].get_title() and all(ax.get_xlabel() == "length T, symbols" for ax in axes)
+        "matrix products in series", "operations in series", "estimated cycles, millions", "time of a step, ms",
+    ]  # fmt: skip
+    assert all("count" in ax.get_title("left") + ax.get_title() for ax in axes[1:3])
+    assert all(ax.get_xlabel() == "length T, symbols" for ax in axes)
     _, *counts = parallel.tables(numbers)
     assert len(counts) == len(parallel.DEVICES)
     for table in counts:
