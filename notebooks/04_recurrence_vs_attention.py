@@ -113,6 +113,6 @@ Image(str(runs["LSTM with attention"].inspect(text, trainer.folder / "attention.
 
 # %% [markdown]
 # The anti-diagonal appears in a recurrent model too: attention finds the alignment, not the Transformer around it.
-# `attn walkthrough --only bottleneck` measures this for several widths and seeds, with the bits that the states hold. To
-# train such models as runs: `python train.py --config=configs/lstm.py`, `gru.py`, `lstm_attention.py`. Next:
+# `attn walkthrough --only bottleneck` measures this for several widths and seeds, and the bits that the states hold.
+# To train such models as runs: `python train.py --config=configs/lstm.py`, `gru.py`, `lstm_attention.py`. Next:
 # `05_invent_a_variant`.
