@@ -67,7 +67,7 @@ def _measure_model(sizes: Sizes, trainer: Trainer, model: dict) -> dict:
                 "exact_match": exact,
                 "half_length": half_length(sizes.lengths, exact),
                 **_bits(run, sizes),
-                "gradient_before": gradient_by_distance(probes.untrained(settings), max(sizes.lengths)),
+                "gradient_before": gradient_by_distance(probes.untrained(settings), sizes.distance),
                 "gradient_after": gradient_by_distance(run, max(sizes.lengths)),
             }
         )
@@ -281,11 +281,12 @@ CLAIM = Claim(
         "probabilities of the correct symbols), and the bits that a linear probe reads, a logistic regression per "
         "position, fitted to one part of the held-out strings and measured on another. Both are lower bounds.",
         "The gradient: the Jacobian of the last symbol's logits with respect to the embedding of each source symbol, "
-        "its Frobenius norm against the distance k from the last one, before and after training. The last symbol "
-        "of a reversed string is the first of the source, so what it needs is the farthest.",
+        "its Frobenius norm against the distance k from the last one: before training over a greater distance, after it "
+        "over the greatest evaluated length. The last symbol of a reversed string is the first of the source, so what "
+        "it needs is the farthest.",
     ],
-    full=Sizes(lengths=(4, 5, 6, 7, 8, 12, 16, 20, 24, 28, 32, 36, 40), trained_to=48, probed=(10, 20, 40),
+    full=Sizes(lengths=(4, 5, 6, 7, 8, 12, 16, 20, 24, 28, 32, 36, 40), trained_to=48, distance=128, probed=(10, 20, 40),
                widths=(32, 64, 128), steps=3_000, seeds=(0, 1, 2), each=200, fitted=2_000),
-    quick=Sizes(lengths=(4, 5, 6, 7, 8, 12, 16, 20, 24), trained_to=28, probed=(6, 12, 24), widths=(32, 64),
+    quick=Sizes(lengths=(4, 5, 6, 7, 8, 12, 16, 20, 24), trained_to=28, distance=64, probed=(6, 12, 24), widths=(32, 64),
                 steps=1_000, seeds=(0,), each=50, fitted=1_000),
 )  # fmt: skip

@@ -31,6 +31,7 @@ _STYLES = {
 }
 # Sizes in words; others are shown as their name and value.
 _SIZES = {
+    "distance": "gradients over {} symbols",
     "each": "{} strings per length",
     "fitted": "probes fitted to {} strings",
     "keys": "{} keys",
