@@ -1,6 +1,7 @@
 """Claim: a recurrent state holds a limited number of bits, which grows with its size; attention has no such limit."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -180,66 +181,68 @@ def _means(models: list[dict], name: str, what: str) -> list[float]:
 
 
 def draw(numbers: Numbers) -> Figure:
-    """Held-out strings, what the states hold, and how far gradients reach; lines are means over seeds."""
-    figure, (exact, half, bits, before, after, unused) = panels(3, 11, 6.4, rows=2)
-    unused.remove()
+    """Held-out strings, what the states hold, and how far gradients reach in the widest models; lines are means."""
+    figure, (exact, half, proportion, bits, before, after) = panels(3, 11.5, 6.6, rows=2)
     _draw_exact(exact, numbers)
-    _draw_half(half, numbers)
+    _draw_half(half, numbers, lambda name, model: [_STATES[name] * model["width"]] * len(model["runs"]))
+    half.set(xlabel="numbers of the state", title="length at which half are right")
+    tick_lengths(half, sorted({2 * row["width"] for row in numbers["rows"]}))
+    half.axhline(numbers["lengths"][-1], color=_COLORS["LSTM with attention"], linestyle="--", linewidth=1)
+    half.text(0.02, numbers["lengths"][-1] + 0.5, "longest: most of those with attention are beyond",
+              transform=half.get_yaxis_transform(), va="bottom", fontsize=8)  # fmt: skip
+    _draw_half(proportion, numbers, lambda name, model: [run["probed_bits"][-1] for run in model["runs"]])
+    proportion.set(
+        xlabel="bits that a linear probe reads from the state", title="and what the state holds", xlim=(0, None)
+    )
+    proportion.legend(loc="lower right")
     _draw_bits(bits, numbers)
-    widest = numbers["rows"][-1]["models"]
     for ax, when in ((before, "before"), (after, "after")):
-        for name, model in widest.items():
+        for name, model in numbers["rows"][-1]["models"].items():
             norms = np.mean([run[f"gradient_{when}"] for run in model["runs"]], axis=0)
-            ax.plot(np.maximum(norms, _TINY), _DASHES[name], color=_COLORS[name], label=name)
-        ax.set(yscale="log", xlabel="distance k from the last symbol, symbols", ylabel="norm",
-               title=f"|d last output / d input|, {when} training")  # fmt: skip
-    before.legend()
+            every = max(1, len(norms) // 10)
+            ax.plot(np.maximum(norms, _TINY), _DASHES[name], color=_COLORS[name], label=name, markevery=every)
+        ax.set(yscale="log", xlabel="distance k from the last symbol", ylabel="|d last output / d input|",
+               title=f"gradient {when} training")  # fmt: skip
+    before.legend(loc="lower left")
     return figure
 
 
 def _draw_exact(ax: Axes, numbers: Numbers):
-    """Draw exact match against the length: a line per width."""
+    """Draw exact match against the length: a line per width, wider ones darker."""
     for number, row in enumerate(numbers["rows"]):
-        for name, model in row["models"].items():
-            matches = np.mean([run["exact_match"] for run in model["runs"]], axis=0)
-            fade = 0.35 + 0.65 * (number + 1) / len(numbers["rows"])
-            if name != "GRU":  # which lies near the LSTM
-                label = f"{name}, width {row['width']}" if name == "LSTM" else None if number else name
-                ax.plot(numbers["lengths"], matches, _DASHES[name], color=_COLORS[name], alpha=fade, label=label)
+        fade = 0.3 + 0.7 * (number + 1) / len(numbers["rows"])
+        for name in ("LSTM", *_ATTENTION):
+            matches = np.mean([run["exact_match"] for run in row["models"][name]["runs"]], axis=0)
+            label = f"{name}, width {row['width']}" if name == "LSTM" else None if number else name
+            ax.plot(numbers["lengths"], matches, _DASHES[name], color=_COLORS[name], alpha=fade, label=label)
     ax.axhline(0.5, color=GRAY, linewidth=0.8, linestyle=":")
     ax.set(xlabel="length, symbols", ylabel="exact match", ylim=(-0.03, 1.03), title="held-out strings")
-    tick_lengths(ax, [n for n in numbers["lengths"] if n & (n - 1) == 0])
-    ax.legend()
+    ax.legend(loc="lower left")
 
 
-def _draw_half(ax: Axes, numbers: Numbers):
-    """Draw the length at which exact match is one half against the numbers of the state; attention has none."""
+def _draw_half(ax: Axes, numbers: Numbers, place: Callable[[str, dict], list[float]]):
+    """Draw the length at which exact match is one half, of models without attention, against what `place` gives."""
     for name in _STATE_ALONE:
-        sizes = [_STATES[name] * row["models"][name]["width"] for row in numbers["rows"]]
-        for number, (size, row) in enumerate(zip(sizes, numbers["rows"])):
-            halves = [run["half_length"] for run in row["models"][name]["runs"]]
-            ax.plot([size] * len(halves), halves, _DASHES[name][0], color=_COLORS[name], label=None if number else name)
-    ax.axhline(numbers["lengths"][-1], color=_COLORS["Transformer"], linestyle="--", linewidth=1)
-    ax.text(0.02, numbers["lengths"][-1], "with attention: beyond this length", transform=ax.get_yaxis_transform(),
-            va="bottom", fontsize=8, color=_COLORS["Transformer"])  # fmt: skip
-    ax.set(yscale="log", xlabel="numbers of the state", ylabel="symbols", title="length at which half are right")
-    tick_lengths(ax, sorted({2 * row["width"] for row in numbers["rows"]}))
-    ax.legend(loc="lower right")
+        models = [row["models"][name] for row in numbers["rows"]]
+        halves = [run["half_length"] for model in models for run in model["runs"]]
+        places = [x for model in models for x in place(name, model)]
+        ax.plot(places, halves, _DASHES[name][0], color=_COLORS[name], label=name)
+    ax.set(ylabel="length, symbols", ylim=(0, 1.15 * numbers["lengths"][-1]))
 
 
 def _draw_bits(ax: Axes, numbers: Numbers):
     """Draw the bits that decoder and probe read against those of the source, for the narrowest and the widest LSTM."""
     source = np.array(numbers["probed"]) * numbers["bits"]
-    ax.plot(source, source, color=GRAY, linewidth=0.8, linestyle=":", label="all bits")
     for row, marker in ((numbers["rows"][0], "v"), (numbers["rows"][-1], "o")):
         for what, dash, words in (("answered_bits", "-", "decoder"), ("probed_bits", "--", "linear probe")):
             means = np.mean([run[what] for run in row["models"]["LSTM"]["runs"]], axis=0)
             label = f"LSTM, width {row['width']}: {words}"
             ax.plot(source, means, dash, marker=marker, color=_COLORS["LSTM"], label=label)
-    attention = [run["answered_bits"] for run in numbers["rows"][-1]["models"]["Transformer"]["runs"]]
-    ax.plot(source, np.mean(attention, axis=0), "-", marker="s", color=_COLORS["Transformer"], label="Transformer")
-    ax.set(xlabel="bits of the source", ylabel="bits read", title="what can be read back")
-    ax.legend(fontsize=7.5)
+    attention = [run["answered_bits"] for run in numbers["rows"][-1]["models"]["LSTM with attention"]["runs"]]
+    style = {"marker": "^", "color": _COLORS["LSTM with attention"]}
+    ax.plot(source, np.mean(attention, axis=0), "-", label="LSTM with attention: decoder", **style)
+    ax.set(xlabel="bits of the source", ylabel="bits read", title="what is read", ylim=(0, 1.7 * source[-1]))
+    ax.legend(loc="upper left")
 
 
 def tables(numbers: Numbers) -> list[Table]:
@@ -281,12 +284,12 @@ CLAIM = Claim(
         "probabilities of the correct symbols), and the bits that a linear probe reads, a logistic regression per "
         "position, fitted to one part of the held-out strings and measured on another. Both are lower bounds.",
         "The gradient: the Jacobian of the last symbol's logits with respect to the embedding of each source symbol, "
-        "its Frobenius norm against the distance k from the last one: before training over a greater distance, after it "
-        "over the greatest evaluated length. The last symbol of a reversed string is the first of the source, so what "
-        "it needs is the farthest.",
+        "its Frobenius norm against the distance k from the last one: before training over a greater distance, after "
+        "it over the greatest evaluated length. The last symbol of a reversed string is the first of the source, so "
+        "what it needs is the farthest.",
     ],
-    full=Sizes(lengths=(4, 5, 6, 7, 8, 12, 16, 20, 24, 28, 32, 36, 40), trained_to=48, distance=128, probed=(10, 20, 40),
-               widths=(32, 64, 128), steps=3_000, seeds=(0, 1, 2), each=200, fitted=2_000),
-    quick=Sizes(lengths=(4, 5, 6, 7, 8, 12, 16, 20, 24), trained_to=28, distance=64, probed=(6, 12, 24), widths=(32, 64),
-                steps=1_000, seeds=(0,), each=50, fitted=1_000),
+    full=Sizes(lengths=(4, 5, 6, 7, 8, 12, 16, 20, 24, 28, 32, 36, 40), trained_to=48, distance=128,
+               probed=(10, 20, 40), widths=(32, 64, 128), steps=3_000, seeds=(0, 1, 2), each=200, fitted=2_000),
+    quick=Sizes(lengths=(4, 5, 6, 7, 8, 12, 16, 20, 24), trained_to=28, distance=64, probed=(6, 12, 24),
+                widths=(32, 64), steps=1_000, seeds=(0,), each=50, fitted=1_000),
 )  # fmt: skip
