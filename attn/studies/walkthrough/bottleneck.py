@@ -61,6 +61,7 @@ def _measure_model(sizes: Sizes, trainer: Trainer, model: dict) -> dict:
     for seed in sizes.seeds:
         settings = _settings(sizes, model, seed)
         run = trainer.train(settings)
+        trainer.say(f"measuring {run.folder.name}")
         exact = probes.exact_match(run, sizes.lengths, sizes.each)
         runs.append(
             {
