@@ -291,6 +291,6 @@ CLAIM = Claim(
     ],
     full=Sizes(lengths=(4, 5, 6, 7, 8, 12, 16, 20, 24, 28, 32, 36, 40), trained_to=48, distance=128,
                probed=(10, 20, 40), widths=(32, 64, 128), steps=3_000, seeds=(0, 1, 2), each=200, fitted=2_000),
-    quick=Sizes(lengths=(4, 5, 6, 7, 8, 12, 16, 20, 24), trained_to=28, distance=64, probed=(6, 12, 24),
-                widths=(32, 64), steps=1_000, seeds=(0,), each=50, fitted=1_000),
+    quick=Sizes(lengths=(4, 6, 8, 12, 16, 20, 24), trained_to=28, distance=64, probed=(12, 24),
+                widths=(32, 64), steps=1_000, seeds=(0,), each=50, fitted=500),
 )  # fmt: skip
