@@ -1,4 +1,4 @@
-"""How many bits of some symbols can be read from a vector, such as a recurrent network's state, by a linear probe."""
+"""A linear probe that estimates how many bits of some symbols a vector holds, such as a recurrent network's state."""
 
 import functools
 from typing import NamedTuple

@@ -223,7 +223,7 @@ def _checks_of_counts(numbers: Numbers, device: str, words: str) -> list[Check]:
 
 
 def draw(numbers: Numbers) -> Figure:
-    """What runs in series here and on two devices, the cycles that compilers estimate, and the time of a step here."""
+    """Products and operations in series, the cycles that compilers estimate for two devices, and the time of a step."""
     figure, axes = panels(2, 9, 6, rows=2)
     here, there = _lengths(numbers["rows"]), _counted_lengths(numbers)
     for name, color in zip(_MODELS, (VERMILION, BLUE)):

@@ -112,7 +112,7 @@ def check(numbers: Numbers) -> list[Check]:
 
 
 def draw(numbers: Numbers) -> Figure:
-    """Which map names the true source, whether hiding what it names changes the answer, and the weight by distance."""
+    """Symbols whose true source each map names, answers that change if it is hidden, and the weight by distance."""
     figure, (named, hidden, near) = panels(3, 12.5, 4)
     for number, run in enumerate(numbers["runs"]):
         aside = 0.07 * (number - (len(numbers["runs"]) - 1) / 2)  # so that equal runs can all be seen
