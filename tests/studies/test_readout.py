@@ -38,6 +38,13 @@ def test_symbols_that_the_vector_holds_are_read_and_others_are_not():
     np.testing.assert_allclose(bits, [2, 2, 0], atol=0.05)
 
 
+def test_many_numbers_that_say_nothing_are_not_read():
+    """As wide a state, as many strings and positions as in the walkthrough's claim on the bottleneck."""
+    rng = np.random.default_rng(3)
+    noise = [Readings(rng.normal(size=(k, 256)), rng.integers(0, 4, (k, 40))) for k in (2_000, 1_000)]
+    assert abs(linear_bits(*noise, 4).sum()) < 1
+
+
 def test_a_probe_that_is_wrong_on_held_out_strings_reads_less_than_nothing():
     rng = np.random.default_rng(2)
     fitted = readings(rng, 1.0)

@@ -39,15 +39,24 @@ def measure(sizes: Sizes, trainer: Trainer) -> Numbers:
         first, *others = _MODELS
         models = {first: {**_MODELS[first], "width": width}}
         count = probes.count_parameters(_settings(sizes, models[first]))
-        for name in others:
+        for name in others if width in sizes.compared else ():
             models[name] = probes.match_width(_settings(sizes, _MODELS[name]), count)["model"]
         measured = {name: _measure_model(sizes, trainer, model) for name, model in models.items()}
         rows.append({"width": width, "models": measured})
-    return {"lengths": list(sizes.lengths), "probed": list(sizes.probed), "bits": np.log2(_SYMBOLS), "rows": rows}
+    # Whether it is the state that limits the narrowest, or the number of steps.
+    narrowest = {**_MODELS["LSTM"], "width": sizes.widths[0]}
+    longer = _measure_model(sizes, trainer, narrowest, times=sizes.longer)
+    return {
+        "lengths": list(sizes.lengths),
+        "probed": list(sizes.probed),
+        "bits": np.log2(_SYMBOLS),
+        "rows": rows,
+        "longer": {"times": sizes.longer, "model": longer},
+    }
 
 
-def _settings(sizes: Sizes, model: dict, seed: int = 0) -> Settings:
-    settings = settings_of("reverse", sizes.trained_to, sizes.steps, seed, **model)
+def _settings(sizes: Sizes, model: dict, seed: int = 0, times: int = 1) -> Settings:
+    settings = settings_of("reverse", sizes.trained_to, times * sizes.steps, seed, **model)
     settings["task"]["symbols"] = _SYMBOLS
     return settings | {
         "imports": ["attn.studies.batches"],
@@ -56,10 +65,11 @@ def _settings(sizes: Sizes, model: dict, seed: int = 0) -> Settings:
     }
 
 
-def _measure_model(sizes: Sizes, trainer: Trainer, model: dict) -> dict:
+def _measure_model(sizes: Sizes, trainer: Trainer, model: dict, times: int = 1) -> dict:
+    """Train a model with each seed, for the usual steps or `times` as many, and measure it."""
     runs = []
     for seed in sizes.seeds:
-        settings = _settings(sizes, model, seed)
+        settings = _settings(sizes, model, seed, times)
         run = trainer.train(settings)
         trainer.say(f"measuring {run.folder.name}")
         exact = probes.exact_match(run, sizes.lengths, sizes.each)
@@ -75,7 +85,7 @@ def _measure_model(sizes: Sizes, trainer: Trainer, model: dict) -> dict:
         )
     return {
         "parameters": probes.count_parameters(settings),
-        "examples": sizes.steps * run.config.training.batch_size,
+        "examples": times * sizes.steps * run.config.training.batch_size,
         "width": settings["model"]["width"],
         "runs": runs,
     }
@@ -139,7 +149,7 @@ def check(numbers: Numbers) -> list[Check]:
     half, held = (
         {name: _means(models, name, what) for name in _STATE_ALONE} for what in ("half_length", "probed_bits")
     )
-    per_bit = [length / bits for name in half for length, bits in zip(half[name], held[name])]
+    per_bit = [length / bits if bits > 0 else np.nan for name in half for length, bits in zip(half[name], held[name])]
     wider = [wide / narrow for name in half for narrow, wide in itertools.pairwise(half[name])]
     source = probed[-1] * numbers["bits"]
     at_longest, gradient = f"exact match at length {lengths[-1]}", "gradient at the farthest over at the nearest symbol"
@@ -162,8 +172,11 @@ def check(numbers: Numbers) -> list[Check]:
         Check("the same, LSTM with attention and Transformer, least",
               min(run["answered_bits"][-1] / source for run in _runs(models, *_ATTENTION)), least=0.95),
         Check(f"bits that a probe reads from the state at length {probed[-1]} over those at {probed[-2]}, LSTM and "
-              "GRU, most: the state is full",
+              "GRU, most",
               max(run["probed_bits"][-1] / run["probed_bits"][-2] for run in _runs(models, *_STATE_ALONE)), most=1.25),
+        Check(f"length at which exact match is one half, LSTM of width {rows[0]['width']}, with "
+              f"{numbers['longer']['times']} times the steps over as usual: the steps do not limit it",
+              _means([{"LSTM": numbers["longer"]["model"]}], "LSTM", "half_length")[0] / half["LSTM"][0], most=1.25),
         Check(f"{gradient}, untrained LSTM and GRU, largest", max(far_over_near("before", "LSTM", "GRU")), most=0.1),
         Check(f"{gradient}, untrained Transformer, smallest", min(far_over_near("before", "Transformer")), least=0.1),
         Check(f"{gradient}, trained Transformer, whose answer is the farthest, smallest", trained, least=1.0),
@@ -173,12 +186,14 @@ def check(numbers: Numbers) -> list[Check]:
 
 
 def _runs(models: list[dict], *names: str) -> list[dict]:
-    return [run for row in models for name in names for run in row[name]["runs"]]
+    return [run for row in models for name in names if name in row for run in row[name]["runs"]]
 
 
 def _means(models: list[dict], name: str, what: str) -> list[float]:
     """Return, for each width, the mean over seeds of a number of a model's runs; of a list, its last number."""
-    return [float(np.mean([np.atleast_1d(run[what])[-1] for run in row[name]["runs"]])) for row in models]
+    return [
+        float(np.mean([np.atleast_1d(run[what])[-1] for run in row[name]["runs"]])) for row in models if name in row
+    ]
 
 
 def draw(numbers: Numbers) -> Figure:
@@ -198,7 +213,7 @@ def draw(numbers: Numbers) -> Figure:
     proportion.legend(loc="lower right")
     _draw_bits(bits, numbers)
     for ax, when in ((before, "before"), (after, "after")):
-        for name, model in numbers["rows"][-1]["models"].items():
+        for name, model in _widest_compared(numbers).items():
             norms = np.mean([run[f"gradient_{when}"] for run in model["runs"]], axis=0)
             every = max(1, len(norms) // 10)
             ax.plot(np.maximum(norms, _TINY), _DASHES[name], color=_COLORS[name], label=name, markevery=every)
@@ -208,11 +223,16 @@ def draw(numbers: Numbers) -> Figure:
     return figure
 
 
+def _widest_compared(numbers: Numbers) -> dict[str, dict]:
+    """Return the models of the greatest width at which there are all of them."""
+    return [row["models"] for row in numbers["rows"] if row["models"].keys() == _MODELS.keys()][-1]
+
+
 def _draw_exact(ax: Axes, numbers: Numbers):
     """Draw exact match against the length: a line per width, wider ones darker."""
     for number, row in enumerate(numbers["rows"]):
         fade = 0.3 + 0.7 * (number + 1) / len(numbers["rows"])
-        for name in ("LSTM", *_ATTENTION):
+        for name in filter(row["models"].__contains__, ("LSTM", *_ATTENTION)):
             matches = np.mean([run["exact_match"] for run in row["models"][name]["runs"]], axis=0)
             label = f"{name}, width {row['width']}" if name == "LSTM" else None if number else name
             ax.plot(numbers["lengths"], matches, _DASHES[name], color=_COLORS[name], alpha=fade, label=label)
@@ -224,7 +244,7 @@ def _draw_exact(ax: Axes, numbers: Numbers):
 def _draw_half(ax: Axes, numbers: Numbers, place: Callable[[str, dict], list[float]]):
     """Draw the length at which exact match is one half, of models without attention, against what `place` gives."""
     for name in _STATE_ALONE:
-        models = [row["models"][name] for row in numbers["rows"]]
+        models = [row["models"][name] for row in numbers["rows"] if name in row["models"]]
         halves = [run["half_length"] for model in models for run in model["runs"]]
         places = [x for model in models for x in place(name, model)]
         ax.plot(places, halves, _DASHES[name][0], color=_COLORS[name], label=name)
@@ -239,7 +259,7 @@ def _draw_bits(ax: Axes, numbers: Numbers):
             means = np.mean([run[what] for run in row["models"]["LSTM"]["runs"]], axis=0)
             label = f"LSTM, width {row['width']}: {words}"
             ax.plot(source, means, dash, marker=marker, color=_COLORS["LSTM"], label=label)
-    attention = [run["answered_bits"] for run in numbers["rows"][-1]["models"]["LSTM with attention"]["runs"]]
+    attention = [run["answered_bits"] for run in _widest_compared(numbers)["LSTM with attention"]["runs"]]
     style = {"marker": "^", "color": _COLORS["LSTM with attention"]}
     ax.plot(source, np.mean(attention, axis=0), "-", label="LSTM with attention: decoder", **style)
     ax.set(xlabel="bits of the source", ylabel="bits read", title="what is read", ylim=(0, 1.7 * source[-1]))
@@ -281,6 +301,7 @@ CLAIM = Claim(
         "short strings are learned first and well: only then is it the state that long strings do not fit into. "
         "They are trained on lengths a little beyond the evaluated ones, since the very longest are learned last, and "
         "evaluated on held-out strings of each length.",
+        "Whether it is the state, or the number of steps: the narrowest LSTM is also trained for more steps.",
         "What the state holds: the bits that the decoder reads from it (the length times 2, plus log2 of its "
         "probabilities of the correct symbols), and the bits that a linear probe reads, a logistic regression per "
         "position, fitted to one part of the held-out strings and measured on another. Both are lower bounds.",
@@ -290,7 +311,8 @@ CLAIM = Claim(
         "what it needs is the farthest.",
     ],
     full=Sizes(lengths=(4, 5, 6, 7, 8, 12, 16, 20, 24, 28, 32, 36, 40), trained_to=48, distance=128,
-               probed=(10, 20, 40), widths=(32, 64, 128), steps=3_000, seeds=(0, 1, 2), each=200, fitted=2_000),
-    quick=Sizes(lengths=(4, 6, 8, 12, 16, 20, 24), trained_to=28, distance=64, probed=(12, 24),
-                widths=(32, 64), steps=1_000, seeds=(0,), each=50, fitted=500),
+               probed=(10, 20, 40), widths=(32, 64, 128), compared=(32, 64, 128), steps=3_000, longer=4,
+               seeds=(0, 1, 2), each=200, fitted=2_000),
+    quick=Sizes(lengths=(4, 6, 8, 12, 16), trained_to=20, distance=64, probed=(8, 16), widths=(32, 64), compared=(32,),
+                steps=800, longer=2, seeds=(0,), each=50, fitted=500),
 )  # fmt: skip

@@ -31,12 +31,14 @@ _STYLES = {
 }
 # Sizes in words; others are shown as their name and value.
 _SIZES = {
+    "compared": "all models at widths {}",
     "distance": "gradients over {} symbols",
     "each": "{} strings per length",
     "fitted": "probes fitted to {} strings",
     "keys": "{} keys",
     "layers": "{} layers",
     "length": "attention measured on {} symbols",
+    "longer": "one LSTM trained {} times as long",
     "max_length": "longest string {}",
     "min_length": "shortest string {}",
     "num_heads": "{} heads",

@@ -77,7 +77,8 @@ def numbers(half: dict, held: dict) -> dict:
         }
         for place, width in enumerate((32, 64))
     ]
-    return {"lengths": [8, 40], "probed": [20, 40], "bits": 2.0, "rows": rows}
+    longer = {"times": 4, "model": rows[0]["models"]["LSTM"]}
+    return {"lengths": [8, 40], "probed": [20, 40], "bits": 2.0, "rows": rows, "longer": longer}
 
 
 PROPORTIONAL = {"LSTM": [12.0, 24.0], "GRU": [10.0, 20.0]}
@@ -103,6 +104,21 @@ def test_states_that_hold_more_and_answer_more_in_proportion_pass():
 def test_a_width_that_does_not_matter_or_not_in_proportion_fails(half, held, says):
     failed = [check.says for check in bottleneck.check(numbers(half, held)) if not check.holds()]
     assert failed and any(says in words for words in failed)
+
+
+def test_bits_below_zero_are_not_in_proportion():
+    result = numbers(PROPORTIONAL, {"LSTM": [-6.0, -12.0], "GRU": [-5.0, -10.0]})
+    assert any("largest over smallest" in check.says for check in bottleneck.check(result) if not check.holds())
+
+
+def test_a_length_that_grows_with_the_steps_fails():
+    result = numbers(PROPORTIONAL, {"LSTM": [6.0, 12.0], "GRU": [5.0, 10.0]})
+    [run] = result["longer"]["model"]["runs"]
+    result["longer"]["model"] = {"runs": [{**run, "half_length": 20.0}]}
+    assert [check.says for check in bottleneck.check(result) if not check.holds()] == [
+        "length at which exact match is one half, LSTM of width 32, with 4 times the steps over as usual: the steps do "
+        "not limit it"
+    ]
 
 
 def test_without_short_strings_the_claim_is_undecided():
