@@ -13,6 +13,7 @@ from attn.studies.report import save_json
 from attn.studies.walkthrough.claims import Check, verdict
 from attn.studies.walkthrough.registry import CLAIMS
 from attn.studies.walkthrough.running import as_values, read
+from attn.training.folders import RunError
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS, FIGURES = "benchmarks/results/walkthrough", "docs/walkthrough"
@@ -30,12 +31,17 @@ def main():
     parser.add_argument("--output", type=pathlib.Path, default=ROOT, help="Folder to write below (the repository).")
     arguments = parser.parse_args()
     folder, results, figures = arguments.folder, arguments.output / RESULTS, arguments.output / FIGURES
+    try:
+        all_measured = {name: read(folder, name) for name in CLAIMS}
+    except RunError as error:
+        parser.error(str(error))
+    for name, measured in all_measured.items():
+        if measured is None or measured.quick:
+            parser.error(f"{folder}: {name} has not been measured{' at full size' if measured else ''}")
     for output in (results, figures):
         output.mkdir(parents=True, exist_ok=True)
     for name, claim in CLAIMS.items():
-        measured = read(folder, name)
-        if measured is None:
-            parser.error(f"{folder}: {name} has not been measured")
+        measured = all_measured[name]
         checks = claim.check(measured.numbers)
         print(f"## {claim.title}: {verdict(checks)}\n\n{claim.sentence}\n", *map(line, checks), "", sep="\n")
         claim.figure(measured.numbers).savefig(figures / f"{name}.png", dpi=90)

@@ -152,6 +152,6 @@ CLAIM = Claim(
         "all attention maps are compared, in float32, as fractions of the largest output.",
     ],
     full=Sizes(min_length=1, max_length=8, steps=4_000, num_layers=2, seeds=(0, 1, 2), each=100),
-    quick=Sizes(min_length=1, max_length=6, steps=2_000, num_layers=2, seeds=(0,), each=50),
+    quick=Sizes(min_length=1, max_length=4, steps=600, num_layers=1, seeds=(0,), each=50),
     missing=missing,
 )  # fmt: skip

@@ -203,8 +203,8 @@ def draw(numbers: Numbers) -> Figure:
     _draw_half(half, numbers, lambda name, model: [_STATES[name] * model["width"]] * len(model["runs"]))
     half.set(xlabel="numbers of the state", title="length at which half are right")
     tick_lengths(half, sorted({2 * row["width"] for row in numbers["rows"]}))
-    half.axhline(numbers["lengths"][-1], color=_COLORS["LSTM with attention"], linestyle="--", linewidth=1)
-    half.text(0.02, numbers["lengths"][-1] + 0.5, "longest: most of those with attention are beyond",
+    half.axhline(numbers["lengths"][-1], color=GRAY, linestyle="--", linewidth=1)
+    half.text(0.02, numbers["lengths"][-1] + 0.5, "longest that was evaluated",
               transform=half.get_yaxis_transform(), va="bottom", fontsize=8)  # fmt: skip
     _draw_half(proportion, numbers, lambda name, model: [run["probed_bits"][-1] for run in model["runs"]])
     proportion.set(
