@@ -19,8 +19,9 @@ _RULE = (
     "A premise is a check of whether the comparison is fair: if it fails, the claim is undecided."
 )
 _QUICK = (
-    '<p class="quick"><strong>A quick run.</strong> Widths, lengths, steps and seeds are reduced, as listed below, and so '
-    "little training may miss what a claim says, or leave it undecided: a verdict of this page may differ. <code>attn walkthrough</code> without <code>--quick</code> measures at full size.</p>"
+    '<p class="quick"><strong>A quick run.</strong> Widths, lengths, steps and seeds are reduced, as listed below. So '
+    "little training may miss what a claim says, or leave it undecided: verdicts may differ from those of "
+    "<code>attn walkthrough</code> without <code>--quick</code>, which measures at full size.</p>"
 )
 # The class of a verdict or result, which gives its color, and its mark.
 _STYLES = {
