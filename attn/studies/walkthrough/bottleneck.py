@@ -1,7 +1,7 @@
 """Claim: a recurrent state holds a limited number of bits, which grows with its size; attention has no such limit."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -91,7 +91,7 @@ def _measure_model(sizes: Sizes, trainer: Trainer, model: dict, times: int = 1) 
     }
 
 
-def half_length(lengths: list[int], exact_match: list[float]) -> float:
+def half_length(lengths: Sequence[int], exact_match: Sequence[float]) -> float:
     """Return the length at which exact match falls below one half, interpolated between ascending lengths.
 
     The shortest length if exact match is below one half there; the longest if it never falls below.
