@@ -18,16 +18,16 @@ from attn.studies.walkthrough.registry import CLAIMS
 
 TINY = {
     "bottleneck": dict(
-        lengths=(3, 5),
-        trained_to=6,
+        lengths=(5, 6),
+        trained_to=7,
         distance=9,
-        probed=(3, 5),
+        probed=(5, 6),
         widths=(32, 33),
         compared=(32,),
         longer=2,
         steps=10,
         each=5,
-        fitted=8,
+        fitted=40,
     ),
     "access": dict(max_length=8, steps=10, each=5),
     "scaling": dict(widths=(4, 64), pairs=200, queries=8, keys=8, trained_width=16, max_length=4, steps=10),
