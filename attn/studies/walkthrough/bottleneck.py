@@ -219,7 +219,8 @@ def draw(numbers: Numbers) -> Figure:
             ax.plot(np.maximum(norms, _TINY), _DASHES[name], color=_COLORS[name], label=name, markevery=every)
         ax.set(yscale="log", xlabel="distance k from the last symbol", ylabel="|d last output / d input|",
                title=f"gradient {when} training")  # fmt: skip
-    before.legend(loc="lower left")
+    before.set_ylim(bottom=1e-20)  # below it a gradient underflows soon
+    before.legend(loc="lower right")
     return figure
 
 
