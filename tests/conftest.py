@@ -28,6 +28,7 @@ import jaxtyping
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from opened_pages import browser, opened  # noqa: F401  one browser per worker, for all tests of pages
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script
     signal.signal(signal.SIGINT, signal.default_int_handler)

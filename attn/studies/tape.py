@@ -5,6 +5,7 @@ Its training batches have one length each: `config.data.source = "one_length"`, 
 Source: Deletang et al. 2023, section 4; Ruoss et al. 2023, section 4.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 

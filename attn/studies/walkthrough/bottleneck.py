@@ -29,7 +29,7 @@ _STATE_ALONE, _ATTENTION = ("LSTM", "GRU"), ("LSTM with attention", "Transformer
 _SYMBOLS = 4  # 2 bits per symbol
 _SHORT = 8
 _STRINGS = 4  # whose gradients are averaged
-_TINY = np.finfo(np.float32).tiny
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 def measure(sizes: Sizes, trainer: Trainer) -> Numbers:
