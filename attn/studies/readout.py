@@ -25,10 +25,11 @@ def linear_bits(fitted: Readings, held_out: Readings, count: int) -> Float[np.nd
 
     The probe is a multinomial logistic regression per position, q(symbol | vector), with a penalty on its weights. A
     quarter of the strings to fit decides which of some penalties is best for a position: with many numbers per vector
-    and few strings, a probe with a small one reads noise. The result is
-    log2 V minus its cross-entropy on held-out strings, which is a lower bound of the mutual information of vector and
-    symbol when all V symbols are equally likely; below 0 if the probe does worse than a guess. For independent symbols
-    the sum over positions is a lower bound of what the vector holds of all of them together.
+    and few strings, a probe with a small one reads noise.
+
+    The result is log2 V minus its cross-entropy on held-out strings, which is a lower bound of the mutual information
+    of vector and symbol when all V symbols are equally likely; below 0 if the probe does worse than a guess. For
+    independent symbols the sum over positions is a lower bound of what the vector holds of all of them together.
 
     Args:
       fitted: what the probe is fitted to.

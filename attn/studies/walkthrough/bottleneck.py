@@ -1,4 +1,4 @@
-"""Claim: a recurrent state holds a limited number of bits, which grows with its size; attention has no such limit."""
+"""Claim: the whole source must pass through one state, which holds few bits; attention reads every input directly."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -299,7 +299,7 @@ CLAIM = Claim(
         "multiplicative attention (Luong et al. 2015), and a Transformer learn to reverse strings of four different "
         "symbols, 2 bits each, with the same examples, optimizer and steps. Each width of the LSTM is compared with "
         "others of as many parameters. Every batch has one length n, drawn with a probability of about 1/√n, so that "
-        "short strings are learned first and well: only then is it the state that long strings do not fit into. "
+        "short strings are learned first and well. "
         "They are trained on lengths a little beyond the evaluated ones, since the very longest are learned last, and "
         "evaluated on held-out strings of each length.",
         "Whether it is the state, or the number of steps: the narrowest LSTM is also trained for more steps.",
